@@ -166,6 +166,7 @@ class ActiveReleases:
             await asyncio.to_thread(self._plan.save_now_and_then)
             if count % int(_EXPIRY_S / _TICK_S) == 0:
                 await asyncio.to_thread(self.performer.check_expiry)
+                self.performer.keep_journal()
 
     def close(self) -> None:
         """End the threads, and keep what the next life needs."""

@@ -120,6 +120,7 @@ class ReleasePerformer:
         """End the threads, after what they do now."""
         for thread in (self._disk, self._models):
             thread.shutdown(cancel_futures=True)
+        self._installer.journal.catch_up()
         for watched in self._watched.values():
             watched.end_shadow()
 
@@ -172,6 +173,10 @@ class ReleasePerformer:
             self._audit.note(word, timestamp_version=now.timestamp_version)
             is_expired = now.is_expired
             self._tell(lambda machine, at: machine.expired(is_expired, at))
+
+    def keep_journal(self) -> None:
+        """Write what could not be written of releases that serve, on the thread of releases."""
+        self._later(self._models, lambda _: self._installer.journal.catch_up())(None)
 
     def take_in(self) -> None:
         """Take in what was put on the disk for this node. It blocks."""
@@ -262,7 +267,6 @@ class ReleasePerformer:
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
             self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-            return None
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(

@@ -4,7 +4,8 @@ It is for programs that need what the radio does not have: a rate for each node,
 reach of everybody, and nothing is lost. It implements :class:`~sims.media.contract.Links`.
 
 A frame takes the uplink of its sender and then the downlink of its receiver, packet by packet, so the second begins
-when the first packet has come. Frames of several senders share a downlink in the order in which their packets come.
+when the first packet has come. On a downlink, a frame takes what is free from when it comes on, beside frames that were
+sent before it.
 With ``is_ranked``, small frames pass large ones at both ends, as on a network that honours what senders say of their
 packets (DSCP, the bands of ``pfifo_fast``): they wait for the packet that is being sent, and for other small ones.
 Without it all wait in one line.
@@ -25,38 +26,30 @@ _ETHERNET_BYTES: Final = 38
 _PACKET_BYTES: Final = SEGMENT_BYTES + TCP_IP_BYTES + _ETHERNET_BYTES
 
 
-class _Port:
-    """One direction of one link."""
+class _Line:
+    """The times at which one direction of one link is taken. They may be given away out of order, because a frame that
+    is sent now may come later than one that is sent next."""
 
-    __slots__ = ("_busy", "bytes_per_s", "carried_bytes", "small_ns")
+    __slots__ = ("_busy",)
 
-    def __init__(self, bytes_per_s: int) -> None:
-        self.bytes_per_s = bytes_per_s
-        self.carried_bytes = 0
-        self.small_ns = 0
-        """When the last small frame is through."""
-        self._busy: list[tuple[int, int]] = []  # when it is taken, in order
+    def __init__(self) -> None:
+        self._busy: list[tuple[int, int]] = []
 
-    def time_ns(self, size_bytes: int) -> int:
-        return size_bytes * SECOND // self.bytes_per_s
+    def is_taken(self, at_ns: int) -> bool:
+        return any(begins_ns <= at_ns < ends_ns for begins_ns, ends_ns in self._busy)
 
-    def take(self, came_ns: int, now: int, size_bytes: int) -> tuple[int, int]:
-        """Take the next time that is free from ``came_ns`` on, in parts if need be. Returns when the first packet and
-        the last are through."""
-        self.carried_bytes += size_bytes
+    def take(self, came_ns: int, now: int, length_ns: int) -> list[tuple[int, int]]:
+        """Take the next time that is free from ``came_ns`` on, in parts if need be. Returns the parts."""
         busy = self._busy
         while busy and busy[0][1] <= now:
             del busy[0]
-        left_ns, at_ns, first_ns = self.time_ns(size_bytes), came_ns, 0
-        packet_ns = min(self.time_ns(_PACKET_BYTES), left_ns)
+        left_ns, at_ns = length_ns, came_ns
         taken: list[tuple[int, int]] = []
         for begins_ns, ends_ns in [*busy, (1 << 62, 1 << 62)]:
             if begins_ns > at_ns:
                 free_ns = min(begins_ns - at_ns, left_ns)
                 taken.append((at_ns, at_ns + free_ns))
-                first_ns = first_ns or at_ns + min(packet_ns, free_ns)
                 left_ns -= free_ns
-                at_ns += free_ns
                 if not left_ns:
                     break
             at_ns = max(at_ns, ends_ns)
@@ -69,15 +62,37 @@ class _Port:
             else:
                 merged.append((begins_ns, ends_ns))
         self._busy = merged
-        return first_ns, at_ns
+        return taken
+
+
+class _Port:
+    """One direction of one link."""
+
+    __slots__ = ("_all", "_small", "bytes_per_s", "carried_bytes")
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.carried_bytes = 0
+        self._all, self._small = _Line(), _Line()
+
+    def time_ns(self, size_bytes: int) -> int:
+        return size_bytes * SECOND // self.bytes_per_s
+
+    def take(self, came_ns: int, now: int, size_bytes: int) -> tuple[int, int]:
+        """Wait in line. Returns when the first packet and the last are through."""
+        self.carried_bytes += size_bytes
+        parts = self._all.take(came_ns, now, self.time_ns(size_bytes))
+        packet_ns = min(self.time_ns(_PACKET_BYTES), parts[0][1] - parts[0][0])
+        return parts[0][0] + packet_ns, parts[-1][1]
 
     def pass_by(self, came_ns: int, now: int, size_bytes: int, draw: float) -> int:
-        """Pass what is large. Returns when the frame is through."""
-        is_taken = any(begins_ns <= came_ns < ends_ns for begins_ns, ends_ns in self._busy)
-        begins_ns = max(self.small_ns, came_ns + (int(draw * self.time_ns(_PACKET_BYTES)) if is_taken else 0))
+        """Pass what is large, but for the packet that is being sent. Returns when the frame is through."""
+        waits_ns = 0
+        if self._all.is_taken(came_ns) and not self._small.is_taken(came_ns):
+            waits_ns = int(draw * self.time_ns(_PACKET_BYTES))
+        parts = self._small.take(came_ns, now, waits_ns + self.time_ns(size_bytes))
         self.take(came_ns, now, size_bytes)  # what is large gets so much later
-        self.small_ns = begins_ns + self.time_ns(size_bytes)
-        return self.small_ns
+        return parts[-1][1]
 
 
 class AccessLinks:

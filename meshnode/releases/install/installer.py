@@ -14,7 +14,6 @@ of the configuration. What a release is loaded from has to have the digest with 
 """
 
 import logging
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,7 @@ from meshnode.releases.install.staging import Staging, check_runtime
 from meshnode.releases.install.stand import Stand
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
-from protocols.base.errors import InferenceError, ModelInvalid, StorageError
+from protocols.base.errors import InferenceError, ModelInvalid
 from protocols.inference.signature import ModelSignature
 from protocols.releases.catalogue import Description
 
@@ -79,9 +78,9 @@ class Installer:
                 bad.append(counter)
             else:
                 if bad:
-                    self._note(path, state.serving(counter, self._keep).without(bad))
+                    self.journal.note(path, state.serving(counter, self._keep).without(bad))
                 return whys
-        self._note(path, state.serving(FACTORY, self._keep).without(bad))
+        self.journal.note(path, state.serving(FACTORY, self._keep).without(bad))
         return whys
 
     def _has_file(self, path: str) -> bool:
@@ -90,11 +89,6 @@ class Installer:
             return self._stand.spec(model_of(path)) is not None
         except InstallRefused:
             return True  # and has it split between nodes
-
-    def _note(self, path: str, state: InstalledPath) -> None:
-        """At the start a full disk must not keep a model from serving: what can't be written is found again."""
-        with suppress(StorageError):
-            self.journal.change(path, state)
 
     # --- changes ---------------------------------------------------------------------------------------------------
     def stage(self, description: Description) -> None:
@@ -175,16 +169,21 @@ class Installer:
     def serve(self, path: str, counter: int) -> None:
         """Have a release that is staged answer requests; ``FACTORY``: the file of the configuration.
 
+        On the way back to an older release, or one that served before, the journal may be written later.
+
         :raises InstallRefused: it can't be loaded, or the journal not be written. What served goes on.
         """
         try:
-            state = self.journal.of(path).serving(counter, self._keep)
+            before = self.journal.of(path)
+            state = before.serving(counter, self._keep)
+            goes_back = counter < before.current or counter in before.previous
+            write = self.journal.note if goes_back else self.journal.change
             spec = self._stand.spec(model_of(path)) if counter == FACTORY else self.spec_of(path, counter)
             if spec is None:
-                self.journal.change(path, state)
+                write(path, state)
                 self._stand.stop_version(model_of(path), self._keep)
             else:
-                self._stand.serve_version(spec, self._keep, lambda model: self.journal.change(path, state))
+                self._stand.serve_version(spec, self._keep, lambda model: write(path, state))
         except Exception as error:
             raise refusal_of(error) from error
 

@@ -1,7 +1,8 @@
 """Which release of each path serves, which ones were before it, and which ones are there: one small file.
 
 It is written anew for each change, as a whole or not at all. What it says is what serves after a restart. It is written
-before a release answers its first request, so a crash between the two brings the node back with either of both.
+before a release answers its first request, so a crash between the two brings the node back with either of both. Only
+on the way back to an older release it may be written later: a full disk must not keep a bad one serving.
 """
 
 import logging
@@ -78,6 +79,7 @@ class InstallJournal:
         self._path, self._disk = path, disk
         self.paths: Mapping[str, InstalledPath] = {}
         """Never changed, but replaced."""
+        self._is_behind = False  # what is on the disk
         self.why_lost = ""
         """Why what was kept could not be read; empty: it could, or nothing was kept."""
 
@@ -108,13 +110,36 @@ class InstallJournal:
 
     def change(self, path: str, state: InstalledPath) -> None:
         """Have a path in another state, on the disk when this returns. :raises StorageError: nothing has changed."""
+        paths = self._with(path, state)
+        self._write(paths)
+        self.paths = paths
+
+    def note(self, path: str, state: InstalledPath) -> None:
+        """The same where it must not wait for room, such as on the way back from a bad release. If it can't be written
+        now, a restart begins with what was before, until :meth:`catch_up` or the next change has written it."""
+        self.paths, self._is_behind = self._with(path, state), True
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what could not be written."""
+        if self._is_behind:
+            try:
+                self._write(self.paths)
+            except StorageError as error:
+                _log.error("a restart may begin with another release than the one that serves: %s", error)
+
+    def _with(self, path: str, state: InstalledPath) -> Mapping[str, InstalledPath]:
         paths = {**self.paths, path: state}
         if state == InstalledPath():
             del paths[path]
+        return paths
+
+    def _write(self, paths: Mapping[str, InstalledPath]) -> None:
+        kept = _Kept(dict(paths))
         try:
-            self._disk.place(self._path, msgspec.json.format(msgspec.json.encode(_Kept(paths)), indent=1) + b"\n")
+            self._disk.place(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
         except OSError as error:
             raise StorageError(
                 f"{self._path} can't be written ({error.strerror}), so nothing was changed: make room"
             ) from error
-        self.paths = paths
+        self._is_behind = False

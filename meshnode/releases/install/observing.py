@@ -2,7 +2,7 @@
 
 A release beside the one that serves runs in a process that gets only idle processor time. It is given a live input when
 it has none, and all others pass by: whoever asked for an inference never waits for it. What it answers is compared with
-what was answered.
+what was answered. What one neighbour alone has asked for does not decide (:mod:`~.askers`).
 """
 
 import threading
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models import Cancellation, Job, LoadedModel, Outcome, RunDone
 from meshnode.models.worker import WorkerModel
+from meshnode.releases.install.askers import AskedRuns, Asker, Timed, p95s_ns
 from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid
 from protocols.base.limits import SECOND
 from protocols.releases.events import Measures
@@ -36,23 +37,24 @@ class LiveRuns:
     """The runs of one version that answered requests."""
 
     def __init__(self) -> None:
-        self.runs = self.errors = 0
-        self._took_ns: deque[int] = deque(maxlen=_RECENT_RUNS)
+        self._runs = AskedRuns()
+        self._timed: deque[Timed] = deque(maxlen=_RECENT_RUNS)
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: Outcome, asked_by: Asker = None) -> None:
         """A run has ended. What the caller did wrong, or no longer wanted, is not held against the model."""
         if isinstance(outcome, RunDone):
-            self.runs += 1
-            self._took_ns.append(outcome.compute_ns)
+            self._runs.note(asked_by, is_bad=False)
+            self._timed.append((asked_by, outcome.compute_ns))
         elif outcome.began and not outcome.cancelled and not isinstance(outcome.error, InputInvalid):
-            self.runs += 1
-            self.errors += 1
+            self._runs.note(asked_by, is_bad=True)
 
-    @property
-    def p95_ns(self) -> int:
-        """The 95th percentile of the last runs; 0: there were none."""
-        ordered = sorted(self._took_ns)
-        return ordered[-(-95 * len(ordered) // 100) - 1] if ordered else 0
+    def counted(self) -> tuple[int, int]:
+        """Runs that count, and errors among them."""
+        return self._runs.counted()
+
+    def timed(self) -> list[Timed]:
+        """The last runs that ended well."""
+        return list(self._timed)
 
 
 class Shadow:
@@ -62,7 +64,7 @@ class Shadow:
         """``model``: in a process with idle processor time, which :meth:`close` ends."""
         self.counter = counter
         self._model = model
-        self.runs = self.errors = self.compared = self.agreed = 0
+        self._runs, self._compared = AskedRuns(), AskedRuns()
         self._wanted = threading.Condition()
         self._next: tuple[Job, RunDone] | None = None
         self._closed = False
@@ -104,16 +106,21 @@ class Shadow:
             return  # it may only have waited for a processor; one that hangs is found out when a canary serves it
         except InferenceError:
             if not self._closed:
-                self.runs += 1
-                self.errors += 1  # the one that serves has answered the same input
+                self._runs.note(job.asked_by, is_bad=True)  # the one that serves has answered the same input
             return
-        self.runs += 1
-        self.compared += 1
         given = [(before, outputs[name]) for name, before in outcome.outputs]
-        if any(_is_worse(before, now) for before, now in given):
-            self.errors += 1
-        elif all(agree(before, now) for before, now in given):
-            self.agreed += 1
+        is_worse = any(_is_worse(before, now) for before, now in given)
+        self._runs.note(job.asked_by, is_bad=is_worse)
+        self._compared.note(job.asked_by, is_bad=is_worse or not all(agree(before, now) for before, now in given))
+
+    def counted(self) -> tuple[int, int]:
+        """Runs that count, and errors among them."""
+        return self._runs.counted()
+
+    def compared(self) -> tuple[int, int]:
+        """Runs whose outputs were compared, and those among them that agreed."""
+        compared, disagreed = self._compared.counted()
+        return compared, compared - disagreed
 
     def close(self) -> None:
         """End it, and its process."""
@@ -148,12 +155,6 @@ def agree(before: "NDArray[Any]", now: "NDArray[Any]") -> bool:
     return float(np.mean(close)) >= _CLOSE_SHARE
 
 
-@dataclass(slots=True)
-class _Compared:
-    compared: int = 0
-    agreed: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class Watched:
     """One path: who serves, who is beside it, and what was found. Its methods may be called from any thread."""
@@ -162,16 +163,17 @@ class Watched:
     serving: Callable[[], LoadedModel | None]
     """What answers requests now."""
     live: LiveRuns = field(default_factory=LiveRuns)
-    before_p95_ns: int = 0
+    before: LiveRuns = field(default_factory=LiveRuns)
+    """The runs of the release before."""
     shadow: Shadow | None = None
-    _earlier: dict[int, _Compared] = field(default_factory=dict)
+    _earlier: dict[int, tuple[int, int]] = field(default_factory=dict)
     """What was compared of releases while they were beside the one that served."""
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, on the thread that ran it."""
         live, shadow = self.live, self.shadow
         if job.model is self.serving():
-            live.note(outcome)
+            live.note(outcome, job.asked_by)
             if shadow is not None and isinstance(outcome, RunDone):
                 shadow.offer(job, outcome)
 
@@ -180,7 +182,7 @@ class Watched:
         if counter == self.counter:
             return
         self.end_shadow()
-        self.before_p95_ns = self.live.p95_ns
+        self.before = self.live
         self.counter, self.live = counter, LiveRuns()
 
     def begin_shadow(self, shadow: Shadow) -> None:
@@ -193,7 +195,7 @@ class Watched:
         shadow, self.shadow = self.shadow, None
         if shadow is not None:
             shadow.close()
-            self._earlier = {shadow.counter: _Compared(shadow.compared, shadow.agreed)}
+            self._earlier = {shadow.counter: shadow.compared()}
 
     def measures(self, counter: int) -> Measures | None:
         """What was measured of a release; None: it neither serves nor runs beside.
@@ -202,11 +204,9 @@ class Watched:
         """
         shadow = self.shadow
         if shadow is not None and shadow.counter == counter:
-            return Measures(shadow.runs, shadow.errors, 0, self.live.p95_ns, shadow.compared, shadow.agreed)
+            return Measures(*shadow.counted(), 0, p95s_ns(self.live.timed(), ())[0], *shadow.compared())
         if counter != self.counter:
             return None
-        compared = self._earlier.get(counter, _Compared())
         live = self.live
-        return Measures(
-            live.runs, live.errors, live.p95_ns, self.before_p95_ns, compared.compared, compared.agreed
-        )  # fmt: skip
+        p95s = p95s_ns(live.timed(), self.before.timed())
+        return Measures(*live.counted(), *p95s, *self._earlier.get(counter, (0, 0)))

@@ -22,7 +22,7 @@ from meshnode.releases.store.disk import Disk
 from protocols.base import limits
 from protocols.base.errors import StorageError
 
-_RESERVE_SHARE: Final = 50
+RESERVE_SHARE: Final = 50
 """One in so many parts of the file system is left to others, such as the outbox."""
 _RECENT_CHUNKS: Final = 8
 """Chunks that were read last stay in memory: a neighbour asks for one piece of a chunk after another."""
@@ -263,10 +263,10 @@ class ChunkStore:
         for path in going:
             self._remove(path)
         free, total = self._disk.room(self._blobs)
-        if size_bytes > free - total // _RESERVE_SHARE:
+        if size_bytes > free - total // RESERVE_SHARE:
             raise StorageError(
                 f"{size_bytes} bytes of a release don't fit: the disk of {self._blobs.parent} has {free} bytes left, "
-                f"of which {total // _RESERVE_SHARE} stay free. Make room"
+                f"of which {total // RESERVE_SHARE} stay free. Make room"
             )
 
     def _remove(self, path: Path) -> None:

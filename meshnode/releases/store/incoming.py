@@ -6,14 +6,14 @@ when it is told, and when it starts. Chunks of a content go where the content is
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.chunks import RESERVE_SHARE, ChunkStore
 from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.stick import BUNDLE, found_on
 from protocols.base.errors import StorageError
@@ -27,35 +27,55 @@ def put_in(
     source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None, disk: Disk | None = None
 ) -> int:
     """Put what is on a stick into the folder of releases of a node. ``done`` is called with the bytes of each file.
-    Returns how many chunks there were. The bundle is written last, and as a whole.
+    Returns how many chunks there were. The bundle is written last, and as a whole. When it fails, nothing stays there.
 
     :raises StorageError: the stick can't be read, holds no metadata, or there is no room.
     """
-    disk, folder, count, bundle = disk or Disk(), releases / FOLDER, 0, b""
+    disk, folder, brought = disk or Disk(), releases / FOLDER, dict[Path, None]()
     try:
-        disk.make_folder(folder)
-        for name, data in found_on(source):
-            if name == BUNDLE:
-                bundle = data
-                unpack_untrusted_bundle(data)
-            else:
-                disk.write(folder / name, data)
-                disk.sync(folder / name)
-                count += 1
-            done(len(data))
-        if bundle:
-            disk.place(folder / BUNDLE, bundle)
-    except OSError as error:
-        raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
+        _bring(source, folder, disk, brought, done)
+    except BaseException as error:
+        for path in brought:
+            with suppress(OSError):
+                disk.remove(path)
+        if isinstance(error, OSError):
+            raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
+        raise
+    return len(brought)
+
+
+def _bring(
+    source: Path, folder: Path, disk: Disk, brought: dict[Path, None], done: Callable[[int], None]
+) -> None:  # fmt: skip
+    bundle = b""
+    disk.make_folder(folder)
+    for name, data in found_on(source):
+        _check_room(folder, disk, len(data))
+        if name == BUNDLE:
+            bundle = data
+            unpack_untrusted_bundle(data)
+        else:
+            brought[folder / name] = None
+            disk.write(folder / name, data)
+            disk.sync(folder / name)
+        done(len(data))
     if not bundle:
-        raise StorageError(f"{source} holds no {BUNDLE}: nobody could tell what its {count} chunks are")
-    return count
+        raise StorageError(f"{source} holds no {BUNDLE}: nobody could tell what its {len(brought)} chunks are")
+    disk.place(folder / BUNDLE, bundle)
+
+
+def _check_room(folder: Path, disk: Disk, size_bytes: int) -> None:
+    free, total = disk.room(folder)
+    if size_bytes > free - total // RESERVE_SHARE:
+        raise StorageError(
+            f"the disk of {folder} has {free} bytes left, of which {total // RESERVE_SHARE} stay free. Make room"
+        )
 
 
 def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int:
-    """Take in what is there. ``verify`` is called with the bundle, once it is in the store, and returns the one that is
-    trusted then, empty if none is; None: it can't be checked now, and all of it stays there. Only what the trusted one
-    leads to is taken in. Returns how many chunks.
+    """Take in what is there. ``verify`` is called with the bundle, and returns the one that is trusted then, empty if
+    none is; None: it can't be checked now, and all of it stays there. Only what the trusted one leads to is taken in,
+    and everything else is removed before. Returns how many chunks.
 
     :raises StorageError: there is no room; what was not taken in stays there.
     """
@@ -64,24 +84,42 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes |
         return 0
     count = 0
     bundle = _read(folder / BUNDLE)
-    if bundle:
-        name = hashlib.sha256(bundle).digest()
-        store.put(name, bundle)
-        trusted = verify(bundle)
-        if trusted is None:
-            return 0
-        if trusted != bundle:
-            store.forget([name])
-        for content in contents_in(trusted, lambda digest: _moved(folder, store, digest)) if trusted else ():
+    trusted = verify(bundle) if bundle else b""
+    if trusted is None:
+        return 0
+    if trusted:
+        _clear(folder, disk, {BUNDLE, *_names_in(trusted, folder, store)})
+        if trusted == bundle:
+            store.put(hashlib.sha256(bundle).digest(), bundle)
+        for content in contents_in(trusted, lambda digest: _moved(folder, store, digest)):
             index = bytes.fromhex(content.index)
             _moved(folder, store, index)
             opened = store.open_content(index, content.size_bytes, content.chunk_bytes)
             for digest in opened.digests if opened is not None else ():
                 count += _moved(folder, store, digest) is not None
-    for path in list(folder.iterdir()):
-        with suppress(OSError):
-            disk.remove(path)  # nobody knows what it is
+    _clear(folder, disk, ())
     return count
+
+
+def _clear(folder: Path, disk: Disk, spared: Container[str]) -> None:
+    for path in list(folder.iterdir()):
+        if path.name not in spared:
+            with suppress(OSError):
+                disk.remove(path)
+
+
+def _names_in(bundle: bytes, folder: Path, store: ChunkStore) -> Iterator[str]:
+    """The names of all chunks that a bundle leads to, as far as what leads to them is there."""
+
+    def chunk(digest: bytes) -> bytes:
+        data = _read(folder / digest.hex())
+        return data if hashlib.sha256(data).digest() == digest else store.get(digest) or b""
+
+    yield from (digest.hex() for digest in targets_in(bundle))
+    for content in contents_in(bundle, chunk):
+        index = chunk(bytes.fromhex(content.index))
+        yield content.index
+        yield from (index[at : at + 32].hex() for at in range(0, len(index), 32))
 
 
 def _moved(folder: Path, store: ChunkStore, digest: bytes) -> bytes | None:

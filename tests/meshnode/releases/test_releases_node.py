@@ -230,7 +230,7 @@ async def test_damaged_chunk_is_fetched_again_before_a_release_is_given_up(
         put_in(publisher.folder, config.node.state_dir / "releases")
         store = ChunkStore(config.node.state_dir / "releases", 64 * MIB)
         store.open()
-        take_in(config.node.state_dir / "releases", store, lambda bundle: None)
+        take_in(config.node.state_dir / "releases", store, lambda bundle: bundle)
         (path,) = (path for path in (config.node.state_dir / "releases" / "contents").iterdir() if not path.suffix)
         data = bytearray(path.read_bytes())
         data[100_000] ^= 1

@@ -1,6 +1,8 @@
 """The installer: what it refuses, what serves after each change and each restart, and that a fault at any step leaves a
 model that serves."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from meshnode.inference.section import ModelSection, ModelsSection
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.refusals import InstallRefused
 from meshnode.releases.install.stand import NodeModels
+from meshnode.releases.store.disk import Disk
 from protocols.base.errors import MeshError
 from protocols.base.ids import NodeId
 from tests.tools.eventually import eventually
@@ -241,6 +244,40 @@ def test_node_whose_model_is_split_from_now_on_starts_without_its_releases(tmp_p
         again = Installer(tmp_path / "releases", here.store, NodeModels(here.compute, split, here.how), 1)
         assert "is split between nodes" in again.serve_installed()[PATH]
         assert again.journal.of(PATH).current == 0
+
+
+class FullDisk(Disk):
+    """A disk on which nothing can be written while it is full."""
+
+    is_full = False
+
+    def write(self, path: Path, data: bytes) -> None:
+        """See :class:`Disk`."""
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        super().write(path, data)
+
+
+def test_release_that_served_before_takes_over_on_a_full_disk_and_is_written_later(tmp_path: Path) -> None:
+    """A bad release must not go on serving because somebody has filled the disk. A new one may wait for room."""
+    disk = FullDisk()
+    with site(tmp_path / "releases", disk=disk) as here:
+        here.install(release(1))
+        here.install(release(2))
+        third = release(3)
+        third.put_into(here.store)
+        here.installer.stage(third.description)
+        disk.is_full = True
+        with pytest.raises(InstallRefused, match="make room"):
+            here.installer.serve(PATH, 3)
+        assert here.answer() == here.installer.journal.of(PATH).current == 2
+        here.installer.serve(PATH, 1)
+        assert here.answer() == here.installer.journal.of(PATH).current == 1
+        here.installer.journal.catch_up()
+        disk.is_full = False
+        here.installer.journal.catch_up()
+    with site(tmp_path / "releases") as here:
+        assert here.answer() == 1
 
 
 # --- a fault at each step --------------------------------------------------------------------------------------------

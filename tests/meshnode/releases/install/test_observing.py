@@ -10,9 +10,12 @@ from benchmarks.misbehaving import LIMIT_MIB, Kind, trigger, write_misbehaving
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.section import InferenceSection
 from meshnode.models import Failed, Job, ModelSpec, RunDone
+from meshnode.releases.install.askers import p95s_ns
 from meshnode.releases.install.observing import LiveRuns, Shadow, Watched, agree
 from meshnode.troubles import Troubles
 from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid
+from protocols.releases.catalogue import Gates
+from protocols.releases.rollout.health import broken_gate
 from tests.tools.eventually import eventually
 from tests.tools.released_fixture import adder
 from tests.tools.tiny_onnx import write_model
@@ -35,7 +38,7 @@ def test_live_runs_count_what_the_model_did_and_not_what_its_caller_did() -> Non
     runs.note(Failed(BudgetExhausted("it waited too long"), 0))
     runs.note(Failed(InputInvalid("no picture"), 0, began=True))
     runs.note(Failed(InferenceError("it was cancelled"), 0, cancelled=True, began=True))
-    assert (runs.runs, runs.errors, runs.p95_ns) == (102, 2, 94_000)
+    assert (*runs.counted(), *p95s_ns(runs.timed(), ())) == (102, 2, 94_000, 0)
 
 
 def test_outputs_agree_when_they_say_the_same_and_not_when_they_do_not() -> None:
@@ -98,6 +101,29 @@ def runs_of(watched: Watched, counter: int, at_least: int) -> tuple[int, int, in
     measures = watched.measures(counter)
     assert measures is not None
     return measures.runs, measures.errors, measures.compared, measures.agreed
+
+
+@pytest.mark.processes
+def test_neighbour_alone_breaks_no_gate_of_a_release_that_others_ask_for(bench: Bench) -> None:
+    """It may ask whatever it likes, and a canary that says *failed* is believed for ever."""
+    watched = bench.serve(1.0)
+    model = bench.compute.models["adder"]
+    for _ in range(100):
+        watched.ended(Job(model, ZEROS), done())
+        watched.ended(Job(model, ZEROS, asked_by="rsu-1"), done(compute_ns=500_000))
+    watched.serves(2)
+    for _ in range(100):
+        watched.ended(Job(model, ZEROS), done())
+        watched.ended(Job(model, ZEROS, asked_by="rsu-1"), Failed(InferenceError("these inputs"), 0, began=True))
+        watched.ended(Job(model, ZEROS, asked_by="rsu-1"), done(compute_ns=90_000_000))
+    measures = watched.measures(2)
+    assert measures is not None
+    assert broken_gate(Gates(), measures) == ""
+    for _ in range(100):
+        watched.ended(Job(model, ZEROS), Failed(InferenceError("it crashed"), 0, began=True))
+    measures = watched.measures(2)
+    assert measures is not None
+    assert broken_gate(Gates(), measures) == "errors"
 
 
 @pytest.mark.processes

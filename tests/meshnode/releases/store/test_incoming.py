@@ -8,9 +8,11 @@ import pytest
 
 from benchmarks.failing_disk import FailingDisk, PowerLost
 from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.incoming import FOLDER, put_in, take_in
 from meshnode.releases.store.stick import BUNDLE
 from protocols.base import limits
+from protocols.base.errors import StorageError
 from protocols.releases.bundle import pack_bundle
 from tests.tools.release_fixture import Publisher, sha256
 from tests.tools.released_fixture import MIB, Published, publish
@@ -89,3 +91,50 @@ def test_stick_that_can_not_be_checked_now_waits(tmp_path: Path, publisher: Publ
     store.open()
     assert take_in(tmp_path / "releases", store, lambda bundle: None) == 0
     assert take_in(tmp_path / "releases", store, lambda bundle: bundle) == 1
+
+
+class SmallDisk(Disk):
+    """A disk with room for so many bytes below one folder."""
+
+    def __init__(self, folder: Path, size_bytes: int) -> None:
+        self._folder, self._size_bytes = folder, size_bytes
+
+    def room(self, path: Path) -> tuple[int, int]:
+        used = sum(each.stat().st_size for each in self._folder.rglob("*") if each.is_file())
+        return self._size_bytes - used, self._size_bytes
+
+
+def junk(folder: Path, count: int) -> None:
+    """Chunks of 10,000 bytes that nobody has signed."""
+    for number in range(count):
+        data = bytes([number]) * 10_000
+        (folder / sha256(data).hex()).write_bytes(data)
+
+
+def test_stick_that_does_not_fit_is_left_out_as_a_whole(tmp_path: Path, publisher: Publisher) -> None:
+    """What a stick holds must not take the room that the node needs to go on, or to go back to an older release."""
+    junk(publisher.folder, 10)
+    node = tmp_path / "releases"
+    with pytest.raises(StorageError, match="stay free"):
+        put_in(publisher.folder, node, disk=SmallDisk(node, 100_000))
+    assert not list((node / FOLDER).iterdir())
+    assert put_in(publisher.folder, node, disk=SmallDisk(node, 200_000)) > 10
+
+
+def test_what_nobody_signed_goes_before_anything_is_taken_in(tmp_path: Path, publisher: Publisher) -> None:
+    """On a full disk it would stay there for ever, because nothing can be taken in any more."""
+    junk(publisher.folder, 10)
+    node = tmp_path / "releases"
+    put_in(publisher.folder, node)
+    full = ChunkStore(node, 64 * MIB, SmallDisk(node, 10_000))
+    full.open()
+    with pytest.raises(StorageError, match="Make room"):
+        take_in(node, full, lambda bundle: bundle)
+    assert len(list((node / FOLDER).iterdir())) == 4, "the bundle, and the three chunks that it leads to"
+    store = ChunkStore(node, 64 * MIB, SmallDisk(node, 100_000))
+    store.open()
+    assert take_in(node, store, lambda bundle: bundle) == 1
+    assert not list((node / FOLDER).iterdir())
+    put_in(publisher.folder, node)
+    assert take_in(node, full, lambda bundle: b"") == 0, "none of it is signed"
+    assert not list((node / FOLDER).iterdir())
