@@ -184,13 +184,7 @@ class Asking:
         request has its own model only: parts of different models don't fit each other."""
         if request.runs or request.planned is not None:
             return self._ordered(request, request.model, request.demand, now)
-        # A release may have taken the place of the file since it was asked: what begins anew begins with that, and who
-        # did not have the former file may have this one.
-        meant = self.digest_of(request.asked_model) or request.asked_digest
-        if meant != request.asked_digest:
-            request.asked_digest = meant
-            request.tried.clear()
-        request.model, request.digest = request.asked_model, request.asked_digest
+        request.begin_anew(self.digest_of(request.asked_model))
         candidates = self._ordered(request, request.model, request.demand, now)
         if self._makes_it(request, candidates, now):
             return candidates
