@@ -52,8 +52,8 @@ RELEASES: Final = 8
 """More than are kept warm or linger, so that each is loaded anew."""
 MAX_WAITING: Final = 8
 """Requests of one node under way: beyond twice as many, its neighbour would refuse them as busy."""
-PAUSE_S: Final = 0.1
-"""Between two swaps."""
+PAUSE_S: Final = 0.5
+"""Between two swaps: a version that was given up lingers for two seconds, but only four of one model do."""
 _SETTLE_S: Final = 1.0
 _LIMIT_S: Final = 30.0
 _DEADLINE_MS: Final = 10_000
