@@ -110,6 +110,11 @@ class Asking:
             )
         return digest
 
+    def means(self, model: str, digest: str) -> bool:
+        """Whether the name of a model stands for that file, or has stood for it and it is still loaded here."""
+        local = self._models.get(model)
+        return self.digest_of(model) in (digest, None) or (local is not None and local.answers_to(digest))
+
     def signature_of(self, model: str) -> ModelSignature | None:
         """What a model takes and gives: as it is loaded here, or else by what neighbours say; None: nobody says so."""
         digest = self.digest_of(model)
@@ -129,13 +134,13 @@ class Asking:
     # --- asked -----------------------------------------------------------------------------------------------------
     def ask(
         self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
-        now: int, planned: NodeId | None = None,
+        now: int, planned: NodeId | None = None, digest: str = "",
     ) -> int:  # fmt: skip
         """See :meth:`protocols.inference.machine.Inference.ask`. ``planned``: the node that should compute it, as part
-        of a larger request, if it can."""
+        of a larger request, if it can. ``digest``: the file that the larger request means; empty: that of the name."""
         if len(self.requests) >= limits.MAX_PENDING_REQUESTS:
             raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
-        digest = self.require_digest(model)
+        digest = digest or self.require_digest(model)
         number = next(self._numbers)
         request = self.requests[number] = OwnRequest(
             number, model, digest, inputs, outputs, now, budget_ns, hedge, planned
@@ -179,13 +184,7 @@ class Asking:
         request has its own model only: parts of different models don't fit each other."""
         if request.runs or request.planned is not None:
             return self._ordered(request, request.model, request.demand, now)
-        # A release may have taken the place of the file since it was asked: what begins anew begins with that, and who
-        # did not have the former file may have this one.
-        meant = self.digest_of(request.asked_model) or request.asked_digest
-        if meant != request.asked_digest:
-            request.asked_digest = meant
-            request.tried.clear()
-        request.model, request.digest = request.asked_model, request.asked_digest
+        request.begin_anew(self.digest_of(request.asked_model))
         candidates = self._ordered(request, request.model, request.demand, now)
         if self._makes_it(request, candidates, now):
             return candidates

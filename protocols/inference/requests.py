@@ -96,6 +96,14 @@ class OwnRequest:
         self.tried: set[NodeId] = set()
         self.attempts: list[RunReport] = []
 
+    def begin_anew(self, digest: str | None) -> None:
+        """No run of it is under way. ``digest``: the file that the name means now. A release may have taken the place
+        of the one that was asked for, and then who did not have that may have this."""
+        if digest is not None and digest != self.asked_digest:
+            self.asked_digest = digest
+            self.tried.clear()
+        self.model, self.digest = self.asked_model, self.asked_digest
+
     @property
     def demand(self) -> Demand:
         """What decides its cost."""

@@ -196,12 +196,15 @@ class Shards:
         if sharded.number not in self._sharded:
             return False
         model, budget_ns = sharded.model, max(sharded.deadline_ns - now, 0)
-        if self._asking.digest_of(model) not in (sharded.demand.digest, None):
+        digest = sharded.demand.digest
+        if not self._asking.means(model, digest):
             self._fail(sharded, shard, "failed", f"{model!r} stands for another file now: ask again", now)
             return False
         inputs = sharded.rows.shard(shard.first, shard.count)
         try:
-            child = self._asking.ask(model, inputs, sharded.outputs, budget_ns, False, now, node)
+            if self._asking.digest_of(model) is None:
+                digest = ""  # it says who is known
+            child = self._asking.ask(model, inputs, sharded.outputs, budget_ns, False, now, node, digest)
         except BoundExceeded:
             return False  # others have all places for requests
         except ModelUnknown as error:

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, InputInvalid, ModelUnknown
@@ -329,3 +330,22 @@ def test_any_batch_at_any_speeds_is_whole_and_in_order(
     here_ns = row_us[0] * 1_000
     a_shard_ns = here_ns * max(part.size for part in answered.parts)
     assert answered.took_ns <= count * here_ns + 4 * a_shard_ns + 20 * MS  # it begins without any measurement
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_batch_under_way_when_a_release_takes_over_ends_with_the_file_with_which_it_began(is_kept: bool) -> None:
+    """Rows of two releases in one answer would be worse than none; but an update is no reason for a failure."""
+    mesh, (asker, other) = mesh_of(ROW_NS, ROW_NS)
+    asker.ask_rows(64)
+    pass_time(mesh, 5 * ROW_NS)
+    for node in (asker, other):
+        before = node.models["rows"]
+        node._load(structs.replace(before, digest="9" * 64, former=(before.digest,) if is_kept else ()))
+        node.settle()
+    answered = answer_of(mesh, asker)
+    if is_kept:
+        check_right(answered, 64)
+        assert shares_of(answered)["n0"] > 0
+    else:
+        assert answered.winner is None
+        assert "stands for another file now" in answered.detail
