@@ -167,6 +167,7 @@ class ActiveReleases:
             if count % int(_EXPIRY_S / _TICK_S) == 0:
                 await asyncio.to_thread(self.performer.check_expiry)
                 self.performer.keep_journal()
+                self.performer.import_again()
 
     def close(self) -> None:
         """End the threads, and keep what the next life needs."""

@@ -75,6 +75,7 @@ class ReleasePerformer:
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
         self._is_closing = False
+        self._import_waits = False  # until the clock is set
         self._refetched: Counter[tuple[str, int]] = Counter()
         """How often a release was fetched again, because of damage here."""
         self._disk = ThreadPoolExecutor(1, "release-chunks")
@@ -185,9 +186,15 @@ class ReleasePerformer:
         except MeshError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
+        self._import_waits = count is None
         if count:
             self._audit.note("imported", chunks=count)
             self._tell_held()
+
+    def import_again(self) -> None:
+        """Take in what had to wait until its metadata can be checked, on the thread of chunks."""
+        if self._import_waits:
+            self.imported()
 
     def imported(self) -> None:
         """The same on the thread of chunks."""

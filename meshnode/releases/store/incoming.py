@@ -72,10 +72,10 @@ def _check_room(folder: Path, disk: Disk, size_bytes: int) -> None:
         )
 
 
-def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int:
+def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int | None:
     """Take in what is there. ``verify`` is called with the bundle, and returns the one that is trusted then, empty if
     none is; None: it can't be checked now, and all of it stays there. Only what the trusted one leads to is taken in,
-    and everything else is removed before. Returns how many chunks.
+    and everything else is removed before. Returns how many chunks; None: all of it waits.
 
     :raises StorageError: there is no room; what was not taken in stays there.
     """
@@ -86,7 +86,7 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes |
     bundle = _read(folder / BUNDLE)
     trusted = verify(bundle) if bundle else b""
     if trusted is None:
-        return 0
+        return None
     if trusted:
         _clear(folder, disk, {BUNDLE, *_names_in(trusted, folder, store)})
         if trusted == bundle:

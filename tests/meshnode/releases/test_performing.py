@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
 from meshnode.releases.store.incoming import FOLDER, put_in
 from meshnode.releases.store.stick import BUNDLE
-from meshnode.releases.trust import Trust
+from meshnode.releases.trust import Trust, keeping
 from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.releases.catalogue import Description, ReleasedFile
@@ -94,3 +96,29 @@ def test_cut_off_bundle_of_an_import_does_not_keep_the_node_from_starting(bench:
     (incoming / BUNDLE).write_bytes(publisher.bundle[:-5])
     bench.performer.begin()
     eventually(lambda: not list(incoming.iterdir()), "what can't be read is removed")
+
+
+def test_import_before_the_clock_is_set_is_taken_in_afterwards(
+    bench: Bench, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many vehicles begin each day in 1970, until a satellite or a server tells them the time."""
+
+    class NeverSet(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "NeverSet":
+            return cls.fromtimestamp(0, tz)
+
+    publisher.release(1, "adder")
+    put_in(publisher.folder, bench.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "datetime", NeverSet)
+        bench.performer.begin()
+        eventually(bench.site.troubles.current, "the clock is named")
+    assert bench.performer.description(PATH, 1) is None
+
+    def is_described() -> bool:
+        bench.performer.import_again()
+        return bench.performer.description(PATH, 1) is not None
+
+    eventually(is_described)
+    assert not bench.site.troubles.current()
