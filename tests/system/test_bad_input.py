@@ -30,7 +30,7 @@ from protocols.base import limits
 from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.frame import Frame
-from protocols.wire.membership import Heartbeat, Hello, Refusal
+from protocols.wire.membership import MINOR, Heartbeat, Hello, Refusal
 from tests.tools.eventually import eventually, until
 from tests.tools.link_fixture import SP_PUSH, raw_tls
 from tests.tools.mesh_fixture import House
@@ -252,7 +252,7 @@ def test_other_major_version_gets_a_named_refusal(insider: Callable[[str], Insid
 
         (refusal,) = eventually(refusals, "the refusal arrives")
         assert refusal.code == "version"
-        assert "it speaks version 2, this node 1.5" in refusal.detail
+        assert f"it speaks version 2, this node 1.{MINOR}" in refusal.detail
         logged(target, "veh-67: version: it speaks version 2")
     finally:
         inbox.close()
