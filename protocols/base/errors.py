@@ -77,9 +77,10 @@ class MetadataInvalid(RemoteProtocolError):
     """Metadata of releases that must not be taken."""
 
     def __init__(self, attack: str, message: str | None = None) -> None:
-        """``message``: None: ``attack`` is the whole text, as another process tells it. ``attack``: what it would have done, as TUF calls it, or the fault: ``arbitrary software``, ``wrong keys``,
+        """``attack``: what it would have done, as TUF calls it, or the fault: ``arbitrary software``, ``wrong keys``,
         ``tampered``, ``rollback``, ``freeze``, ``fast-forward``, ``endless data``, ``extraneous data``,
-        ``mix-and-match``, ``withheld``, ``malformed`` or ``clock``."""
+        ``mix-and-match``, ``withheld``, ``malformed`` or ``clock``. Without ``message`` it is the whole text, as
+        another process tells it."""
         super().__init__(attack if message is None else f"{attack}: {message}")
         self.attack = attack if message is not None else attack.partition(":")[0]
 
