@@ -13,7 +13,8 @@ Rules:
    gives way with the stage that was asked for longest ago; a stage that is being run ends with an error, and its caller
    goes on elsewhere.
 3. This node fetches the bytes chunk by chunk, in order, at most ``WINDOW`` ahead, and from one neighbour at a time. So
-   a neighbour can neither fill the memory nor write what was not asked for. The digest decides at the end.
+   a neighbour can neither fill the memory nor write what was not asked for. A short rest is asked for alone, because a
+   small frame travels by the realtime lane and overtakes large ones. The digest decides at the end.
 4. A stage that nobody has used or asked for within ``IDLE_NS`` is dropped, because it takes memory.
 """
 
@@ -146,6 +147,8 @@ class Hosting:
         """Ask for the next chunks."""
         ahead_bytes = WINDOW * limits.STAGE_CHUNK_BYTES
         while hosted.wanted < hosted.size_bytes and hosted.wanted - hosted.have < ahead_bytes:
+            if hosted.size_bytes - hosted.wanted < limits.STAGE_CHUNK_BYTES and hosted.have < hosted.wanted:
+                break
             self._tell(hosted.source, StageWanted(hosted.digest, hosted.wanted))
             hosted.wanted += limits.STAGE_CHUNK_BYTES
 

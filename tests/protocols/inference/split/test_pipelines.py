@@ -428,6 +428,27 @@ def test_hosting_gives_up_the_stages_of_whoever_holds_most() -> None:
     assert [stage.payer for stage in hosted].count(B) == 1
 
 
+def test_short_rest_of_a_stage_is_asked_for_when_all_before_it_has_come() -> None:
+    """A small frame goes by the realtime lane, and overtakes the large ones that were asked for before it."""
+    bench = Bench(A, B)
+    machine, chunk_bytes = bench.machine, limits.STAGE_CHUNK_BYTES
+    machine.hosting.accepts = True
+    digest = "a" * 64
+
+    def wanted() -> list[int]:
+        return [frame.offset for _, frame in machine.messages() if isinstance(frame, StageWanted)]
+
+    machine.receive(StageAsked(digest, "plate", "1" * 64, 2 * chunk_bytes + 1_000), A, Role.RSU, 0)
+    machine.hosting.found(digest, False, 0)
+    assert wanted() == [0, chunk_bytes]
+    machine.receive(StageChunk(digest, 0, bytes(chunk_bytes)), A, Role.RSU, 0)
+    assert wanted() == []
+    machine.receive(StageChunk(digest, chunk_bytes, bytes(chunk_bytes)), A, Role.RSU, 0)
+    assert wanted() == [2 * chunk_bytes]
+    machine.receive(StageChunk(digest, 2 * chunk_bytes, bytes(1_000)), A, Role.RSU, 0)
+    assert machine.hosting.view(0)[0].state == "loading"
+
+
 def test_chunk_that_was_not_asked_for_is_not_stored() -> None:
     """A neighbour writes to the disk only what this node fetches, in order and of the right size."""
     bench = Bench(A, B)
