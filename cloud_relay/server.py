@@ -1,11 +1,13 @@
 """The relay as a process. It opens identity, store, ingest and responder, and closes them when it is told to end."""
 
 import logging
-import queue
+import select
 import signal
+import socket
+import time
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Final, Self
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
@@ -37,9 +39,11 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     :raises StorageError: the store can't be used.
     :raises TransportError: the port can't be listened on.
     """
-    stop = _Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.tell())
+    with _Stop(signal.SIGTERM, signal.SIGINT) as stop:
+        _serve(config, ready, stop)
+
+
+def _serve(config: RelayConfig, ready: Callable[[int], None], stop: "_Stop") -> None:
     files = config.credentials
     identity = _identity(config, stop)
     if identity is None:
@@ -83,22 +87,35 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
 
 
 class _Stop:
-    """Whether the relay was told to end. A ``threading.Event`` would not do: its lock is held for a moment while the
-    main thread begins to wait, and a signal handler, which runs on that thread, would wait for it for ever."""
+    """Whether the relay was told to end by a signal. The system itself writes the number of a signal into a socket, so
+    none is missed that comes just as the main thread begins to wait, before Python could run a handler."""
 
-    def __init__(self) -> None:
-        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may interrupt its get
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._signals = frozenset(signals)
+        self._told = False
+        self._reader, self._writer = socket.socketpair()
 
-    def tell(self) -> None:
-        """End. A signal handler may call it."""
-        self._told.put(None)
+    def __enter__(self) -> Self:
+        self._writer.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in self._signals}
+        return self
 
-    def wait(self, timeout_s: float | None = None) -> bool:
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout_s: float) -> bool:
         """Wait until it was told, or for so long. Returns whether it was."""
-        try:
-            self._told.get(timeout=timeout_s)
-        except queue.Empty:
-            return False
+        until_s = time.monotonic() + timeout_s
+        while not self._told:
+            readable, _, _ = select.select([self._reader], [], [], max(until_s - time.monotonic(), 0.0))
+            if not readable:
+                return False
+            self._told = not self._signals.isdisjoint(self._reader.recv(4_096))
         return True
 
 
