@@ -15,7 +15,7 @@ Rules:
 4. A run is late at the 95th percentile of its prediction. The next candidate then starts beside it, if it can make the
    deadline and the budget of hedges allows: one in twenty requests, over time. Whatever that budget says, this node
    starts when it could otherwise not make the deadline any more (a rescue), and a run that seems to stall is given up
-   for the next candidate.
+   for the next candidate. Its node is asked again when all others have failed.
 5. What nobody can compute before its deadline is not begun. A model may name a smaller one that is run in its place
    when it would probably miss the deadline; the answer says which one ran.
 6. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
@@ -320,7 +320,8 @@ class Asking:
             self._fail(request, "late", report.detail or _LATE.format(request.model), now)
         elif not request.runs:
             self.counters["replayed"] += 1
-            if not self._start_next(request, now):
+            started = self._start_next(request, now) or (request.try_again() and self._start_next(request, now))
+            if not started:
                 if request.hopeless is not None:
                     self._fail(request, "late", _hopeless(request, request.hopeless, now), now)
                 elif invalid:
@@ -454,6 +455,7 @@ class Asking:
         """A run that could not be hedged seems to stall: another node gets the request in its place, if one can."""
         run.denied = False
         if self._candidates(request, now):
+            request.given_up.add(run.node)
             took_ns = now - run.started_ns
             self._standings.missed(run.node, now)
             self.costs.overdue(run.node, run.demand, run.candidate.expected_ns, took_ns, True, now)

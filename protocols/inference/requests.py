@@ -72,8 +72,8 @@ class OwnRequest:
     """A request, the runs under way for it, and the attempts that have ended."""
 
     __slots__ = (
-        "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "hopeless", "inputs",
-        "model", "number", "outputs", "planned", "rescue_at", "runs", "size_bytes", "tried",
+        "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "given_up", "hedge", "hopeless",
+        "inputs", "model", "number", "outputs", "planned", "rescue_at", "runs", "size_bytes", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,8 @@ class OwnRequest:
         """When this node has to begin at the latest, whatever becomes of the runs elsewhere."""
         self.runs: dict[int, OwnRun] = {}
         self.tried: set[NodeId] = set()
+        self.given_up: set[NodeId] = set()
+        """Those of them whose run seemed to stall. They may be tried again when nobody else is left."""
         self.attempts: list[RunReport] = []
 
     def begin_anew(self, digest: str | None) -> None:
@@ -103,6 +105,12 @@ class OwnRequest:
             self.asked_digest = digest
             self.tried.clear()
         self.model, self.digest = self.asked_model, self.asked_digest
+
+    def try_again(self) -> bool:
+        """Let those be tried again that were given up. Returns whether there are any."""
+        again, self.given_up = self.given_up, set()
+        self.tried -= again
+        return bool(again)
 
     @property
     def demand(self) -> Demand:

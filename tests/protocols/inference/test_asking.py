@@ -107,6 +107,27 @@ def test_request_at_a_neighbour_that_stalls_is_given_up_for_the_next_without_a_h
     assert (cancelled, frame, second) == (A, InferCancel(request.request), B)
 
 
+def test_neighbour_that_was_given_up_is_asked_again_when_nobody_else_can_compute_it() -> None:
+    """It had only stood for a moment on a busy machine, and the request failed with twenty seconds left."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    bench.prove(B, 30)
+    bench.machine._asking._hedges._parts = 0
+    bench.ask(20 * SECOND)
+    bench.requests()
+    for _ in range(2):
+        bench.at(bench.machine.next_timer_at())
+    ((second, request),) = bench.requests()
+    assert second == B
+    bench.answer(B, request.request, "failed")
+    ((third, request),) = bench.requests()
+    assert third == A
+    bench.answer(A, request.request, "failed")
+    answered = bench.answered()
+    assert [(each.node, each.outcome) for each in answered.attempts] == [(A, "late"), (B, "failed"), (A, "failed")]
+    assert answered.failure == "failed"
+
+
 def test_request_at_a_neighbour_that_is_late_is_rescued_here_without_a_hedge_left() -> None:
     """Nothing else could still make the deadline."""
     bench = Bench(A)
