@@ -17,6 +17,7 @@ import time
 from collections import Counter
 
 from meshnode.links.express.connection import Closed, HandshakeFailed, Hub, Inbound, Turn
+from meshnode.links.express.expedited import expedite
 from meshnode.links.peer import plain_host
 from meshnode.links.tls import FailureKind, Failures
 from meshnode.links.transport import Address
@@ -94,6 +95,7 @@ class Inbox:
                 sock.close()
                 continue
             sock.setblocking(False)
+            expedite(sock)  # it sends nothing but what confirms frames
             inbound = Inbound(hub, next(self._next_pipe), plain_host(peer[0].partition("%")[0]))
             try:
                 inbound.attach(sock)

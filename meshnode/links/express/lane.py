@@ -13,12 +13,11 @@ import select
 import socket
 import ssl
 import struct
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from meshnode.links.express.connection import LENGTH, PULL0, PUSH0, Closed, Connection, HandshakeFailed, Hub
+from meshnode.links.express.expedited import expedite
 from meshnode.links.tls import FailureKind, explain
 from meshnode.links.transport import Address, OutgoingLane
 from meshnode.links.unconfirmed import RECORD_BYTES, frames_in, unconfirmed_bytes
@@ -37,11 +36,6 @@ _RESET = struct.pack("ii", 1, 0)
 """The option by which closing a socket drops what it holds, and tells the peer so."""
 LOOK_NS = 4 * MS
 """How often a lane is looked at that is full or measured. Each look is a system call of half a microsecond."""
-_EXPEDITED = 46 << 2
-"""DSCP EF (RFC 3246) of packets that are small and urgent. Wi-Fi sends them in its class for video (RFC 8325) …"""
-_INTERACTIVE = 6
-"""… and Linux, by the priority TC_PRIO_INTERACTIVE, before what waits for the same interface. A bulk lane has neither,
-so that pieces of releases and tensors don't hold up readings there."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -89,13 +83,8 @@ class ExpressLane(Connection):
 
     def hurry(self) -> None:
         """See ``OutgoingLane``."""
-        with self.lock, suppress(OSError):  # it may have ended, and not every system has both
-            if self._sock.family == socket.AF_INET6:
-                self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _EXPEDITED)
-            else:
-                self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _EXPEDITED)
-            if sys.platform == "linux":
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _INTERACTIVE)
+        with self.lock:
+            expedite(self._sock)
 
     def connect(self, sock: socket.socket, to: tuple[str, int]) -> None:
         """Begin to connect. Events tell how that went. :raises Closed: there is no route to the address."""

@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+from meshnode.links.express.engine import ExpressLinks
 from meshnode.links.express.lane import ExpressLane
 from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
@@ -16,7 +17,7 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
 
 
 def test_lane_that_hurries_is_marked_and_still_sends(pki: Any, two: Any) -> None:
-    """What is not marked waits behind everything else on a slow link."""
+    """What is not marked waits behind everything else on a slow link, and so would what confirms it."""
     a, b = two(pki("a"), pki("b"))
     lane, other = a.dial(b), a.dial(b)
     eventually(lambda: len(a.told.all("lane_opened")) == 2, "both lanes are open")
@@ -25,6 +26,11 @@ def test_lane_that_hurries_is_marked_and_still_sends(pki: Any, two: Any) -> None
         assert lane._sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 46 << 2
         assert lane._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 6
         assert other._sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0
+    if isinstance(b.transport, ExpressLinks):
+        eventually(lambda: len(b.transport._inbox.pipes) == 2, "both pipes are open")
+        confirming = [inbound._sock for inbound in b.transport._inbox.pipes.values()]
+        assert {sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) for sock in confirming} == {46 << 2}
+        assert {sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) for sock in confirming} == {6}
     eventually(lambda: lane.try_send(b"reading"), "the lane takes a frame")
     eventually(lambda: b"reading" in b.told.frames(), "the frame came")
     lane.close()
