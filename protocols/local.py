@@ -152,7 +152,10 @@ ApplicationFrame = Open | Parcels | Subscribe | Unsubscribe | Infer | CancelInfe
 
 # --- node to application -------------------------------------------------------------------------------------------
 class Welcome(Frame, frozen=True, array_like=True, gc=False, tag=112):
-    """Says who the node is, and what it may publish. An application checks these rules before it puts."""
+    """Says who the node is, and what it may publish. An application checks these rules before it puts.
+
+    ``rules`` has only rules with the verb ``publish``. A library refuses verbs that it does not know.
+    """
 
     major: Count
     minor: Count

@@ -172,10 +172,11 @@ class Application:
         self.name = frame.name or "?"
         node = self._host
         rules = node.config.access.rules
+        # An application checks only what it publishes, and an older library refuses a verb that it does not know.
+        publishing = tuple(rule for rule in (DEFAULT_RULES if rules is None else rules) if rule.verb == "publish")
         self._say(
             Welcome(
-                LOCAL_MAJOR, LOCAL_MINOR, self.number, node.mesh, node.id, node.role, node.incarnation,
-                DEFAULT_RULES if rules is None else rules,
+                LOCAL_MAJOR, LOCAL_MINOR, self.number, node.mesh, node.id, node.role, node.incarnation, publishing
             )
         )  # fmt: skip
         self._counters["opened"] += 1

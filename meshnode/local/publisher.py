@@ -1,8 +1,8 @@
 """Publishes for an application: it checks everything that can be checked here, then hands the reading to the node.
 
-A put does not wait for the node. The node sends its access table at the start, so an application gets the same errors
-at the same call as in the node's own process. The table or the position may change while a reading is on its way; the
-node's refusal is then counted, logged, and raised by ``flushed``.
+A put does not wait for the node. The node sends its rules for publishing at the start, so an application gets the same
+errors at the same call as in the node's own process. The rules or the position may change while a reading is
+on its way; the node's refusal is then counted, logged, and raised by ``flushed``.
 """
 
 import time
@@ -29,7 +29,7 @@ class NodeConnection(Protocol):
     id: NodeId
     role: Role
     access: AccessTable
-    """The node's access table."""
+    """The node's access table, as far as it is about publishing."""
     outgoing: Outgoing
 
     def require_open(self) -> None:

@@ -22,12 +22,14 @@ import meshnode
 from meshnode.config.sections import NodeConfig
 from meshnode.local.running import RunningLocal
 from meshnode.local.section import LocalSection, socket_of
+from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base import limits
 from protocols.base.errors import (
     ConfigError,
     RemoteProtocolError,
     TransportError,
 )
+from protocols.base.ids import Role
 from protocols.local import (
     LOCAL_MAJOR,
     OWN_POSITION,
@@ -221,6 +223,19 @@ async def test_unknown_frame_of_a_newer_version_is_skipped(house: House) -> None
         with raw(socket_of(config), _GREETING + message(encode_local(Open(LOCAL_MAJOR + 1, 0, "x")))) as sock:
             (closing,) = await asyncio.to_thread(received, sock)
         assert closing.code == "version"
+
+
+@pytest.mark.parametrize("rules", [None, (*DEFAULT_RULES, AccessRule(Role.VEHICLE, "publish", "lab/**"))])
+async def test_welcome_has_only_rules_for_publishing(house: House, rules: tuple[AccessRule, ...] | None) -> None:
+    """A library that was built before a verb existed refuses a Welcome that names it."""
+    config = house.config("veh-1", rules=rules)
+    async with meshnode.open(config):
+        with raw(socket_of(config), _GREETING + _OPEN) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            (welcome,) = await asyncio.to_thread(received, sock)
+    wanted = [rule for rule in rules or DEFAULT_RULES if rule.verb == "publish"]
+    assert list(welcome.rules) == wanted
+    assert {"veh/{id}/**", "rsu/{id}/**", "tool/{id}/**"} <= {rule.keys for rule in wanted}
 
 
 async def test_application_cut_off_at_any_byte_leaves_the_node_whole(house: House) -> None:
