@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshnode.readings.subscriptions import Subscription
     from protocols.base.errors import MeshError
     from protocols.readings.events import Put, PutMany
+    from protocols.releases.events import ReleaseState, RolloutState
     from protocols.wire.readings import EventTime, Position, Provenance, Reading
     from protocols.wire.tensors import Tensor
 
@@ -44,6 +45,8 @@ _HOMES = {
     "Tensor": "protocols.wire.tensors",
     "Put": "protocols.readings.events",
     "PutMany": "protocols.readings.events",
+    "ReleaseState": "protocols.releases.events",
+    "RolloutState": "protocols.releases.events",
 }
 
 __all__ = [
@@ -61,6 +64,8 @@ __all__ = [
     "Put",
     "PutMany",
     "Reading",
+    "ReleaseState",
+    "RolloutState",
     "StreamItem",
     "Subscription",
     "Tensor",

@@ -147,6 +147,8 @@ class ReleaseState(Event, frozen=True):
 class RolloutState(Event, frozen=True):
     """What this node concludes about an order."""
 
+    for_applications: ClassVar[bool] = True
+
     serial: int
     path: str
     counter: int

@@ -15,6 +15,7 @@ from protocols.events import DuplicateIdentity
 from protocols.inference.events import Answered
 from protocols.membership.events import PeerRefused
 from protocols.readings.events import DeadlineMissed
+from protocols.releases.events import ReleaseState, RolloutState
 from protocols.wire.parcels import frame_of_encoded_readings
 from protocols.wire.readings import Reading
 from protocols.wire.tensors import NamedTensor, Tensor
@@ -114,7 +115,14 @@ def test_answer_is_converted_to_its_type_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [DuplicateIdentity(NodeId("me"), True, "host"), PeerRefused("stranger", "mesh", "another mesh")]
+    "event",
+    [
+        DuplicateIdentity(NodeId("me"), True, "host"),
+        PeerRefused("stranger", "mesh", "another mesh"),
+        ReleaseState("models/plate", 7, "failed", "errors"),
+        RolloutState(3, "models/plate", 7, "halted", "2 failed"),
+    ],
+    ids=lambda event: type(event).__name__,
 )
 def test_event_comes_back_as_its_own_type(event: Any) -> None:
     """An application matches on types, as a program inside the node does."""

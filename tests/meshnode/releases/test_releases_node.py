@@ -19,6 +19,7 @@ from meshnode.identity import issue
 from meshnode.inference.section import ModelSection
 from meshnode.links.nng.library import open_responder
 from meshnode.links.transport import Address
+from meshnode.local.section import socket_of
 from meshnode.releases.audit import check_audit
 from meshnode.releases.running import RunningReleases
 from meshnode.releases.section import ReleasesSection
@@ -88,6 +89,22 @@ async def test_release_comes_on_a_stick_and_serves(house: House, publisher: Publ
         put_in(publisher.folder, config.node.state_dir / "releases")
         node.part(RunningReleases).imported()
         await serves(node, 2)
+
+
+async def test_application_hears_how_a_release_gets_on(house: House, publisher: Publisher, factory: Path) -> None:
+    """A dashboard in a process of its own imports from ``meshnode`` what it wants to hear of."""
+    config = config_of(house, "told-1", publisher, factory)
+    events: list[Any] = []
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as application:
+        application.on_event(events.append)
+        publish(publisher, 1, 1)
+        put_in(publisher.folder, config.node.state_dir / "releases")
+        node.part(RunningReleases).imported()
+        wanted = [
+            meshnode.ReleaseState(PATH, 1, "serving"),
+            meshnode.RolloutState(1, PATH, 1, "promoted", "no canaries"),
+        ]
+        await until(lambda: all(event in events for event in wanted), lambda: str(events))
 
 
 async def test_release_spreads_from_one_node_to_its_neighbour(
