@@ -56,6 +56,11 @@ def _everywhere(path: str) -> bool:
     return True
 
 
+def _shown(decision: Decision) -> str:
+    """A decision as people are told it: an order that silence stops is halted too, and its count says why."""
+    return str(Decision.HALTED if decision is Decision.SILENT else decision)
+
+
 class Rollouts:
     """All rollouts at one node. ``now`` is always in monotonic nanoseconds, and does not go back.
 
@@ -276,8 +281,7 @@ class Rollouts:
             decision = tally.decide(now)
             if self._decisions.get(serial) is not decision:
                 order = self._orders[serial]
-                state = Decision.HALTED if decision is Decision.SILENT else decision
-                self._events.append(RolloutState(serial, order.path, order.counter, str(state), str(tally)))
+                self._events.append(RolloutState(serial, order.path, order.counter, _shown(decision), str(tally)))
         self._decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
         self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
         if self._is_informed:  # after a restart the orders come a moment later
@@ -331,7 +335,7 @@ class Rollouts:
     def _view(self, following: Following, now: int) -> FollowedPath:
         steps = {adoption.serial: following.step_of(adoption) for adoption in following.adoptions()}
         orders = tuple(
-            (serial, self._orders[serial].counter, str(tally.decide(now)), str(tally), steps.get(serial, ""))
+            (serial, self._orders[serial].counter, _shown(tally.decide(now)), str(tally), steps.get(serial, ""))
             for serial, tally in self._tallies.items()
             if self._orders[serial].path == following.path
         )

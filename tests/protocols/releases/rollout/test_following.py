@@ -213,6 +213,8 @@ def test_silence_takes_canaries_back_until_the_silent_ones_speak() -> None:
     node.pass_s(2)
     assert node.served == 1
     assert node.concluded(2) == ["waiting", "halted"]
+    (path,) = node.rollouts.followed(node.now)
+    assert [decision for serial, _, decision, _, _ in path.orders if serial == 2] == ["halted"], "as the event says"
     speak(node, healthy=2)
     assert node.served == 2
     assert node.concluded(2)[-1] == "promoted"
