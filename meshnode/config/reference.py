@@ -35,7 +35,8 @@ _WIRE_FIELDS: Final = {
     "heading_deg": "Clockwise from true north.",
     "role": "Role in the certificate of the node that asks.",
     "verb": "What it may do.",
-    "keys": "Key expression; for `infer` and `offer` a model name or an expression.",
+    "keys": "Key expression; for `infer` and `offer` a model name or an expression, for `release` a path or an "
+    "expression.",
 }
 """Structs of the wire describe their fields in ``docs/reference/wire.md``; these descriptions fit into a cell."""
 _OPENING: Final = """\

@@ -205,7 +205,7 @@ class MembershipSection(Section, frozen=True, kw_only=True):
 
 
 class AccessSection(Section, frozen=True, kw_only=True):
-    """Who may publish, subscribe, infer and offer what. What no rule allows is denied."""
+    """Who may publish, subscribe, infer and offer what, and have which releases. What no rule allows is denied."""
 
     table: ClassVar[str] = "access"
 
@@ -214,8 +214,8 @@ class AccessSection(Section, frozen=True, kw_only=True):
         Meta(
             max_length=1_000,
             description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
-            "`subscribe`, `infer`, `offer`; `{id}` stands for the node that asks. Replaces the built-in table, whose "
-            "rules for `offer` stay in force if none is given for it.",
+            "`subscribe`, `infer`, `offer`, `release`; `{id}` stands for the node that asks. Replaces the built-in "
+            "table, whose rules for `offer` and for `release` stay in force if none is given for that verb.",
             extra={"default": "built-in table"},
         ),
     ] = None
