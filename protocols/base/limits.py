@@ -30,8 +30,8 @@ MAX_ELEMENTS: Final = 16_384
 32,768. A tensor or bytes of any size count as one element."""
 MAX_SMALL_FRAME_ELEMENTS: Final = 2_048
 MAX_SMALL_FRAME_TEXT_BYTES: Final = 1_024
-"""Of a frame of membership or gossip that is larger than ``LARGE_FRAME_BYTES``. One with 32 entries of gossip has 97
-elements and 33 KiB."""
+"""Of a frame of membership, gossip or releases that is larger than ``LARGE_FRAME_BYTES``. One with 32 entries of gossip
+has 97 elements and 33 KiB."""
 ELEMENTS_PER_S: Final = 32_768
 MAX_ELEMENTS_BURST: Final = 65_536
 """Elements of lists and dicts in the readings of one neighbour: each takes 0.2 µs, so a second's worth takes 0.7 % of a

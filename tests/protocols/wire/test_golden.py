@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, decode_untrusted_relay_frame, encode_frame
 from protocols.wire.entries import encode_address, encode_entry, encode_fingerprints, entry_statement
-from protocols.wire.frame import Frame
+from protocols.wire.frame import Frame, number_of
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import (
     InferAnswer,
@@ -263,6 +263,15 @@ def test_wire_page_shows_the_golden_bytes() -> None:
     assert shown("c7 11 01") in stored("06-readings")
     assert shown("97 a5") == encode_entry(ENTRY)
     assert shown("6d 65 73 68 6e 6f 64 65 20 65") == entry_statement(ENTRY)
+
+
+def test_wire_page_lists_every_frame_by_its_number() -> None:
+    """The table of frames is what a second implementation goes through."""
+    page = WIRE_PAGE.read_text("utf-8")
+    for kind in {type(frame) for frame in FRAMES.values()}:
+        number, name = number_of(kind), kind.__name__
+        assert f"\n| {number} | [{name}](#{name.lower()}-{number}) |" in page
+        assert f"\n### {name} ({number})\n" in page
 
 
 def test_wire_page_names_every_field_of_every_frame() -> None:
