@@ -6,7 +6,7 @@ them. When many say different things, at most ``MAX_BUNDLES`` bundles are asked 
 highest versions, and some that change every few seconds. So liars who announce bundles that don't exist delay the true
 one, and can't hide it.
 
-A node that has verified newer metadata says so, unless somebody else has said the same, and repeats it before that is
+A node that has verified newer metadata says so, unless two others have said the same, and repeats it before that is
 forgotten.
 """
 
@@ -35,7 +35,7 @@ MAX_BUNDLES: Final = 16
 NEWS_LIFETIME_S: Final = 7 * 86_400
 _REPEAT_NS: Final = NEWS_LIFETIME_S * limits.SECOND // 2
 _SAY_NS: Final = 2 * limits.SECOND
-"""A node says what it has verified after a random part of this time, in case somebody else does."""
+"""A node says what it has verified after a random part of this time, in case others do."""
 _CHANGE_NS: Final = 10 * limits.SECOND
 _DISTRUST_NS: Final = 3_600 * limits.SECOND
 _RELAY_DISTRUST_NS: Final = 60 * limits.SECOND
@@ -222,7 +222,7 @@ class News:
         return max((*others, *own), default=None)
 
     def handle_timer(self, now: int) -> None:
-        """Say what was verified, if nobody else did."""
+        """Say what was verified, unless enough others did."""
         if now >= self._change_ns:
             self.is_changed = True
         if min([NEVER, *self._postponed.values(), *self._misfits.values()]) <= now:
