@@ -62,7 +62,8 @@ def test_random_faults_judged_every_pair_at_the_end_of_every_seed(outcomes: list
 
 def test_random_faults_judged_every_check_many_times(outcomes: list[Outcome]) -> None:
     """A check that never judges is always green. No model here is private, and there are no releases:
-    tests/sims/world/test_split_models.py and the folder releases beside it have them."""
+    test_split_models.py and test_sim_releases.py in tests/sims/world have them, and test_checks.py beside this file has
+    a bad release."""
     judged: Counter[str] = Counter()
     for outcome in outcomes:
         judged.update(outcome.judged)  # a sum would leave out what is 0
