@@ -101,8 +101,9 @@ class ReplyContext(Protocol):
     def receive(self) -> tuple[int, bytes] | None:
         """The next request and its pipe. None: closed."""
 
-    def reply(self, frame: bytes) -> None:
-        """Answer the request. The answer is lost silently when the requester has gone."""
+    def reply(self, frame: bytes) -> bool:
+        """Answer the request. False: its pipe has not taken the answers before this one for too long. The answer is
+        lost silently when the requester has gone."""
 
     def close(self) -> None:
         """Close it, and end a waiting ``receive``."""

@@ -274,9 +274,11 @@ class RelayResponder:
             try:
                 if peer is not None:
                     answer = self._answer(peer, frame)
-                    if answer is not None:
-                        context.reply(answer)
+                    if answer is not None and context.reply(answer):
                         self._answered_at = time.monotonic()
+                    elif answer is not None:
+                        self._pipes.not_taken(pipe)
+                        self._look.set()
                 elif self._pipes.has_given_way:
                     self._look.set()
             finally:

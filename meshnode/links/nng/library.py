@@ -42,6 +42,9 @@ _LINK_REDIAL_MS = (100, 500)
 _LASTING = frozenset(("auth", "proto"))
 """Counters of failures that dialling again does not mend. Another address may lead to somebody else."""
 _EXCHANGE_REDIAL_MS = (250, 8_000)
+_ANSWER_TIMEOUT_MS = 15_000
+"""How long an answer may wait for the one before it on the same pipe. Without an end, nodes that never read would keep
+every thread of a relay. A node asks one question at a time on a pipe, so an honest one never lets an answer wait."""
 
 
 def open_transport(credentials: CredentialFiles, observer: TransportObserver, mesh: MeshName) -> Transport:
@@ -155,6 +158,7 @@ class _NngLibrary:
     def reply(self, host: str, port: int, watch: Watch) -> "_Reply":
         sock = _watched(pynng.Rep0, self._server, watch)
         sock.recv_max_size = MAX_EXCHANGE_BYTES
+        sock.send_timeout = _ANSWER_TIMEOUT_MS  # contexts that are opened from now on inherit it
         return _Reply(sock, _listen(sock, Address(host, port)))
 
 
@@ -418,10 +422,12 @@ class _ReplyContext:
         pipe: int = lib.nng_msg_get_pipe(message).id
         return pipe, _take(message)
 
-    def reply(self, frame: bytes) -> None:
+    def reply(self, frame: bytes) -> bool:
         message = _message(frame)
-        if lib.nng_ctx_sendmsg(self._context[0], message, 0) != 0:
+        error = lib.nng_ctx_sendmsg(self._context[0], message, 0)
+        if error != 0:
             lib.nng_msg_free(message)
+        return bool(error != lib.NNG_ETIMEDOUT)
 
     def close(self) -> None:
         lib.nng_ctx_close(self._context[0])

@@ -7,6 +7,7 @@ Invariants:
 - an identity has a bounded number of requests that are handled, and of answers that it has not taken yet, so that it
   can't keep all threads of the relay. The two are counted apart: whoever asks again as soon as it has its answer is
   often faster than the thread that has just sent it;
+- a pipe that does not take its answers is closed, because each answer that waits for it keeps a thread;
 - no pipe outlives its certificate for long: NNG does not show when that ends, so each pipe ends after about an hour
   and a half, as a pipe into the inbox of a node does, and the next handshake proves the certificate again.
 """
@@ -58,7 +59,7 @@ class RequesterPipes:
         self._requests: Shares[NodeId] = Shares()
         self._answers: Shares[NodeId] = Shares()
         self._giving_way: list[int] = []
-        self._gave_way = self._outlived = self._refused_requests = 0
+        self._gave_way = self._outlived = self._refused_requests = self._not_taken = 0
 
     def admit(self, pipe: int, identity: PeerIdentity, remote: tuple[str, int], now_ns: int) -> bool:
         """Take in a pipe before its first request. False: all places are taken, each by another identity."""
@@ -111,6 +112,14 @@ class RequesterPipes:
             if (known := self._pipes.get(pipe)) is not None:
                 known.requests -= 1
 
+    def not_taken(self, pipe: int) -> None:
+        """Note that an answer could not be sent in time, because the requester does not read: its pipe is closed."""
+        with self._lock:
+            if pipe in self._pipes:
+                self._forget(pipe)
+                self._giving_way.append(pipe)
+                self._not_taken += 1
+
     @property
     def has_given_way(self) -> bool:
         """Whether pipes have to be closed at once; cheap."""
@@ -133,13 +142,14 @@ class RequesterPipes:
             return closing
 
     def statistics(self) -> dict[str, int]:
-        """Open pipes (``requesters``); pipes that gave way, and pipes closed at their age; requests that were not
-        handled because their identity had enough under way."""
+        """Open pipes (``requesters``); pipes that gave way, pipes closed at their age, and pipes closed because their
+        requesters did not read; requests that were not handled because their identity had enough under way."""
         with self._lock:
             return {
                 "requesters": len(self._pipes),
                 "requesters_gave_way": self._gave_way,
                 "requesters_outlived": self._outlived,
+                "requesters_not_reading": self._not_taken,
                 "requests_refused": self._refused_requests,
             }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from protocols.base.errors import TransportError
 from protocols.base.ids import NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from tests.tools.eventually import eventually
-from tests.tools.link_fixture import MESH, given_ca, given_pki  # noqa: F401 -- fixtures
+from tests.tools.link_fixture import MESH, given_ca, given_pki, raw_tls  # noqa: F401 -- fixtures
 from tests.tools.pki_fixture import authority
+
+SP_REQ = b"\0SP\0\0\x30\0\0"
 
 
 @pytest.fixture
@@ -282,6 +285,31 @@ def test_identity_that_asks_again_before_its_answer_was_noted_as_sent_is_handled
     assert [pipes.begin(1), pipes.begin(1)] == [identity, identity]
     assert pipes.begin(1) is None
     assert pipes.statistics()["requests_refused"] == 2
+
+
+def test_identity_that_never_reads_its_answers_leaves_threads_for_others(
+    pki: Any, ask: Any, relay_of_four: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer that waits for the one before it keeps a thread. One connection took all four of them for ever, and
+    the relay could not even be closed."""
+    monkeypatch.setattr("meshnode.links.nng.library._ANSWER_TIMEOUT_MS", 500)
+    handled: list[bytes] = []
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if identity.node == "b":
+            return b"ok"
+        handled.append(frame)
+        return bytes(16_000_000)  # more than the kernel's buffers hold
+
+    responder, files = relay_of_four(handle), pki("a")
+    with contextlib.closing(raw_tls(Address("127.0.0.1", responder.port), files, files.authority)) as insider:
+        insider.sendall(SP_REQ)
+        for number in range(5):  # the first answer is on its way, and the others wait for it
+            request = struct.pack(">I", 0x8000_0000 + number) + b"x"
+            insider.sendall(struct.pack(">Q", len(request)) + request)
+            eventually(lambda number=number: len(handled) > number, "the relay handles it")
+        assert ask(responder.port, pki("b")).request(b"x", 25) == b"ok"
+        eventually(lambda: responder.statistics()["requesters_not_reading"] == 1, "its connection is closed")
 
 
 def _tried(requester: Any) -> None:
