@@ -14,7 +14,7 @@ Invariants:
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,6 +120,10 @@ class ReleaseRepository:
         if role not in self._delegated:
             raise ReleaseInvalid(f"there is no publisher {role!r}: it is one of {', '.join(self._delegated)}")
         return self._delegated[role].signed
+
+    def lists(self) -> dict[str, Targets]:
+        """The targets of every role: those of the highest one, and those that it delegates."""
+        return {Targets.type: self.targets} | {role: each.signed for role, each in self._delegated.items()}
 
     def role_of(self, path: str) -> str:
         """The role that may list a target. :raises ReleaseInvalid: none may."""
@@ -229,11 +233,9 @@ class ReleaseRepository:
         self.roots[self.root.version] = self._root.to_bytes(_compact)
         self._changed.add(Root.type)
 
-    def refresh(self, targets_too: bool = False) -> None:
-        """Sign timestamp and snapshot anew, for another lifetime. ``targets_too``: the targets of all roles as well."""
-        self._changed.add(Snapshot.type)
-        if targets_too:
-            self._changed |= {Targets.type, *self._delegated}
+    def refresh(self, lists: Iterable[str] = ()) -> None:
+        """Sign timestamp and snapshot anew, for another lifetime. ``lists``: roles whose targets are signed as well."""
+        self._changed |= {Snapshot.type, *lists}
 
     def commit(self) -> None:
         """Sign what was changed, and publish it.
@@ -326,9 +328,8 @@ class ReleaseRepository:
         self._signers |= {signer.public_key.keyid: signer for signer in signers}
 
     # --- signing -----------------------------------------------------------------------------------------------------
-    def _sign(self, metadata: Metadata[Any], role: str, days: int) -> None:
-        metadata.signed.version += 1
-        metadata.signed.expires = self._in_days(days)
+    def signers_of(self, role: str) -> list[Signer]:
+        """The keys that are at hand and sign for a role other than root. :raises ReleaseInvalid: there are none."""
         keyids = self.root.roles[role].keyids if role in _ONLINE else self.roles()[role].keyids
         signers = [self._signers[keyid] for keyid in keyids if keyid in self._signers]
         if not signers:
@@ -336,6 +337,12 @@ class ReleaseRepository:
                 f"the key of {role} ({', '.join(keyid[:12] for keyid in keyids)}) is not in {self.folder / 'keys'}: "
                 "name the folder that holds it with --keys"
             )
+        return signers
+
+    def _sign(self, metadata: Metadata[Any], role: str, days: int) -> None:
+        signers = self.signers_of(role)
+        metadata.signed.version += 1
+        metadata.signed.expires = self._in_days(days)
         metadata.signatures.clear()
         for signer in signers:
             metadata.sign(signer, append=True)

@@ -61,7 +61,7 @@ class Publisher:
     def refresh(self, targets_too: bool = False) -> bytes:
         """Sign anew, and return the bundle."""
         with self.changing() as repository:
-            repository.refresh(targets_too)
+            repository.refresh(repository.lists() if targets_too else ())
         return self.bundle
 
     def rotate(self, role: str, roots: int = 2) -> bytes:

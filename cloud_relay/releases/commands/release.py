@@ -165,7 +165,7 @@ def revoke(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name:
 def refresh(config_path: Path, folder: Path | None, keys: tuple[Path, ...], targets: bool) -> None:
     """Sign timestamp and snapshot for another lifetime. A running relay does this itself if it has the keys."""
     with changed(config_path, folder, keys) as repository:
-        repository.refresh(targets_too=targets)
+        repository.refresh(repository.lists() if targets else ())
 
 
 @release.command()

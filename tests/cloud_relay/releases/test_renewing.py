@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.releases.renewing import renew_if_due
-from cloud_relay.releases.repository import ReleaseRepository, opened
+from cloud_relay.releases.repository import Lifetimes, ReleaseRepository, opened
 from cloud_relay.releases.signing import make_key
 from protocols.base.errors import StorageError
 from tests.tools.release_fixture import ONLINE, Publisher
@@ -46,6 +46,36 @@ def test_renewal_without_keys_or_repository_leaves_everything(tmp_path: Path, fo
     before = publisher.refresh()
     assert renew_if_due(publisher.folder) is False
     assert publisher.bundle == before
+
+
+def test_renewal_of_short_targets_comes_at_half_of_their_life(folder: Path) -> None:
+    """With targets of thirty days or less, the relay signed everything anew each hour."""
+    with opened(folder) as repository:
+        repository.load().state.lifetimes = Lifetimes(targets=20)
+        repository.refresh(repository.lists())
+        repository.commit()
+    for days, renewed in ((1, False), (9, False), (11, True)):
+        now = datetime.now(UTC) + timedelta(days=days)
+        assert renew_if_due(folder, lambda now=now: now) is renewed  # type: ignore[misc]
+    assert renew_if_due(folder, lambda: now) is False
+    assert ReleaseRepository(folder).load().targets.version == 3
+
+
+def test_renewal_without_the_key_of_one_publisher_signs_all_the_rest(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another team keeps its key at home, as the reference says. Timestamp and snapshot ended because of that."""
+    (folder / "keys" / "models.pem").rename(tmp_path / "models.pem")
+    now = datetime.now(UTC) + timedelta(days=340)
+    assert renew_if_due(folder, lambda: now) is True
+    after = ReleaseRepository(folder).load()
+    assert (after.timestamp.version, after.snapshot.version, after.targets.version) == (2, 2, 2)
+    assert (after.delegated("rollouts").version, after.delegated("models").version) == (2, 1)
+    (told,) = caplog.messages
+    assert "the targets of models end on" in told
+    assert "refresh --targets --keys FOLDER" in told
+    assert renew_if_due(folder, lambda: now) is False
+    assert ReleaseRepository(folder).load().timestamp.version == 2
 
 
 def test_renewal_while_an_operator_publishes_waits_for_the_next_hour(folder: Path) -> None:

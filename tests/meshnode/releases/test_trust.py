@@ -121,7 +121,7 @@ def test_trust_whose_root_has_expired_follows_the_chain_to_a_good_one(tmp_path: 
         publisher.ahead(days)
         with publisher.changing() as repository:
             repository.sign_root(publisher.root_signers[:2])
-            repository.refresh(targets_too=True)
+            repository.refresh(repository.lists())
     publisher.ahead(300)
     assert trust.verify(publisher.refresh()).root_version == 4
 
