@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import msgspec
 from msgspec import Struct
-from securesystemslib.signer import Key, Signer
+from securesystemslib.signer import CryptoSigner, Key, Signer
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     TOP_LEVEL_ROLE_NAMES,
@@ -40,7 +40,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from cloud_relay.releases.shelf import ChunkShelf
 from cloud_relay.releases.shown import BUNDLE_FILE
-from cloud_relay.releases.signing import keys_in
+from cloud_relay.releases.signing import keep_key, keys_in
 from meshnode.identity.private_files import make_private_folder, write_private
 from protocols.base.errors import MetadataInvalid, ReleaseInvalid, StorageError
 from protocols.releases.bundle import MAX_DELEGATED_ROLES, pack_bundle, roots_in, unpack_untrusted_bundle
@@ -322,6 +322,14 @@ class ReleaseRepository:
             raise ReleaseInvalid(f"the repository in {self.folder} is damaged ({error}): restore a copy") from error
         self._signers = keys_in([self.folder / "keys"])
         return self
+
+    def keep_key(self, role: str, signer: CryptoSigner) -> Path:
+        """Write a new key below the repository, and sign with it too. Returns its file.
+
+        :raises StorageError: it can't be written.
+        """
+        self.use_keys([signer])
+        return keep_key(self.folder / "keys", role, signer)
 
     def use_keys(self, signers: Sequence[Signer] | Any) -> None:
         """Sign with these keys too."""

@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Root
 
 from cloud_relay.releases.repository import ORDERS_ROLE, PUBLISHER_ROLE, ReleaseRepository
-from cloud_relay.releases.signing import make_key
 from protocols.base.errors import ReleaseInvalid
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -28,18 +27,11 @@ def rotate_key(repository: ReleaseRepository, role: str, root_signers: Sequence[
     """
     if role not in TOP_ROLES:
         repository.delegated(role)
-    version = repository.root.version + 1 if role in TOP_ROLES else repository.targets.version + 1
-    path = repository.folder / "keys" / f"{role}-{version}.pem"
-    signer = make_key(path)
-    repository.use_keys([signer])
+    signer = CryptoSigner.generate_ed25519()
     repository.exchange_key(role, signer.public_key)
     if role in TOP_ROLES:
-        try:
-            repository.sign_root(root_signers)
-        except ReleaseInvalid:
-            path.unlink()
-            raise
-    return path
+        repository.sign_root(root_signers)
+    return repository.keep_key(role, signer)
 
 
 def change_root_keys(
@@ -79,10 +71,8 @@ def add_publisher(repository: ReleaseRepository, name: str, models: Sequence[str
             raise ReleaseInvalid(f"{model!r} can't be the name of a model or a pattern, as in 'plate-*'")
     if name in repository.roles():
         raise ReleaseInvalid(f"there is a publisher {name!r}: choose another name")
-    path = repository.folder / "keys" / f"{name}.pem"
-    signer = make_key(path)
-    repository.use_keys([signer])
+    signer = CryptoSigner.generate_ed25519()
     before = PUBLISHER_ROLE if PUBLISHER_ROLE in repository.roles() else None
     repository.delegate(name, [f"models/{model}/*.json" for model in models], signer.public_key, before)
     assert ORDERS_ROLE in repository.roles()
-    return path
+    return repository.keep_key(name, signer)

@@ -37,13 +37,16 @@ def make_key(path: Path, passphrase: bytes = b"") -> CryptoSigner:
         raise ReleaseInvalid(f"{path} exists already, and a key that is lost can't be made again: choose another name")
     key = Ed25519PrivateKey.generate()
     encryption: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
-    try:
-        if not path.parent.exists():
-            make_private_folder(path.parent)
-        write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-    except OSError as error:
-        raise StorageError(f"{path} can't be written ({error.strerror}): name a place that you may write to") from error
+    _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     return _signer(key)
+
+
+def keep_key(folder: Path, role: str, signer: CryptoSigner) -> Path:
+    """Write the key of a role into a folder, and return its file. The id of the key is a part of its name, so that a
+    command that failed afterwards can be repeated with another key. :raises StorageError: it can't be written."""
+    path = folder / f"{role}-{signer.public_key.keyid[:16]}.pem"
+    _write(path, signer.private_bytes)
+    return path
 
 
 def load_key(path: Path, passphrase: Passphrase | None = None) -> CryptoSigner:
@@ -85,6 +88,15 @@ def keys_in(folders: Iterable[Path]) -> dict[str, Signer]:
                 continue
             found[signer.public_key.keyid] = signer
     return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        if not path.parent.exists():
+            make_private_folder(path.parent)
+        write_private(path, content)
+    except OSError as error:
+        raise StorageError(f"{path} can't be written ({error.strerror}): name a place that you may write to") from error
 
 
 def _signer(key: Ed25519PrivateKey) -> CryptoSigner:

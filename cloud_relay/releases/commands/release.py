@@ -2,16 +2,12 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from cloud_relay.releases.commands.opening import changed, places, progress_of, published, signing, unlocked
 from protocols.base.errors import ReleaseInvalid
-
-if TYPE_CHECKING:
-    from cloud_relay.releases.repository import ReleaseRepository
 
 _ROOT_KEYS = click.option(
     "--root-key", "root_keys", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -41,10 +37,11 @@ def init(
 ) -> None:  # fmt: skip
     """Make a repository. Its root needs at least two keys, which 'release key make' makes; keep them elsewhere."""
     with unlocked(config_path, folder) as repository:
+        from securesystemslib.signer import CryptoSigner
+
         from cloud_relay.releases.commands.opening import root_signers
         from cloud_relay.releases.repository import ORDERS_ROLE, PUBLISHER_ROLE, Lifetimes
         from cloud_relay.releases.shown import BUNDLE_FILE
-        from cloud_relay.releases.signing import make_key
 
         if (repository.folder / BUNDLE_FILE).exists():
             raise ReleaseInvalid(f"there is a repository in {repository.folder}: name another folder")
@@ -56,8 +53,10 @@ def init(
         signers = root_signers(root_keys)
         repository.state.lifetimes = Lifetimes(root_days, targets_days, online_days)
         roles = ("timestamp", "snapshot", "targets", ORDERS_ROLE, PUBLISHER_ROLE)
-        keys = {role: make_key(_key_path(repository, role)) for role in roles}
-        repository.create(signers, threshold, keys)
+        keys = {role: CryptoSigner.generate_ed25519() for role in roles}
+        repository.create(signers, threshold, keys)  # before any file is written: it refuses keys of root given twice
+        for role, signer in keys.items():
+            repository.keep_key(role, signer)
         published(repository)
         click.echo(f"nodes need {repository.folder / 'metadata' / '1.root.json'} as the root of their releases")
         click.echo("now take the keys of root away from this computer")
@@ -258,7 +257,3 @@ def _show_role(role: str, version: int, ends: datetime, threshold: int, keyids: 
         f"{role} {version}{what}: until {ends:%Y-%m-%d} ({left} days), {threshold} of "
         f"{', '.join(keyid[:16] for keyid in keyids)}"
     )
-
-
-def _key_path(repository: "ReleaseRepository", role: str) -> Path:
-    return repository.folder / "keys" / f"{role}.pem"

@@ -314,6 +314,28 @@ def test_commands_rotate_keys_and_a_node_follows(operator: Operator, tmp_path: P
     ], status=2)  # fmt: skip
 
 
+def test_commands_that_failed_after_a_key_was_made_can_be_repeated(operator: Operator, tmp_path: Path) -> None:
+    """The key of targets was on a stick that nobody had named. Its file was in the way of the second attempt."""
+    away = tmp_path / "stick"
+    away.mkdir()
+    (key,) = (operator.folder / "keys").glob("targets*.pem")
+    key.rename(away / key.name)
+    for words in (("rotate", "models"), ("delegate", "acme", "--model", "sign-*")):
+        assert "the key of targets" in operator("release", *words, status=2)
+        assert "published" in operator("release", *words, "--keys", away)
+
+
+def test_commands_init_with_one_key_of_root_twice_can_be_repeated(tmp_path: Path) -> None:
+    """A slip of an operator must not leave keys behind that are in the way of the next attempt."""
+    operator = Operator(tmp_path / "repository")
+    for number in (1, 2):
+        operator("release", "key", "make", tmp_path / f"{number}.pem")
+    once, twice = ["--root-key", tmp_path / "1.pem"], ["--root-key", tmp_path / "2.pem"]
+    assert "at least two keys" in operator("release", "init", *once, *once, status=2)
+    assert not (operator.folder / "keys").exists()
+    assert "published" in operator("release", "init", *once, *twice)
+
+
 def test_commands_delegate_to_a_publisher_and_back(operator: Operator, tmp_path: Path) -> None:
     """Another team publishes its own models, and no others."""
     trust = Trust(tmp_path / "trust", operator.folder / "metadata" / "1.root.json")
