@@ -23,12 +23,15 @@ class ChunkShelf:
         self._folder = folder
 
     def keep(self, data: bytes) -> bytes:
-        """Keep a chunk, and return its digest. :raises StorageError: it can't be written."""
+        """Keep a chunk in place of a damaged one or none, and return its digest.
+
+        :raises StorageError: it can't be written.
+        """
         digest = hashlib.sha256(data)
         path = self._path(digest.digest())
+        if self.find(digest.digest()) is not None:
+            return digest.digest()
         try:
-            if path.exists() and path.stat().st_size == len(data):
-                return digest.digest()
             make_private_folder(path.parent)
             fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
             with fresh.open("wb") as out:

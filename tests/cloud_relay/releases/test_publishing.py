@@ -228,6 +228,16 @@ def test_shelf_without_room_says_so_and_lists_nothing(
     assert publisher.bundle == before
 
 
+def test_shelf_that_is_given_a_damaged_chunk_again_mends_it(repository: ReleaseRepository) -> None:
+    """A file of the right size was taken for the chunk, so publishing again did not help."""
+    digest = repository.shelf.keep(b"a chunk")
+    (path,) = repository.folder.glob(f"chunks/*/{digest.hex()}")
+    path.write_bytes(b"a chuck")
+    assert repository.shelf.find(digest) is None
+    assert repository.shelf.keep(b"a chunk") == digest
+    assert repository.shelf.find(digest) == b"a chunk"
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 class Operator:
     """Somebody who types commands."""
