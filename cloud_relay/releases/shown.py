@@ -28,6 +28,8 @@ class Shown(Struct, frozen=True):
     paths: Mapping[bytes, frozenset[str]]
     """The paths that a node may get one of to be given a chunk, by its digest. Chunks that are not here are not given.
     """
+    unread: tuple[str, ...] = ()
+    """Targets that a damaged disk kept from being read, so that not all of their chunks are known."""
 
 
 class _Target(Struct):
@@ -68,17 +70,21 @@ def read_shown(folder: Path) -> Shown | None:
             bundle_bytes=len(bundle),
         )
         paths: dict[bytes, set[str]] = {}
-        for digest, shown_to in _chunks(files, ChunkShelf(folder / "chunks")):
+        unread: list[str] = []
+        for digest, shown_to in _chunks(files, ChunkShelf(folder / "chunks"), unread):
             paths.setdefault(digest, set()).add(shown_to)
     except (MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
         raise StorageError(f"{path} is damaged ({error}): restore a copy") from error
     shared: dict[frozenset[str], frozenset[str]] = {}  # a release has up to 8,192 chunks, all of the same paths
     frozen = ((digest, frozenset(each)) for digest, each in paths.items())
-    return Shown(news, bundle, {digest: shared.setdefault(each, each) for digest, each in frozen})
+    return Shown(
+        news, bundle, {digest: shared.setdefault(each, each) for digest, each in frozen}, tuple(dict.fromkeys(unread))
+    )
 
 
-def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf) -> Iterator[tuple[bytes, str]]:
-    """The chunks that metadata leads to, each with a path that it is of."""
+def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str]) -> Iterator[tuple[bytes, str]]:
+    """The chunks that metadata leads to, each with a path that it is of. Targets that can't be read are added to
+    ``unread``."""
     for name, data in files.items():
         if name.endswith((".root.json", ".snapshot.json")) or name == "timestamp.json":
             continue
@@ -86,7 +92,8 @@ def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf) -> Iterator[tuple[byt
             digest = bytes.fromhex(listed.hashes["sha256"])
             content = shelf.find(digest)
             if content is None:
-                continue  # a damaged disk: nodes have it from one another
+                unread.append(target)  # a damaged disk: nodes have it from one another
+                continue
             if target.startswith("rollouts/"):
                 yield digest, _orders.decode(content).path
                 continue
@@ -94,7 +101,10 @@ def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf) -> Iterator[tuple[byt
             yield digest, description.path
             for each in _contents(description):
                 yield bytes.fromhex(each.index), description.path
-                for chunk in shelf.chunks_of(each) or ():
+                chunks = shelf.chunks_of(each)
+                if chunks is None:
+                    unread.append(target)
+                for chunk in chunks or ():
                     yield chunk, description.path
 
 

@@ -77,7 +77,14 @@ def published(repository: "ReleaseRepository") -> None:
     repository.commit()
     shown = read_shown(repository.folder)
     assert shown is not None
-    repository.shelf.retain({shown.news.bundle, *shown.paths})
+    if shown.unread:
+        click.echo(
+            f"no chunks are removed, because {', '.join(shown.unread)} can't be read: restore a copy of "
+            f"{repository.folder / 'chunks'}, or take out what is damaged",
+            err=True,
+        )
+    else:
+        repository.shelf.retain({shown.news.bundle, *shown.paths})
     click.echo(
         f"published: timestamp {shown.news.timestamp_version}, root {shown.news.root_version}, "
         f"{shown.news.bundle_bytes} bytes of metadata"

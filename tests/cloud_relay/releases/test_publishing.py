@@ -300,6 +300,28 @@ def test_commands_remove_chunks_that_nothing_leads_to(operator: Operator, tmp_pa
     assert {path.name for path in chunks.glob("*/*")} == {shown.news.bundle.hex()}
 
 
+@pytest.mark.parametrize("part", ["description", "index"])
+def test_commands_with_a_damaged_release_leave_its_chunks_on_the_shelf(
+    operator: Operator, tmp_path: Path, part: str
+) -> None:
+    """One damaged file of a few bytes, and the next command removed all weights of the release."""
+    write_model(tmp_path / "v1")
+    operator("release", "publish", tmp_path / "v1")
+    repository = ReleaseRepository(operator.folder).load()
+    target, description = repository.target("models/plate/1.json"), description_of(repository, "models/plate", 1)
+    assert target is not None
+    name = target.hashes["sha256"] if part == "description" else description.files[0].content.index
+    chunks = operator.folder / "chunks"
+    damaged = chunks / name[:2] / name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"~" * len(whole))
+    assert "models/plate/1.json can't be read" in operator("release", "refresh")
+    damaged.write_bytes(whole)
+    assert [repository.shelf.read(file.content) for file in description.files]
+    operator("release", "revoke", "plate", "1")
+    assert len(list(chunks.glob("*/*"))) == 1
+
+
 def test_commands_rotate_keys_and_a_node_follows(operator: Operator, tmp_path: Path) -> None:
     """Every role once, root included, and what was signed before counts no more."""
     trust = Trust(tmp_path / "trust", operator.folder / "metadata" / "1.root.json")
