@@ -2,8 +2,11 @@
 
 A new order has a new serial, and a pause or an abort is written into the order that it is about: a new serial would
 begin a new count of canaries. Older orders stay, because a node whose newest order was halted follows the one before.
+An order that a damaged disk has changed is passed over, and can be taken out; its serial stays used.
 """
 
+import logging
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -20,6 +23,9 @@ State = Literal["running", "paused", "aborted", "promoted"]
 EVERYBODY: Final = Cohort()
 USUAL_GATES: Final = Gates()
 _MAX_SERIAL: Final = 2**31 - 1
+_TARGET: Final = re.compile(rf"{ORDERS_ROLE}/([1-9][0-9]*)\.json")
+
+_log = logging.getLogger(__name__)
 
 
 def quorums(canaries: int) -> tuple[int, int]:
@@ -36,11 +42,19 @@ def quorums(canaries: int) -> tuple[int, int]:
 
 
 def orders_in(repository: ReleaseRepository) -> list[Order]:
-    """The orders that are listed, the newest last. :raises ReleaseInvalid: one is damaged."""
-    return sorted(
-        (_order(repository, path) for path in repository.paths() if path.startswith(f"{ORDERS_ROLE}/")),
-        key=lambda order: order.serial,
-    )
+    """The orders that are listed and can be read, the newest last. The log names those that are damaged."""
+    found = []
+    for serial in serials_in(repository):
+        try:
+            found.append(_order(repository, serial))
+        except ReleaseInvalid as error:
+            _log.warning("%s", error)
+    return found
+
+
+def serials_in(repository: ReleaseRepository) -> list[int]:
+    """The serials of all orders that are listed, damaged ones too, the newest last."""
+    return sorted(int(match[1]) for path in repository.paths() if (match := _TARGET.fullmatch(path)) is not None)
 
 
 def order_for(repository: ReleaseRepository, path: str, serial: int | None = None) -> Order:
@@ -90,12 +104,12 @@ def start(
         raise ReleaseInvalid(
             f"canaries soak for {soak_s} s, and count as failed when silent for {silence_s} s: raise --silence"
         )
-    listed = orders_in(repository)
-    serial = max([repository.state.serial, *(each.serial for each in listed)]) + 1
+    listed = serials_in(repository)
+    serial = max([repository.state.serial, *listed]) + 1
     if serial > _MAX_SERIAL:
         raise ReleaseInvalid(f"the serial {serial} is above {_MAX_SERIAL}: make a new repository")
     for each in listed[: max(0, len(listed) + 1 - MAX_ORDERS)]:
-        repository.remove(_target(each.serial))  # no node looks at so many
+        repository.remove(_target(each))  # no node looks at so many
     order = Order(
         serial=serial, path=path, counter=counter, cohort=cohort, canaries=tuple(canaries), promote_quorum=promote,
         halt_quorum=halt, soak_s=soak_s, silence_s=silence_s, gates=gates,
@@ -122,6 +136,24 @@ def change(repository: ReleaseRepository, order: Order, state: State) -> Order:
     return order
 
 
+def remove_damaged(repository: ReleaseRepository, serial: int) -> None:
+    """List a damaged order no more; the caller commits. Nodes then follow the order before it.
+
+    :raises ReleaseInvalid: it is not listed, or it is not damaged.
+    """
+    if serial not in serials_in(repository):
+        raise ReleaseInvalid(f"there is no order {serial}: see 'cloud-relay rollout status'")
+    try:
+        order = _order(repository, serial)
+    except ReleaseInvalid:
+        repository.remove(_target(serial))
+    else:
+        raise ReleaseInvalid(
+            f"the order {serial} for {order.path} {order.counter} is not damaged: end it with 'cloud-relay rollout "
+            "abort'"
+        )
+
+
 def _list(repository: ReleaseRepository, order: Order) -> None:
     content = msgspec.json.encode(order)
     if len(content) > MAX_DESCRIPTION_BYTES:
@@ -139,10 +171,13 @@ def _target(serial: int) -> str:
     return f"{ORDERS_ROLE}/{serial}.json"
 
 
-def _order(repository: ReleaseRepository, path: str) -> Order:
-    target = repository.target(path)
+def _order(repository: ReleaseRepository, serial: int) -> Order:
+    target = repository.target(_target(serial))
     content = None if target is None else repository.shelf.find(bytes.fromhex(target.hashes["sha256"]))
     try:
         return msgspec.json.decode(content or b"", type=Order)
     except msgspec.DecodeError as error:
-        raise ReleaseInvalid(f"the order {path} is damaged: start it again") from error
+        raise ReleaseInvalid(
+            f"the order {serial} is damaged: restore a copy of {repository.folder / 'chunks'}, or take the order out "
+            f"with 'cloud-relay rollout remove {serial}' and start it again"
+        ) from error

@@ -111,6 +111,17 @@ def status(config_path: Path, folder: Path | None, as_json: bool) -> None:
             click.echo("no orders: 'cloud-relay rollout start NAME COUNTER'")
 
 
+@rollout.command()
+@signing
+@click.argument("serial", type=click.IntRange(1))
+def remove(config_path: Path, folder: Path | None, keys: tuple[Path, ...], serial: int) -> None:
+    """Take the order SERIAL out, which a damaged disk has changed. Nodes then follow the order before it."""
+    with changed(config_path, folder, keys) as repository:
+        from cloud_relay.releases.ordering import remove_damaged
+
+        remove_damaged(repository, serial)
+
+
 def _changing(name: str, state: Literal["running", "paused", "aborted", "promoted"], text: str) -> None:
     """Add a command that gives the order for a model another state."""
 

@@ -399,6 +399,31 @@ def test_commands_orders_run_through_their_states(operator: Operator, tmp_path: 
     assert "there is no order 7" in operator("rollout", "abort", "plate", "--serial", "7", status=2)
 
 
+def test_commands_pass_over_a_damaged_order_and_take_it_out(
+    operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One damaged file of 300 bytes, and no rollout could be started, paused or aborted any more."""
+    write_model(tmp_path / "v1")
+    operator("release", "publish", tmp_path / "v1")
+    for _ in range(2):
+        operator("rollout", "start", "plate", "1")
+    target = ReleaseRepository(operator.folder).load().target("rollouts/2.json")
+    assert target is not None
+    name = target.hashes["sha256"]
+    (operator.folder / "chunks" / name[:2] / name).write_bytes(b"~")
+    assert "order 1: models/plate 1, running" in operator("rollout", "status")
+    assert "rollout remove 2" in caplog.text
+    assert "order 1: models/plate 1, paused" in operator("rollout", "pause", "plate")
+    assert "order 3: models/plate 1, running" in operator("rollout", "start", "plate", "1")
+    assert "order 3 is aborted" in operator("release", "revoke", "plate", "1")
+    assert "order 1 for models/plate 1 is not damaged" in operator("rollout", "remove", "1", status=2)
+    assert "there is no order 9" in operator("rollout", "remove", "9", status=2)
+    operator("rollout", "remove", "2")
+    caplog.clear()
+    assert "order 2" not in operator("rollout", "status")
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
