@@ -33,7 +33,12 @@ MAX_WAITING: Final = 4
 """Questions for news that wait at the same time. Each takes a thread of the relay."""
 LOOK_S: Final = 0.5
 """How often the files are looked at while a node waits."""
+RETRY_S: Final = 10.0
+"""How long files that could not be read are left alone before they are read again: each attempt reads all of them."""
 _NUMBERS: Final = frozenset((number_of(ReleasesAsked), number_of(RelayChunkWanted)))
+
+_Seen = tuple[int, int, int]
+"""What tells one file from the next of the same name: its inode, time and size."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +52,11 @@ class ReleaseService:
         self._lock = threading.Lock()
         self._waiting: dict[NodeId, threading.Event] = {}  # whoever has waited longest comes first
         self._closed = False
-        self._looked: tuple[int, int, int] | None = None
+        self._looked: _Seen | None = None
+        """What was read last."""
+        self._failed: _Seen | None = None
+        """What could not be read, or not all of it, and is read again at ``_again_s``."""
+        self._again_s = 0.0
         self._shown: Shown | None = None
         self._counts = {"asked": 0, "chunks": 0, "chunk_bytes": 0, "refused": 0}
 
@@ -130,20 +139,29 @@ class ReleaseService:
         return RelayChunk(digest, b"", why[:MAX_TEXT_CHARS])
 
     def _look(self) -> Shown | None:
-        """What is published now. The files are read again only if they have changed."""
+        """What is published now. The files are read again only if they have changed, or could not be read."""
         try:
             status = (self._folder / BUNDLE_FILE).stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            seen: _Seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         except OSError:
             return self._shown  # not made yet
         with self._lock:
-            if seen != self._looked:
-                self._looked = seen
-                try:
-                    self._shown = read_shown(self._folder)
-                except StorageError as error:
-                    _log.error("releases stay as they are: %s", error)
+            if seen != self._looked and (seen != self._failed or time.monotonic() >= self._again_s):
+                self._read(seen)
             return self._shown
+
+    def _read(self, seen: "_Seen") -> None:
+        try:
+            self._shown = shown = read_shown(self._folder)
+            failure = f"{', '.join(shown.unread)} can't be read" if shown is not None and shown.unread else None
+        except StorageError as error:
+            failure = f"releases stay as they are: {error}"
+        if failure is None:
+            self._looked, self._failed = seen, None
+            return
+        if seen != self._failed:
+            _log.error("%s. The relay tries again every %g s", failure, RETRY_S)
+        self._failed, self._again_s = seen, time.monotonic() + RETRY_S
 
 
 def by_frame(batches: Handler, releases: Handler) -> Handler:

@@ -1,5 +1,6 @@
 """Releases from the relay: who gets what, and news without a thread held for everybody."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -170,6 +171,43 @@ def test_service_whose_bundle_was_damaged_goes_on_with_the_one_before(publisher:
     before = news(service)
     (publisher.folder / "current.bundle").write_bytes(b"\x80")
     assert news(service) == before
+
+
+def test_service_that_could_not_read_a_publication_reads_it_again(
+    publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that failed for a moment kept a release from all nodes until the next publication."""
+    service, path = ReleaseService(publisher.folder, AccessTable()), publisher.folder / "current.bundle"
+    before = news(service)
+    bundle = publisher.release(1)
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(bytes(len(bundle)))
+    os.utime(path, ns=times)
+    assert news(service) == before
+    path.write_bytes(bundle)
+    os.utime(path, ns=times)
+    assert news(service) == before, "it is not read again at once"
+    service._again_s = 0.0  # as if the pause were over
+    found = news(service)
+    assert found is not None
+    assert found.timestamp_version == 2
+    assert len(caplog.messages) == 1
+
+
+def test_service_that_could_not_read_a_description_reads_it_again(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay out of descriptors gave no node the chunks of a release until the next publication."""
+    monkeypatch.setattr("cloud_relay.releases.serving.RETRY_S", 0.0)
+    publisher.release(1)
+    shown = read_shown(publisher.folder)
+    assert shown is not None
+    chunks = publisher.folder / "chunks"
+    chunks.rename(publisher.folder / "away")
+    service = ReleaseService(publisher.folder, AccessTable())
+    assert not any(chunk(service, digest).data for digest in shown.paths)
+    (publisher.folder / "away").rename(chunks)
+    assert all(chunk(service, digest).data for digest in shown.paths)
 
 
 @pytest.mark.parametrize("frame", [ReleasesTold(None), RelayChunk(bytes(32), b"x")])
