@@ -187,7 +187,12 @@ class ReleaseRepository:
 
     def undelegate(self, name: str) -> None:
         """Take a publisher out. Its name stays in the snapshot with an empty list: what a node has seen there once may
-        not be missing later. :raises ReleaseInvalid: there is none of that name."""
+        not be missing later. :raises ReleaseInvalid: there is none of that name, or it is the role of orders."""
+        if name == ORDERS_ROLE:
+            raise ReleaseInvalid(
+                f"{name} is the role that signs orders, and no publisher: give it another key with "
+                f"'cloud-relay release rotate {name}'"
+            )
         self.delegated(name).targets.clear()
         delegations = self.targets.delegations
         if delegations is not None and delegations.roles is not None:

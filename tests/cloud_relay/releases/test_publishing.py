@@ -382,6 +382,15 @@ def test_commands_delegate_to_a_publisher_and_back(operator: Operator, tmp_path:
     assert "exists" in operator("release", "delegate", "targets", "--model", "x", status=2)
 
 
+def test_commands_undelegate_of_the_role_of_orders_is_refused(operator: Operator, tmp_path: Path) -> None:
+    """It took all orders out, and nobody could ever order anything again."""
+    write_model(tmp_path / "v1")
+    operator("release", "publish", tmp_path / "v1")
+    operator("rollout", "start", "plate", "1")
+    assert "release rotate rollouts" in operator("release", "undelegate", "rollouts", status=2)
+    assert "order 1: models/plate 1, running" in operator("rollout", "status")
+
+
 def test_commands_orders_run_through_their_states(operator: Operator, tmp_path: Path) -> None:
     """Start, pause, resume, promote, abort; each of them is one order."""
     write_model(tmp_path / "v1")
