@@ -105,7 +105,7 @@ def publish(
         runtime=runtime,
         breaks_signature=breaks_signature,
     )
-    for earlier in before[len(before) - deltas :] if deltas > 0 else ():
+    for earlier in before[-deltas:] if deltas > 0 else ():
         description = with_deltas(repository, description, earlier, progress)
     list_release(repository, description)
     return description

@@ -93,6 +93,16 @@ def test_publish_newer_release_counts_on_and_offers_a_delta(repository: ReleaseR
     assert delta.content.size_bytes < 0.1 * second.files[0].content.size_bytes
 
 
+def test_publish_with_more_deltas_than_releases_offers_one_from_each(
+    repository: ReleaseRepository, tmp_path: Path
+) -> None:
+    """Two releases, and deltas from up to three: it offered one from the last release only."""
+    before = [publish(repository, write_model(tmp_path / str(n), scale=2 + n / 1_000)) for n in (1, 2)]
+    made = publish(repository, write_model(tmp_path / "3", scale=2.003), deltas=3)
+    bases = {each.base for each in made.deltas if each.name == "plate.onnx"}
+    assert bases == {each.files[0].content.sha256 for each in before}
+
+
 def test_publish_delta_afterwards_from_any_earlier_release(repository: ReleaseRepository, tmp_path: Path) -> None:
     """Vehicles that were away have older releases."""
     for counter in (1, 2, 3):
