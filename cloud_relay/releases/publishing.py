@@ -22,6 +22,7 @@ from protocols.releases.catalogue import (
     MAX_DESCRIPTION_BYTES,
     MAX_FILES,
     MAX_RELEASES,
+    MAX_RUNTIME_CHARS,
     Delta,
     Description,
     ReleasedFile,
@@ -90,6 +91,11 @@ def publish(
             f"release {counter} of {path} is not above {highest}, which was used: leave --counter out, or raise it"
         )
     repository.role_of(target_of(path, counter))
+    if len(runtime) > MAX_RUNTIME_CHARS:
+        raise ReleaseInvalid(
+            f"the version of ONNX Runtime {runtime!r} has {len(runtime)} characters, and {MAX_RUNTIME_CHARS} can "
+            "travel: name it as in 1.17"
+        )
     progress(f"checking {source.model.name}", 0)
     model = lint(source, name)
     if before and not breaks_signature:
@@ -138,13 +144,17 @@ def with_deltas(
 
 
 def list_release(repository: ReleaseRepository, description: Description) -> None:
-    """List a release whose chunks are on the shelf. :raises ReleaseInvalid: its description is too large."""
+    """List a release whose chunks are on the shelf. :raises ReleaseInvalid: no node would take its
+    description, or it is too large."""
     content = msgspec.json.encode(description)
     if len(content) > MAX_DESCRIPTION_BYTES:
         raise ReleaseInvalid(
             f"the description takes {len(content)} bytes, and {MAX_DESCRIPTION_BYTES} can travel: use fewer files"
         )
-    msgspec.json.decode(content, type=Description)  # what a node will do with it
+    try:
+        msgspec.json.decode(content, type=Description)  # what a node will do with it
+    except msgspec.ValidationError as error:
+        raise ReleaseInvalid(f"no node would take this release: {error}") from error
     target = target_of(description.path, description.counter)
     if repository.target(target) is None and len(listed_releases(repository)) >= MAX_RELEASES:
         raise ReleaseInvalid(f"{MAX_RELEASES} releases are listed, and nodes look at no more: revoke old ones")

@@ -20,6 +20,7 @@ MAX_ORDERS: Final = 64
 the one with the highest serial that is neither aborted nor halted nor given up by the node itself."""
 MAX_RELEASES: Final = 1_024
 MAX_DESCRIPTION_BYTES: Final = 64 * 1024
+MAX_RUNTIME_CHARS: Final = 100
 
 Path = Annotated[str, Meta(pattern=r"^[a-z]+/[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", max_length=120)]
 """The kind and the name of what is released, as in ``models/plate``. The table of access decides by it."""
@@ -77,7 +78,7 @@ class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The ONNX file among the files. Its manifest, golden vectors and external weights are files beside it."""
     files: Annotated[tuple[ReleasedFile, ...], Meta(min_length=1, max_length=MAX_FILES)]
     deltas: Annotated[tuple[Delta, ...], Meta(max_length=MAX_FILES)] = ()
-    runtime: Annotated[str, Meta(max_length=100)] = ""
+    runtime: Annotated[str, Meta(max_length=MAX_RUNTIME_CHARS)] = ""
     """The version of ONNX Runtime that it needs at least, as in ``1.17``; empty: any."""
     licence: Annotated[str, Meta(max_length=limits.MAX_TEXT_CHARS)] = ""
     changelog: Annotated[str, Meta(max_length=4_000)] = ""

@@ -103,6 +103,15 @@ def test_publish_with_more_deltas_than_releases_offers_one_from_each(
     assert bases == {each.files[0].content.sha256 for each in before}
 
 
+def test_publish_runtime_that_is_too_long_is_refused(repository: ReleaseRepository, tmp_path: Path) -> None:
+    """It ended in a traceback, after the whole model had been put on the shelf."""
+    before = set((repository.folder / "chunks").glob("*/*"))
+    with pytest.raises(ReleaseInvalid, match=r"'x{101}' has 101 characters, and 100 can travel"):
+        publish(repository, write_model(tmp_path / "v1"), runtime="x" * 101)
+    assert set((repository.folder / "chunks").glob("*/*")) == before
+    assert publish(repository, write_model(tmp_path / "v1"), runtime="x" * 100).runtime == "x" * 100
+
+
 def test_publish_delta_afterwards_from_any_earlier_release(repository: ReleaseRepository, tmp_path: Path) -> None:
     """Vehicles that were away have older releases."""
     for counter in (1, 2, 3):
