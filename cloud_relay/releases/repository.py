@@ -260,7 +260,6 @@ class ReleaseRepository:
         self._sign(self._timestamp, Timestamp.type, self.state.lifetimes.online)
         files = self.files()
         bundle = pack_bundle(files)
-        self.shelf.keep(bundle)
         try:
             write_private(self.folder / "state.json", msgspec.json.encode(self.state))
             write_private(self.folder / BUNDLE_FILE, bundle)

@@ -84,7 +84,7 @@ def published(repository: "ReleaseRepository") -> None:
             err=True,
         )
     else:
-        repository.shelf.retain({shown.news.bundle, *shown.paths})
+        repository.shelf.retain(shown.paths)
     click.echo(
         f"published: timestamp {shown.news.timestamp_version}, root {shown.news.root_version}, "
         f"{shown.news.bundle_bytes} bytes of metadata"

@@ -105,10 +105,9 @@ def test_publish_with_more_deltas_than_releases_offers_one_from_each(
 
 def test_publish_runtime_that_is_too_long_is_refused(repository: ReleaseRepository, tmp_path: Path) -> None:
     """It ended in a traceback, after the whole model had been put on the shelf."""
-    before = set((repository.folder / "chunks").glob("*/*"))
     with pytest.raises(ReleaseInvalid, match=r"'x{101}' has 101 characters, and 100 can travel"):
         publish(repository, write_model(tmp_path / "v1"), runtime="x" * 101)
-    assert set((repository.folder / "chunks").glob("*/*")) == before
+    assert list((repository.folder / "chunks").glob("*/*")) == []
     assert publish(repository, write_model(tmp_path / "v1"), runtime="x" * 100).runtime == "x" * 100
 
 
@@ -310,13 +309,10 @@ def test_commands_remove_chunks_that_nothing_leads_to(operator: Operator, tmp_pa
     """The disk of a relay must not fill with what was revoked."""
     write_model(tmp_path / "v1")
     chunks = operator.folder / "chunks"
-    empty = {path.name for path in chunks.glob("*/*")}
     operator("release", "publish", tmp_path / "v1")
-    assert len(list(chunks.glob("*/*"))) >= len(empty) + 8
+    assert len(list(chunks.glob("*/*"))) >= 8
     operator("release", "revoke", "plate", "1")
-    shown = read_shown(operator.folder)
-    assert shown is not None
-    assert {path.name for path in chunks.glob("*/*")} == {shown.news.bundle.hex()}
+    assert list(chunks.glob("*/*")) == []
 
 
 @pytest.mark.parametrize("part", ["description", "index"])
@@ -338,7 +334,7 @@ def test_commands_with_a_damaged_release_leave_its_chunks_on_the_shelf(
     damaged.write_bytes(whole)
     assert [repository.shelf.read(file.content) for file in description.files]
     operator("release", "revoke", "plate", "1")
-    assert len(list(chunks.glob("*/*"))) == 1
+    assert list(chunks.glob("*/*")) == []
 
 
 def test_commands_rotate_keys_and_a_node_follows(operator: Operator, tmp_path: Path) -> None:
