@@ -14,7 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from cloud_relay.releases.publishing import description_of
-from cloud_relay.releases.repository import ORDERS_ROLE, ReleaseRepository
+from cloud_relay.releases.repository import ReleaseRepository
+from cloud_relay.releases.shown import ORDERS_ROLE
 from protocols.base.errors import ReleaseInvalid
 from protocols.base.ids import NodeId
 from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, Cohort, Gates, Order

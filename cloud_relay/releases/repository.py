@@ -39,15 +39,16 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from cloud_relay.releases.shelf import ChunkShelf
-from cloud_relay.releases.shown import BUNDLE_FILE
+from cloud_relay.releases.shown import BUNDLE_FILE, ORDERS_ROLE
 from cloud_relay.releases.signing import keep_key, keys_in
 from meshnode.identity.private_files import make_private_folder, write_private
 from protocols.base.errors import MetadataInvalid, ReleaseInvalid, StorageError
 from protocols.releases.bundle import MAX_DELEGATED_ROLES, pack_bundle, roots_in, unpack_untrusted_bundle
 
-ORDERS_ROLE: Final = "rollouts"
 PUBLISHER_ROLE: Final = "models"
-_ONLINE: Final = (Timestamp.type, Snapshot.type, Targets.type)
+"""The first publisher, which may list every model."""
+TOP_ROLES: Final = (Timestamp.type, Snapshot.type, Targets.type)
+"""The roles whose keys root names, beside its own."""
 _compact: Final = JSONSerializer(compact=True)
 
 
@@ -202,7 +203,7 @@ class ReleaseRepository:
     def exchange_key(self, role: str, new: Key) -> None:
         """Let a role be signed by another key, and by the old ones no more. For a role of the root, :meth:`sign_root`
         has to follow. :raises ReleaseInvalid: there is no such role."""
-        if role in _ONLINE:
+        if role in TOP_ROLES:
             for keyid in list(self.root.roles[role].keyids):
                 self.root.revoke_key(keyid, role)
             self.root.add_key(new, role)
@@ -293,7 +294,7 @@ class ReleaseRepository:
         for signer in root_signers:
             root.add_key(signer.public_key, Root.type)
         root.roles[Root.type].threshold = threshold
-        for role in _ONLINE:
+        for role in TOP_ROLES:
             root.add_key(keys[role].public_key, role)
         self._root = Metadata(root)
         self._targets = Metadata(Targets())
@@ -335,14 +336,14 @@ class ReleaseRepository:
         self.use_keys([signer])
         return keep_key(self.folder / "keys", role, signer)
 
-    def use_keys(self, signers: Sequence[Signer] | Any) -> None:
+    def use_keys(self, signers: Iterable[Signer]) -> None:
         """Sign with these keys too."""
         self._signers |= {signer.public_key.keyid: signer for signer in signers}
 
     # --- signing -----------------------------------------------------------------------------------------------------
     def signers_of(self, role: str) -> list[Signer]:
         """The keys that are at hand and sign for a role other than root. :raises ReleaseInvalid: there are none."""
-        keyids = self.root.roles[role].keyids if role in _ONLINE else self.roles()[role].keyids
+        keyids = self.root.roles[role].keyids if role in TOP_ROLES else self.roles()[role].keyids
         signers = [self._signers[keyid] for keyid in keyids if keyid in self._signers]
         if not signers:
             raise ReleaseInvalid(

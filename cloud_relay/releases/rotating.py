@@ -12,12 +12,12 @@ from pathlib import Path
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Root
 
-from cloud_relay.releases.repository import ORDERS_ROLE, PUBLISHER_ROLE, ReleaseRepository
+from cloud_relay.releases.repository import PUBLISHER_ROLE, TOP_ROLES, ReleaseRepository
+from cloud_relay.releases.shown import ORDERS_ROLE
 from protocols.base.errors import ReleaseInvalid
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _PATTERN = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._*?-]{0,99}")
-TOP_ROLES = ("timestamp", "snapshot", "targets")
 
 
 def rotate_key(repository: ReleaseRepository, role: str, root_signers: Sequence[Signer]) -> Path:

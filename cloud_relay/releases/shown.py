@@ -7,6 +7,7 @@ its own signatures to hand them out.
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +18,9 @@ from protocols.releases.bundle import roots_in, unpack_untrusted_bundle
 from protocols.releases.catalogue import Content, Description, Order
 from protocols.wire.releases import ReleaseNews
 
-BUNDLE_FILE = "current.bundle"
+BUNDLE_FILE: Final = "current.bundle"
+ORDERS_ROLE: Final = "rollouts"
+"""The role that signs orders. Their paths begin with its name."""
 
 
 class Shown(Struct, frozen=True):
@@ -94,7 +97,7 @@ def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str]) ->
             if content is None:
                 unread.append(target)  # a damaged disk: nodes have it from one another
                 continue
-            if target.startswith("rollouts/"):
+            if target.startswith(f"{ORDERS_ROLE}/"):
                 yield digest, _orders.decode(content).path
                 continue
             description = _descriptions.decode(content)

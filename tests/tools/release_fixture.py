@@ -15,12 +15,12 @@ from tuf.api.serialization.json import JSONSerializer
 
 from cloud_relay.releases.chunking import chunk_data
 from cloud_relay.releases.publishing import list_release
-from cloud_relay.releases.repository import Lifetimes, ReleaseRepository, opened
-from cloud_relay.releases.shown import BUNDLE_FILE
+from cloud_relay.releases.repository import PUBLISHER_ROLE, TOP_ROLES, Lifetimes, ReleaseRepository, opened
+from cloud_relay.releases.shown import BUNDLE_FILE, ORDERS_ROLE
 from protocols.releases.bundle import unpack_untrusted_bundle
 from protocols.releases.catalogue import Description, ReleasedFile
 
-ONLINE = ("timestamp", "snapshot", "targets", "rollouts", "models")
+ONLINE = (*TOP_ROLES, ORDERS_ROLE, PUBLISHER_ROLE)
 Files = Mapping[str, bytes]
 
 
@@ -69,7 +69,7 @@ class Publisher:
         self.signers[role] = CryptoSigner.generate_ed25519()
         with self.changing() as repository:
             repository.exchange_key(role, self.signers[role].public_key)
-            if role in ("timestamp", "snapshot", "targets"):
+            if role in TOP_ROLES:
                 repository.sign_root(self.root_signers[:roots])
         return self.bundle
 

@@ -40,8 +40,8 @@ def init(
         from securesystemslib.signer import CryptoSigner
 
         from cloud_relay.releases.commands.opening import root_signers
-        from cloud_relay.releases.repository import ORDERS_ROLE, PUBLISHER_ROLE, Lifetimes
-        from cloud_relay.releases.shown import BUNDLE_FILE
+        from cloud_relay.releases.repository import PUBLISHER_ROLE, TOP_ROLES, Lifetimes
+        from cloud_relay.releases.shown import BUNDLE_FILE, ORDERS_ROLE
 
         if (repository.folder / BUNDLE_FILE).exists():
             raise ReleaseInvalid(f"there is a repository in {repository.folder}: name another folder")
@@ -52,8 +52,7 @@ def init(
             )
         signers = root_signers(root_keys)
         repository.state.lifetimes = Lifetimes(root_days, targets_days, online_days)
-        roles = ("timestamp", "snapshot", "targets", ORDERS_ROLE, PUBLISHER_ROLE)
-        keys = {role: CryptoSigner.generate_ed25519() for role in roles}
+        keys = {role: CryptoSigner.generate_ed25519() for role in (*TOP_ROLES, ORDERS_ROLE, PUBLISHER_ROLE)}
         repository.create(signers, threshold, keys)  # before any file is written: it refuses keys of root given twice
         for role, signer in keys.items():
             repository.keep_key(role, signer)
