@@ -6,7 +6,8 @@ Invariants:
   everything that it names is on the shelf, so a process that is killed leaves the metadata of before.
 - Versions only grow, and so do the counters of releases and the serials of orders: ``state.json`` remembers those
   that were taken out again.
-- One process changes it at a time: it holds a lock from before it reads until after it has written.
+- One process changes it at a time: it holds a lock from before it reads until after it has written. Whoever only reads
+  it needs no lock.
 - Nothing here decides what may be released; see :mod:`~.publishing` and :mod:`~.ordering`.
 
 ``metadata/`` holds the same files apart, for other tools that read TUF.
@@ -81,7 +82,7 @@ class ReleaseRepository:
     """The metadata, open for changes. What was changed is published by :meth:`commit`."""
 
     def __init__(self, folder: Path, clock: Callable[[], datetime] = utc_now) -> None:
-        """An empty one; see :meth:`created` and :func:`opened`."""
+        """An empty one: :meth:`create` or :meth:`load` follows. To change it, use :func:`opened`."""
         self.folder, self._clock = folder, clock
         self.shelf = ChunkShelf(folder / "chunks")
         self.state = RepositoryState()

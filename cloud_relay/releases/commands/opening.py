@@ -50,7 +50,7 @@ def changed(config_path: Path, folder: Path | None, keys: Sequence[Path] = ()) -
 
     :raises ReleaseInvalid: there is none, or the library for it is not installed.
     """
-    with unlocked(config_path, folder) as repository:
+    with locked(config_path, folder) as repository:
         from cloud_relay.releases.signing import keys_in
 
         repository.load()
@@ -60,14 +60,34 @@ def changed(config_path: Path, folder: Path | None, keys: Sequence[Path] = ()) -
 
 
 @contextmanager
-def unlocked(config_path: Path, folder: Path | None) -> "Iterator[ReleaseRepository]":
-    """The repository before it was read. :raises ReleaseInvalid: the library for it is not installed."""
-    try:
+def locked(config_path: Path, folder: Path | None) -> "Iterator[ReleaseRepository]":
+    """The repository before it was read, which nobody else changes meanwhile.
+
+    :raises ReleaseInvalid: the library for it is not installed. :raises StorageError: another command changes it.
+    """
+    with needing_library():
         from cloud_relay.releases.repository import opened
-    except ImportError as error:
-        raise ReleaseInvalid(f"{error}: releases need meshnode[releases], install it") from error
     with opened(folder_of(config_path, folder)) as repository:
         yield repository
+
+
+def published_last(config_path: Path, folder: Path | None) -> "ReleaseRepository":
+    """The repository as it was published last, to be shown. Another command may be changing it meanwhile.
+
+    :raises ReleaseInvalid: there is none, or the library for it is not installed.
+    """
+    with needing_library():
+        from cloud_relay.releases.repository import ReleaseRepository
+    return ReleaseRepository(folder_of(config_path, folder)).load()
+
+
+@contextmanager
+def needing_library() -> Iterator[None]:
+    """Say what to install if the block fails to import it. :raises ReleaseInvalid: it does."""
+    try:
+        yield
+    except ImportError as error:
+        raise ReleaseInvalid(f"{error}: releases need meshnode[releases], install it") from error
 
 
 def published(repository: "ReleaseRepository") -> None:

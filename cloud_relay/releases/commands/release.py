@@ -6,7 +6,16 @@ from pathlib import Path
 import click
 import msgspec
 
-from cloud_relay.releases.commands.opening import changed, places, progress_of, published, signing, unlocked
+from cloud_relay.releases.commands.opening import (
+    changed,
+    locked,
+    needing_library,
+    places,
+    progress_of,
+    published,
+    published_last,
+    signing,
+)
 from protocols.base.errors import ReleaseInvalid
 
 _ROOT_KEYS = click.option(
@@ -36,7 +45,7 @@ def init(
     targets_days: int, online_days: int,
 ) -> None:  # fmt: skip
     """Make a repository. Its root needs at least two keys, which 'release key make' makes; keep them elsewhere."""
-    with unlocked(config_path, folder) as repository:
+    with locked(config_path, folder) as repository:
         from securesystemslib.signer import CryptoSigner
 
         from cloud_relay.releases.commands.opening import root_signers
@@ -122,22 +131,22 @@ def delta(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(config_path: Path, folder: Path | None, as_json: bool) -> None:
     """Show what is published."""
-    with unlocked(config_path, folder) as repository:
-        from cloud_relay.releases.publishing import description_of, listed_releases
+    repository = published_last(config_path, folder)
 
-        repository.load()
-        releases = [description_of(repository, *each) for each in listed_releases(repository)]
-        if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(releases)).decode())
-            return
-        for each in releases:
-            bases = f", {len(each.deltas)} deltas" if each.deltas else ""
-            breaks = ", breaks the signature" if each.breaks_signature else ""
-            click.echo(f"{each.path} {each.counter}: {each.size_bytes} bytes in {len(each.files)} files{bases}{breaks}"
-                       f"{', ' + each.licence if each.licence else ''}")  # fmt: skip
-        if not releases:
-            click.echo("nothing is published: 'cloud-relay release publish MODEL.onnx'")
-        click.echo(f"timestamp {repository.timestamp.version} until {repository.timestamp.expires:%Y-%m-%d %H:%M} UTC")
+    from cloud_relay.releases.publishing import description_of, listed_releases
+
+    releases = [description_of(repository, *each) for each in listed_releases(repository)]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(releases)).decode())
+        return
+    for each in releases:
+        bases = f", {len(each.deltas)} deltas" if each.deltas else ""
+        breaks = ", breaks the signature" if each.breaks_signature else ""
+        click.echo(f"{each.path} {each.counter}: {each.size_bytes} bytes in {len(each.files)} files{bases}{breaks}"
+                   f"{', ' + each.licence if each.licence else ''}")  # fmt: skip
+    if not releases:
+        click.echo("nothing is published: 'cloud-relay release publish MODEL.onnx'")
+    click.echo(f"timestamp {repository.timestamp.version} until {repository.timestamp.expires:%Y-%m-%d %H:%M} UTC")
 
 
 @release.command()
@@ -225,10 +234,8 @@ def key() -> None:
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase, with which the file is encrypted.")
 def make(path: Path, passphrase: bool) -> None:
     """Make a key in the file PATH."""
-    try:
+    with needing_library():
         from cloud_relay.releases.signing import make_key
-    except ImportError as error:
-        raise ReleaseInvalid(f"{error}: releases need meshnode[releases], install it") from error
     text = click.prompt("passphrase", hide_input=True, confirmation_prompt=True) if passphrase else ""
     click.echo(f"{path}: {make_key(path, text.encode()).public_key.keyid}")
 
@@ -237,17 +244,14 @@ def make(path: Path, passphrase: bool) -> None:
 @places
 def key_list(config_path: Path, folder: Path | None) -> None:
     """Show the keys of every role, and until when what they have signed is good."""
-    with unlocked(config_path, folder) as repository:
-        repository.load()
-        top = {"root": repository.root, "targets": repository.targets, "snapshot": repository.snapshot,
-               "timestamp": repository.timestamp}  # fmt: skip
-        for role, signed in top.items():
-            held = repository.root.roles[role]
-            _show_role(role, signed.version, signed.expires, held.threshold, held.keyids, "")
-        for role, delegation in repository.roles().items():
-            signed = repository.delegated(role)
-            _show_role(role, signed.version, signed.expires, delegation.threshold, delegation.keyids,
-                       f" for {', '.join(delegation.paths or ())}")  # fmt: skip
+    repository = published_last(config_path, folder)
+    for signed in (repository.root, repository.targets, repository.snapshot, repository.timestamp):
+        held = repository.root.roles[signed.type]
+        _show_role(signed.type, signed.version, signed.expires, held.threshold, held.keyids, "")
+    for role, delegation in repository.roles().items():
+        targets = repository.delegated(role)
+        _show_role(role, targets.version, targets.expires, delegation.threshold, delegation.keyids,
+                   f" for {', '.join(delegation.paths or ())}")  # fmt: skip
 
 
 def _show_role(role: str, version: int, ends: datetime, threshold: int, keyids: list[str], what: str) -> None:

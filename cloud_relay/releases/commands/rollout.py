@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 import msgspec
 
-from cloud_relay.releases.commands.opening import changed, places, signing, unlocked
+from cloud_relay.releases.commands.opening import changed, places, published_last, signing
 from protocols.base.errors import InvalidName, ReleaseInvalid
 from protocols.base.ids import NodeId, Role, node_id
 
@@ -98,17 +98,18 @@ def start(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(config_path: Path, folder: Path | None, as_json: bool) -> None:
     """Show the orders that are in force. How far the nodes are, any of them tells: 'meshnode models list'."""
-    with unlocked(config_path, folder) as repository:
-        from cloud_relay.releases.ordering import orders_in
+    repository = published_last(config_path, folder)
 
-        orders = orders_in(repository.load())
-        if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(orders)).decode())
-            return
-        for order in orders:
-            _show(order)
-        if not orders:
-            click.echo("no orders: 'cloud-relay rollout start NAME COUNTER'")
+    from cloud_relay.releases.ordering import orders_in
+
+    orders = orders_in(repository)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(orders)).decode())
+        return
+    for order in orders:
+        _show(order)
+    if not orders:
+        click.echo("no orders: 'cloud-relay rollout start NAME COUNTER'")
 
 
 @rollout.command()

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cloud_relay.cli import main
 from cloud_relay.releases import chunking
 from cloud_relay.releases.publishing import description_of, publish, revoke, with_deltas
-from cloud_relay.releases.repository import ReleaseRepository
+from cloud_relay.releases.repository import ReleaseRepository, opened
 from cloud_relay.releases.shown import read_shown
 from meshnode.models.deltas import apply_delta
 from meshnode.releases.trust import Trust
@@ -313,6 +313,15 @@ def test_commands_remove_chunks_that_nothing_leads_to(operator: Operator, tmp_pa
     assert len(list(chunks.glob("*/*"))) >= 8
     operator("release", "revoke", "plate", "1")
     assert list(chunks.glob("*/*")) == []
+
+
+@pytest.mark.parametrize("words", [("release", "list"), ("release", "key", "list"), ("rollout", "status")])
+def test_commands_that_only_show_do_so_while_another_one_publishes(operator: Operator, words: tuple[str, ...]) -> None:
+    """A large model takes minutes, and nobody could look at what is published meanwhile."""
+    with opened(operator.folder):
+        shown = operator(*words)
+        assert "another command" in operator("release", "refresh", status=2)
+    assert shown == operator(*words)
 
 
 @pytest.mark.parametrize("part", ["description", "index"])
