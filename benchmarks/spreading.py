@@ -72,8 +72,10 @@ class Round:
     """Of urgent readings, before and meanwhile."""
     missing: int
     """Urgent readings that did not arrive meanwhile."""
+    processor_before: float
+    """What the nodes used of all processors before, and …"""
     processor_share: float
-    """What the nodes used of all processors meanwhile."""
+    """… meanwhile."""
 
 
 class _Repository:
@@ -142,7 +144,7 @@ def spread(folder: Path, nodes: int, size_bytes: int, rate_mbps: float, is_fifo:
             processes.append(LineProcess(computer.start(command_line, **pipes), setting))
             stack.callback(processes[-1].end)
             seeds.append((host, processes[-1].answer(Open).port))
-        _meet(processes)
+        met_s = _used_s(_meet(processes))
         time.sleep(_BEFORE_S)
         before = _reckon(processes)
         sent_bytes, began_ns, used_s = relay.sent_bytes("eth0"), time.monotonic_ns(), _used_s(before)
@@ -158,11 +160,12 @@ def spread(folder: Path, nodes: int, size_bytes: int, rate_mbps: float, is_fifo:
         bytes_per_s, took_s = rate_mbps * 125_000, (time.monotonic_ns() - began_ns) / 1e9
         bound_s = max(size_bytes / bytes_per_s, nodes * size_bytes / (bytes_per_s * (nodes + 1)))
         took_us = [each for row in meanwhile for seen in row for each in seen.urgent_us]
+        processors = os.cpu_count() or 1
         urgent = sum(seen.urgent_sent for row in meanwhile for seen in row) * (nodes - 1)
         return Round(
             bound_s, times[nodes // 2], times[-1], (relay.sent_bytes("eth0") - sent_bytes) / size_bytes,
             _p99_ms([each for seen in before for each in seen.urgent_us]), _p99_ms(took_us), urgent - len(took_us),
-            (_used_s(meanwhile[-1]) - used_s) / took_s / (os.cpu_count() or 1),
+            (used_s - met_s) / _BEFORE_S / processors, (_used_s(meanwhile[-1]) - used_s) / took_s / processors,
         )  # fmt: skip
 
 
@@ -181,10 +184,13 @@ def _start_relay(stack: ExitStack, computer: Computer, folder: Path, host: str) 
         raise ChildFailed(f"the relay has ended (exit status {process.wait()})")
 
 
-def _meet(processes: Sequence[LineProcess]) -> None:
+def _meet(processes: Sequence[LineProcess]) -> list[Seen]:
     """Wait until everybody has met everybody."""
     until_s = time.monotonic() + _MEET_S
-    while any(seen.peers < len(processes) - 1 for seen in _reckon(processes)):
+    while True:
+        now = _reckon(processes)
+        if min(seen.peers for seen in now) >= len(processes) - 1:
+            return now
         if time.monotonic() > until_s:
             raise TimeoutError(f"the nodes did not all meet within {_MEET_S:g} s")
         time.sleep(_LOOK_S)
@@ -232,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     rows: list[Round] = []
     print(
-        "bound s  half s  all s  times bound  egress  p99 ms before  meanwhile  times  missing  processor", flush=True
+        "bound s  half s  all s  times bound  egress  p99 ms before  meanwhile  times  missing  busy before  meanwhile"
     )
     for number in range(options.rounds):
         with measuring("spreading") as folder:
@@ -242,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(row)
         print(f"{row.bound_s:7.2f} {row.half_s:7.2f} {row.all_s:6.2f} {row.all_s / row.bound_s:12.2f} "
               f"{row.egress:7.3f} {row.p99_before_ms:14.2f} {row.p99_ms:10.2f} {row.p99_ms / row.p99_before_ms:6.2f} "
-              f"{row.missing:8} {row.processor_share:10.0%}", flush=True)  # fmt: skip
+              f"{row.missing:8} {row.processor_before:12.0%} {row.processor_share:10.0%}", flush=True)  # fmt: skip
     return finish(options, {"rows": [asdict(row) for row in rows]}, missed_of(rows))
 
 
