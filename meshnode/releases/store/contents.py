@@ -35,12 +35,17 @@ class ContentFile:
     def look(self) -> None:
         """Take up what is on the disk."""
         chunk_bytes, *numbers = _numbers(self._marks) or [0]
-        if chunk_bytes != self.chunk_bytes or self._size_on_disk() != self.size_bytes:
+        if chunk_bytes != self.chunk_bytes or _size_on_disk(self.path) != self.size_bytes:
             return
         self.is_reserved = True
         for number in numbers:
             if number < len(self.held):
                 self.held[number] = 1
+        if (
+            _size_on_disk(self._marks) or 0
+        ) % _NUMBER_BYTES:  # cut off: what is appended would be read as other numbers
+            with suppress(OSError):
+                self._keep_marks()
 
     def reserve(self) -> None:
         """Make room for all of it on the disk. :raises OSError: there is no room."""
@@ -53,12 +58,6 @@ class ContentFile:
                 self._disk.remove(self.path)
             raise
         self.is_reserved = True
-
-    def _size_on_disk(self) -> int | None:
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return None
 
     @property
     def is_whole(self) -> bool:
@@ -116,6 +115,13 @@ class ContentFile:
 def chunk_bytes_of(path: Path) -> int:
     """The size of a chunk of a content on the disk; 0: it is not known."""
     return next(iter(_numbers(path.with_name(path.name + _HELD))), 0)
+
+
+def _size_on_disk(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _numbers(marks: Path) -> list[int]:
