@@ -25,7 +25,7 @@ from random import Random
 from typing import Any, Final, get_args
 
 from benchmarks import command
-from benchmarks.failing_disk import FailingDisk, Fault, PowerLost
+from benchmarks.failing_disk import LOSSES_OF_POWER, FailingDisk, Fault, PowerLost
 from benchmarks.released import NAME, PATH, Site, adder, release, site
 from meshnode.inference.compute import ComputeService
 from protocols.base.errors import MeshError
@@ -181,7 +181,7 @@ def _fail_once(folder: Path, compute: ComputeService, number: int, fault: Fault,
         failed = False
     if failed and here.answer() != 1:
         return f"what served did not go on: {here.answer()}"
-    if fault != "power":
+    if fault not in LOSSES_OF_POWER:
         if here.answer() != here.installer.journal.of(PATH).current:
             return f"{here.answer()} serves, and the journal says {here.installer.journal.of(PATH).current}"
         here.install(second)

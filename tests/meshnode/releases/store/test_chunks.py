@@ -4,10 +4,12 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from benchmarks.failing_disk import LOSSES_OF_POWER, FailingDisk, Fault, PowerLost
 from meshnode.releases.store.chunks import ChunkStore
 from protocols.base import limits
 from protocols.base.errors import StorageError
@@ -88,6 +90,34 @@ def test_content_goes_on_after_a_restart_where_it_was(tmp_path: Path) -> None:
     for digest in content.digests[1:3]:
         again.put(digest, file.chunks[digest])
     assert bytes(opened(tmp_path).content(index).held) == b"\1\1\1\0\0"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fault", LOSSES_OF_POWER)
+def test_chunk_that_counts_as_held_is_on_the_disk_wherever_the_power_fails(tmp_path: Path, fault: Fault) -> None:
+    """What a node believes to hold it neither fetches again nor finds damaged before it needs it."""
+    file = publish(1, {"m.onnx": some(1, 3 * CHUNK + 5)})
+    index, size_bytes, chunk_bytes = content_of(file)
+
+    def put(folder: Path, disk: FailingDisk) -> None:
+        store = ChunkStore(folder, 64 * MIB, disk)
+        store.open()
+        file.put_into(store)
+
+    disk = FailingDisk()
+    put(tmp_path / "whole", disk)
+    assert {"write_at", "append", "sync"} <= {step.split()[0] for step in disk.steps}
+    for number, step in enumerate(disk.steps, 1):
+        folder = tmp_path / str(number)
+        with suppress(PowerLost):
+            put(folder, FailingDisk(number, fault))
+        store = opened(folder)
+        lacking = [digest.hex()[:12] for digest in store.held() if store.get(digest) is None]
+        assert not lacking, f"held and not there after {fault} at {number}, {step}"
+        file.put_into(store)
+        again = opened(folder).open_content(index, size_bytes, chunk_bytes)
+        assert again is not None
+        assert again.is_whole, f"what came afterwards is not known after {fault} at {number}, {step}"
+        assert again.digest() == file.description.files[0].content.sha256
 
 
 def test_room_of_a_content_is_there_before_its_first_chunk(tmp_path: Path) -> None:
