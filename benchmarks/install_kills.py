@@ -1,8 +1,8 @@
 """``python -m benchmarks.install_kills``: kills at random moments of an install, and a fault at each of its steps.
 
 Kills: a process with the models of a node installs one release after the other: chunks, files, golden run, swap,
-journal. It is killed (``SIGKILL``) at a random moment. The next process has to serve at once: the release of the
-journal, whose model has the digest of that release. Then it goes on installing.
+journal. It is killed (``SIGKILL``) at a random moment. The next process has to serve at once what served last, or
+what was about to serve: so says the journal, and the model has the digest of that release. Then it goes on installing.
 
 Faults: an install is made once for each write, sync, rename, link and swap that it consists of, and exactly that one
 fails, because the disk is full or broken, or because the power goes, with everything lost that was not synced. What
@@ -12,12 +12,15 @@ served has to go on, and after a restart a release serves whose digest is right;
 import argparse
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ from random import Random
 from typing import Any, Final, get_args
 
 from benchmarks import command
+from benchmarks.children import ChildFailed
 from benchmarks.failing_disk import LOSSES_OF_POWER, FailingDisk, Fault, PowerLost
 from benchmarks.released import NAME, PATH, Site, adder, release, site
 from meshnode.inference.compute import ComputeService
@@ -35,6 +39,7 @@ SIZE_BYTES: Final = 2_000_000
 COUNTERS: Final = 5
 """Releases that are installed in turn; an older one is dropped."""
 _START_S: Final = 60.0
+"""How long a process may take to serve, and to end once it was killed."""
 _ROOT: Final = Path(__file__).parents[1]
 
 
@@ -70,7 +75,7 @@ def install_for_ever(folder: Path, factory: Path) -> None:
     model = here.compute.models[NAME]
     _say(
         "serves", amount=here.answer(), journal=state.current, fell_back=fell_back,
-        digest_is_right=expected is None or expected.digest == model.digest,
+        digest_is_right=not state.current or (expected is not None and expected.digest == model.digest),
         took_ms=round((time.monotonic() - began_s) * 1e3, 1),
     )  # fmt: skip
     counter = state.current
@@ -81,10 +86,10 @@ def install_for_ever(folder: Path, factory: Path) -> None:
         published.put_into(here.store)
         _say("staging")
         here.installer.stage(published.description)
-        _say("serving")
+        _say("serving", counter=counter)
         here.installer.serve(PATH, counter)
         assert here.answer() == counter
-        _say("dropping")
+        _say("dropping", counter=counter)
         current = here.installer.journal.of(PATH)
         for old in [each.counter for each in current.installed if each.counter not in (counter, *current.previous)]:
             here.installer.drop(PATH, old)
@@ -96,32 +101,49 @@ def _say(what: str, **more: Any) -> None:
 
 
 class _Victim:
-    """One such process."""
+    """One such process. A thread reads what it says, so that no line waits in a buffer when it is killed."""
 
-    def __init__(self, folder: Path, factory: Path) -> None:
+    def __init__(self, folder: Path, factory: Path, log: Path) -> None:
         command_line = [sys.executable, "-m", "benchmarks.install_kills", "--install", str(folder), str(factory)]
         environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-        self._process = subprocess.Popen(
-            command_line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self._log = log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command_line, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # the last one may be cut off
+                    self._said.put(json.loads(line))
+        self._said.put(None)
 
     def serves(self) -> dict[str, Any]:
-        """What it says first. :raises ChildFailed: it has ended instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            assert self._process.stderr is not None
-            return {"what": "ended", "why": self._process.stderr.read()[-500:]}
-        said: dict[str, Any] = json.loads(line)
-        return said
+        """What it says first. If that does not come within a minute, or the process has ended instead: what it
+        logged."""
+        with suppress(queue.Empty):
+            said = self._said.get(timeout=_START_S)
+            if said is not None:
+                return said
+            self._said.put(None)
+        return {"what": "nothing", "status": self._process.poll(), "log": self._log.read_text()[-500:]}
 
-    def kill_after(self, delay_s: float) -> str:
-        """Kill it, and return what it was doing."""
+    def kill_after(self, delay_s: float) -> list[dict[str, Any]]:
+        """Kill it, and return what it has said meanwhile. :raises ChildFailed: it had ended by itself."""
         time.sleep(delay_s)
-        self._process.send_signal(signal.SIGKILL)
-        rest, _ = self._process.communicate()
-        lines = [line for line in rest.splitlines() if line.endswith("}")]
-        return str(json.loads(lines[-1])["what"]) if lines else "starting"
+        self._process.kill()
+        status = self._process.wait()
+        said = []
+        with suppress(queue.Empty):
+            while (line := self._said.get(timeout=_START_S)) is not None:
+                said.append(line)
+        if status != -signal.SIGKILL:
+            raise ChildFailed(f"it ended by itself (exit status {status}): {self._log.read_text()[-500:]}")
+        return said
 
 
 def kill(folder: Path, kills: int, seed: int, longest_s: float) -> Kills:
@@ -129,19 +151,49 @@ def kill(folder: Path, kills: int, seed: int, longest_s: float) -> Kills:
     random, figures = Random(seed), Kills()
     factory = folder / "factory.onnx"
     factory.write_bytes(adder(0.5))
+    possible: Collection[int] = {0}
     for number in range(kills + 1):
-        victim = _Victim(folder / "releases", factory)
+        victim = _Victim(folder / "releases", factory, folder / "log.txt")
         said = victim.serves()
         if said["what"] == "serves":
             figures.back_ms.append(said["took_ms"])
-        served = said.get("amount")
-        if said["what"] != "serves" or not said["digest_is_right"] or served != (said["journal"] or 0.5):
-            figures.wrong.append(f"after kill {number}: {said}")
-        moment = victim.kill_after(random.uniform(0, longest_s))
+        if why := not_recovered(said, possible):
+            figures.wrong.append(f"after kill {number}: {why}")
+        try:
+            lines = victim.kill_after(random.uniform(0, longest_s))
+        except ChildFailed as error:
+            figures.wrong.append(f"after kill {number}: {error}")
+            break
+        possible = journals_after(said, lines) if said["what"] == "serves" else possible
         if number < kills:
             figures.kills += 1
-            figures.by_moment[moment] += 1
+            figures.by_moment[str(lines[-1]["what"]) if lines else "starting"] += 1
     return figures
+
+
+def not_recovered(said: Mapping[str, Any], possible: Collection[int]) -> str:
+    """What is wrong with what a process said first, if the journal could say one of ``possible``; empty: nothing."""
+    if said["what"] != "serves":
+        return f"it does not serve: {said}"
+    if said["journal"] not in possible:
+        return f"the journal says {said['journal']}, and not {' or '.join(map(str, sorted(possible)))}"
+    if said["fell_back"]:
+        return f"a release could not be served: {said['fell_back']}"
+    if not said["digest_is_right"] or said["amount"] != (said["journal"] or 0.5):
+        return f"it serves something else than the journal says: {said}"
+    return ""
+
+
+def journals_after(first: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """What the journal may say once a process that said all that was killed: the release that served last, and the one
+    that was about to serve."""
+    possible = {int(first["journal"])}
+    for line in lines:
+        if line["what"] == "serving":
+            possible.add(line["counter"])
+        elif line["what"] == "dropping":
+            possible = {line["counter"]}
+    return possible
 
 
 # --- one fault at each step ------------------------------------------------------------------------------------------
@@ -226,6 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--without-faults", action="store_true", help="only kill")
     parser.add_argument("--install", nargs=2, type=Path, metavar=("FOLDER", "FACTORY"), help=argparse.SUPPRESS)
     options: argparse.Namespace = parser.parse_args(arguments)
+    if not options.kills and options.without_faults:
+        parser.error("--kills 0 and --without-faults leave nothing to do")
     if options.install is not None:
         install_for_ever(*options.install)
     with command.measuring("kills of installs") as folder:

@@ -16,6 +16,20 @@ def test_kills_at_random_moments_of_installs_leave_a_model_that_serves(tmp_path:
     assert install_kills.missed_promises(figures, None) == []
 
 
+def test_journal_that_went_back_after_a_kill_is_told() -> None:
+    """A node that forgets an install it had finished would serve an older model, and look well."""
+    first = {"what": "serves", "journal": 1, "amount": 1.0, "fell_back": {}, "digest_is_right": True}
+    served = [{"what": "staging"}, {"what": "serving", "counter": 2}, {"what": "dropping", "counter": 2}]
+    about_to = [*served, {"what": "staging"}, {"what": "serving", "counter": 3}]
+    assert install_kills.journals_after(first, []) == {1}
+    assert install_kills.journals_after(first, served) == {2}
+    assert install_kills.journals_after(first, about_to) == {2, 3}
+    assert install_kills.not_recovered(first, {1}) == ""
+    assert install_kills.not_recovered(first, {2, 3}) == "the journal says 1, and not 2 or 3"
+    assert "could not be served" in install_kills.not_recovered({**first, "fell_back": {"models/adder": "why"}}, {1})
+    assert "something else" in install_kills.not_recovered({**first, "amount": 0.5}, {1})
+
+
 async def test_swaps_under_load_fail_no_request_here_or_of_a_neighbour(tmp_path: Path) -> None:
     """An update must be no reason for an outage of even one frame."""
     figures = await swaps.measure(tmp_path, count=6, hz=30.0, quiet_s=0.5)
