@@ -4,9 +4,10 @@ Kills: a process with the models of a node installs one release after the other:
 journal. It is killed (``SIGKILL``) at a random moment. The next process has to serve at once what served last, or
 what was about to serve: so says the journal, and the model has the digest of that release. Then it goes on installing.
 
-Faults: an install is made once for each write, sync, rename, link and swap that it consists of, and exactly that one
-fails, because the disk is full or broken, or because the power goes, with everything lost that was not synced. What
-served has to go on, and after a restart a release serves whose digest is right; with room again, the install succeeds.
+Faults: an install is made once for each write, sync, rename and link that it consists of, and exactly that one fails,
+because the disk is full or broken, or because the power goes, with what was not synced lost in either of two ways
+(:mod:`benchmarks.failing_disk`). What served has to go on, and after a restart a release serves whose digest is right;
+with room again, the install succeeds.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any, Final, get_args
 from benchmarks import command
 from benchmarks.children import ChildFailed
 from benchmarks.failing_disk import LOSSES_OF_POWER, FailingDisk, Fault, PowerLost
-from benchmarks.released import NAME, PATH, Site, adder, release, site
+from benchmarks.released import NAME, PATH, Published, Site, adder, release, site
 from meshnode.inference.compute import ComputeService
 from protocols.base.errors import MeshError
 
@@ -40,6 +41,8 @@ COUNTERS: Final = 5
 """Releases that are installed in turn; an older one is dropped."""
 _START_S: Final = 60.0
 """How long a process may take to serve, and to end once it was killed."""
+_STEPS: Final = frozenset({"allocate", "write", "write_at", "append", "sync", "sync_folder", "rename", "link"})
+"""The kinds of steps of every install. What is written past the disk of the benchmark would never fail in it."""
 _ROOT: Final = Path(__file__).parents[1]
 
 
@@ -59,6 +62,8 @@ class Kills:
 class Faults:
     """What became of installs with one fault each."""
 
+    steps: list[str] = field(default_factory=list)
+    """Of one install without a fault, in order."""
     tried: Counter[str] = field(default_factory=Counter)
     """By step and fault."""
     wrong: list[str] = field(default_factory=list)
@@ -197,7 +202,7 @@ def journals_after(first: Mapping[str, Any], lines: Sequence[Mapping[str, Any]])
 
 
 # --- one fault at each step ------------------------------------------------------------------------------------------
-def fail_everywhere(folder: Path) -> Faults:
+def fail_everywhere(folder: Path, faults: Sequence[Fault] = get_args(Fault)) -> Faults:
     """Make an install with each single fault."""
     figures = Faults()
     second = release(2, padding_bytes=20_000)
@@ -209,20 +214,20 @@ def fail_everywhere(folder: Path) -> Faults:
         counting.start()
         before = len(disk.steps)
         counting.install(second)
-        steps = disk.steps[before:]
-        for fault in get_args(Fault):
-            for number, step in enumerate(steps, 1):
+        figures.steps = disk.steps[before:]
+        for fault in faults:
+            for number, step in enumerate(figures.steps, 1):
                 place = folder / f"{fault}-{number}"
                 shutil.copytree(folder / "first", place)
                 figures.tried[f"{step.split()[0]} {fault}"] += 1
                 wrong = _fail_once(place, here.compute, number, fault, second)
                 if wrong:
-                    figures.wrong.append(f"{fault} at {step}: {wrong}")
+                    figures.wrong.append(f"{fault} at {number}, {step}: {wrong}")
                 shutil.rmtree(place)
     return figures
 
 
-def _fail_once(folder: Path, compute: ComputeService, number: int, fault: Fault, second: Any) -> str:
+def _fail_once(folder: Path, compute: ComputeService, number: int, fault: Fault, second: Published) -> str:
     disk = FailingDisk(0, fault)
     here = _restarted(folder, compute, disk)
     disk.fails_at = len(disk.steps) + number
@@ -231,21 +236,30 @@ def _fail_once(folder: Path, compute: ComputeService, number: int, fault: Fault,
         failed = True
         here.install(second)
         failed = False
-    if failed and here.answer() != 1:
-        return f"what served did not go on: {here.answer()}"
+    if here.answer() != (1 if failed else 2):
+        return f"the install has {'failed' if failed else 'succeeded'}, and {here.answer()} serves"
     if fault not in LOSSES_OF_POWER:
         if here.answer() != here.installer.journal.of(PATH).current:
             return f"{here.answer()} serves, and the journal says {here.installer.journal.of(PATH).current}"
-        here.install(second)
-        if here.answer() != 2:
-            return f"it did not succeed once the fault was gone: {here.answer()}"
+        if why := _not_installed(here, second):
+            return f"it did not succeed once the fault was gone: {why}"
     again = _restarted(folder, compute)
     state = again.installer.journal.of(PATH)
     release_ = state.release(state.current)
     if release_ is None or again.answer() != state.current or compute.models[NAME].digest != release_.digest:
         return f"after a restart {again.answer()} serves, and the journal says {state}"
-    again.install(second)
-    return "" if again.answer() == 2 else f"it did not succeed after a restart: {again.answer()}"
+    if why := _not_installed(again, second):
+        return f"it did not succeed after a restart: {why}"
+    return ""
+
+
+def _not_installed(here: Site, second: Published) -> str:
+    """Install the second release. Returns why that is not what serves then; empty: it is."""
+    try:
+        here.install(second)
+    except MeshError as error:
+        return str(error)
+    return "" if here.answer() == 2 else f"{here.answer()} serves"
 
 
 def _restarted(folder: Path, compute: ComputeService, disk: FailingDisk | None = None) -> Site:
@@ -266,6 +280,11 @@ def missed_promises(kills: Kills | None, faults: Faults | None) -> list[str]:
             missed.append(f"the kills did not fall into all parts of an install: {dict(kills.by_moment)}")
     if faults is not None:
         missed += faults.wrong[:10]
+        untried = _STEPS - {step.split()[0] for step in faults.steps}
+        if untried:
+            missed.append(
+                f"an install has no step of the kind {', '.join(sorted(untried))}: it is written past the disk"
+            )
     return missed
 
 

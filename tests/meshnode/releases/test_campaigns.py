@@ -30,6 +30,19 @@ def test_journal_that_went_back_after_a_kill_is_told() -> None:
     assert "something else" in install_kills.not_recovered({**first, "amount": 0.5}, {1})
 
 
+def test_fault_at_any_step_of_an_install_leaves_a_release_that_serves(tmp_path: Path) -> None:
+    """A vehicle is switched off, and disks fill up, in every instant that there is."""
+    figures = install_kills.fail_everywhere(tmp_path, ("full", "power", "reordered"))
+    assert sum(figures.tried.values()) == 3 * len(figures.steps)
+    assert install_kills.missed_promises(None, figures) == []
+
+
+def test_install_without_a_step_that_fails_is_told() -> None:
+    """What is written past the disk of the benchmark would never fail in it."""
+    (missed,) = install_kills.missed_promises(None, install_kills.Faults(steps=["write a", "rename b"]))
+    assert missed.startswith("an install has no step of the kind allocate, append, link, sync")
+
+
 async def test_swaps_under_load_fail_no_request_here_or_of_a_neighbour(tmp_path: Path) -> None:
     """An update must be no reason for an outage of even one frame."""
     figures = await swaps.measure(tmp_path, count=6, hz=30.0, quiet_s=0.5)

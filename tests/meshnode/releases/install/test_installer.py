@@ -1,24 +1,21 @@
-"""The installer: what it refuses, what serves after each change and each restart, and that a fault at any step leaves a
-model that serves."""
+"""The installer: what it refuses, and what serves after each change and each restart.
+
+``test_campaigns`` has an install fail at each of its steps.
+"""
 
 import errno
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.failing_disk import FailingDisk, Fault, PowerLost
-from meshnode.inference.compute import ComputeService
 from meshnode.inference.section import ModelSection, ModelsSection
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.refusals import InstallRefused
 from meshnode.releases.install.stand import NodeModels
 from meshnode.releases.store.disk import Disk
-from protocols.base.errors import MeshError
 from protocols.base.ids import NodeId
 from tests.tools.eventually import eventually
 from tests.tools.released_fixture import (
@@ -278,63 +275,3 @@ def test_release_that_served_before_takes_over_on_a_full_disk_and_is_written_lat
         here.installer.journal.catch_up()
     with site(tmp_path / "releases") as here:
         assert here.answer() == 1
-
-
-# --- a fault at each step --------------------------------------------------------------------------------------------
-SECOND = release(2, padding_bytes=20_000)
-
-
-@pytest.fixture(scope="module", name="prepared")
-def given_prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ComputeService, list[str]]]:
-    """A folder in which the first release serves, what runs its models, and all steps by which the second one comes."""
-    folder = tmp_path_factory.mktemp("prepared")
-    with site(folder / "first") as here:
-        here.install(release(1, padding_bytes=20_000))
-        shutil.copytree(folder / "first", folder / "count")
-        disk = FailingDisk()
-        counting = Site(folder / "count", disk=disk, compute=here.compute)
-        counting.start()
-        before = len(disk.steps)
-        counting.install(SECOND)
-        yield folder / "first", here.compute, disk.steps[before:]
-
-
-def restarted(folder: Path, compute: ComputeService, disk: FailingDisk | None = None) -> Site:
-    """The same folder in a new life, in which nothing was loaded so far."""
-    compute.stop_version(NAME, 0)
-    here = Site(folder, disk=disk, compute=compute)
-    here.start()
-    return here
-
-
-def test_steps_of_an_install_are_all_that_there_are(prepared: tuple[Path, ComputeService, list[str]]) -> None:
-    """What is written past the disk of the tests would never fail in one."""
-    done = {step.split()[0] for step in prepared[2]}
-    assert done >= {"allocate", "write", "write_at", "append", "sync", "sync_folder", "rename", "link"}
-
-
-@pytest.mark.parametrize("fault", ["full", "power"])
-def test_fault_at_any_step_of_an_install_leaves_a_release_that_serves(
-    tmp_path: Path, prepared: tuple[Path, ComputeService, list[str]], fault: Fault
-) -> None:
-    """A vehicle is switched off, and disks fill up, in every instant that there is."""
-    first, compute, steps = prepared
-    for number, step in enumerate(steps, 1):
-        folder = tmp_path / str(number)
-        shutil.copytree(first, folder)
-        disk = FailingDisk(0, fault)
-        here = restarted(folder, compute, disk)
-        disk.fails_at = len(disk.steps) + number
-        try:
-            here.install(SECOND)
-        except (PowerLost, MeshError):
-            assert here.answer() == 1, f"what served goes on: {step}"
-        if fault == "full":
-            assert here.answer() == here.installer.journal.of(PATH).current
-            here.install(SECOND)
-            assert here.answer() == 2, f"with room again: {step}"
-        again = restarted(folder, compute)
-        assert again.answer() == again.installer.journal.of(PATH).current, step
-        if fault == "power":
-            again.install(SECOND)
-            assert again.answer() == 2, step
