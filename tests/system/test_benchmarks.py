@@ -13,12 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import busy, ends, insiders, relay_siege, report, schedule
+from benchmarks import busy, dissemination, ends, insiders, relay_siege, report, schedule
 from benchmarks.__main__ import main
 from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
 from benchmarks.schedule import Outcome, Plan
 from meshnode.identity import create_mesh, issue
+from protocols.base.ids import Role
+from protocols.base.limits import SECOND
+from sims.virtual.driver import SimDriver
 from tests.tools.emulator_fixture import as_root
 from tests.tools.eventually import eventually
 
@@ -455,3 +458,23 @@ def test_planning_tiny_run_times_every_kind_link_and_goal(tmp_path: Path) -> Non
     searches = written(tmp_path, "planning", "--problems", "1", "--cuts", "4", "--neighbours", "2")["searches"]
     assert len(searches) == len({(each["kind"], each["link"], each["goal"]) for each in searches}) == 24
     assert all(0 < each["median_ms"] <= each["longest_ms"] for each in searches)
+
+
+def test_dissemination_counts_an_urgent_reading_that_never_came() -> None:
+    """A release that starves brakes and warnings must not look quick because only the rest arrived."""
+    sim = SimDriver(1)
+    for name in ("n0", "n1"):
+        sim.add(name, Role.VEHICLE)
+    sim.run_for(10 * SECOND)
+    sent = [dissemination.Sent("n0", "veh/n0/brake", SECOND), dissemination.Sent("n0", "veh/n0/brake", 9 * SECOND)]
+    assert dissemination.urgent_p99(sim, sent, 0) == (9_000.0, 1), "the second one may still come"
+    assert dissemination.urgent_p99(sim, sent, 2 * SECOND) == (1_000.0, 0)
+
+
+def test_dissemination_misses_its_promise_when_a_check_of_a_scenario_fails() -> None:
+    """The exit status says whether all of it holds."""
+    assert dissemination.missed_in("radio", {"failed_checks": 0.0, "all_s": 60.0}) == []
+    assert dissemination.missed_in("large", {"failed_checks": 2.0}) == ["large: 2 checks have failed"]
+    assert dissemination.missed_in("radio", {"failed_checks": 0.0}) == [
+        "radio: not all nodes had the release in the end"
+    ]
