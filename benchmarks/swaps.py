@@ -1,21 +1,22 @@
 """``python -m benchmarks.swaps``: what requests notice while the model that answers them is swapped.
 
-A node serves a model, and a neighbour without it has that node compute its requests. Both ask at a steady rate, while
-the node goes from one of eight releases to the next, so that each is loaded anew. A request has failed when it was not
-answered, or when the answer is that of a release that did not serve between its begin and its end.
+A node serves a model, and a neighbour without it has that node compute its requests. Both ask at a steady rate, except
+while eight requests of one of them wait. Meanwhile the node goes from one of eight releases to the next, so that each
+is loaded anew. A request has failed when it was not answered. It is wrong when the answer is that of a release that did
+not serve between its begin and its end. The neighbour names the release that it wants, and may hear of the newest one
+up to a second after that began to serve.
 
 The same time without swaps, before and after, tells what a swap costs in latency.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +55,8 @@ MAX_WAITING: Final = 8
 """Requests of one node under way: beyond twice as many, its neighbour would refuse them as busy."""
 PAUSE_S: Final = 0.5
 """Between two swaps: a version that was given up lingers for two seconds, but only four of one model do."""
-_SETTLE_S: Final = 1.0
+_TOLD_S: Final = {"here": 0.0, "neighbour": 1.0}
+"""How long after a swap who asks may still mean the release before."""
 _LIMIT_S: Final = 30.0
 _DEADLINE_MS: Final = 10_000
 _HERE: Final = Position(48.7661, 11.4298, 3.0)
@@ -71,10 +73,10 @@ class Asked:
 
     def figures(self) -> dict[str, Any]:
         """For people and files."""
-        p50_us, p99_us, *_ = percentiles(self.took_us) if self.took_us else (0.0, 0.0)
+        p50_us, p99_us, max_us = percentiles(self.took_us)
         return {
             "requests": self.count, "failed": len(self.failed), "wrong": len(self.wrong), "p50_us": p50_us,
-            "p99_us": p99_us, "max_us": max(self.took_us, default=0.0), "examples": [*self.failed[:3], *self.wrong[:3]],
+            "p99_us": p99_us, "max_us": max_us, "examples": [*self.failed[:3], *self.wrong[:3]],
         }  # fmt: skip
 
 
@@ -95,7 +97,7 @@ class _History:
 
     def __init__(self, counter: int) -> None:
         self.served = [(0.0, counter)]
-        self.coming = 0
+        self.coming = counter
 
     def served_between(self, begin_s: float, end_s: float) -> set[int]:
         found = {self.coming}
@@ -185,7 +187,9 @@ async def _staged(node: meshnode.Node) -> Installer:
     return active.installer
 
 
-async def _ask(node: meshnode.Node, hz: float, history: _History, into: Asked, stop: asyncio.Event) -> None:
+async def _ask(
+    node: meshnode.Node, hz: float, history: _History, told_s: float, into: Asked, stop: asyncio.Event
+) -> None:  # fmt: skip
     zeros = {"x": np.zeros((1, 2), "f4")}
     waiting: set[asyncio.Task[None]] = set()
 
@@ -200,7 +204,7 @@ async def _ask(node: meshnode.Node, hz: float, history: _History, into: Asked, s
         end_s = time.monotonic()
         into.took_us.append((end_s - begin_s) * 1e6)
         added = int(result.outputs["y"][0, 0])
-        if added not in history.served_between(begin_s - _SETTLE_S, end_s):
+        if added not in history.served_between(begin_s - told_s, end_s):
             into.wrong.append(f"release {added} answered, and {history.served[-1][1]} serves")
 
     due_s = time.monotonic()
@@ -218,7 +222,9 @@ async def _window(
     nodes: dict[str, meshnode.Node], hz: float, history: _History, into: dict[str, Asked], during: Any
 ) -> None:
     stop = asyncio.Event()
-    asking = [asyncio.create_task(_ask(node, hz, history, into[name], stop)) for name, node in nodes.items()]
+    asking = [
+        asyncio.create_task(_ask(node, hz, history, _TOLD_S[name], into[name], stop)) for name, node in nodes.items()
+    ]
     try:
         await during()
     finally:
@@ -254,7 +260,7 @@ async def measure(folder: Path, count: int, hz: float, quiet_s: float) -> SwapFi
 def missed_promises(figures: SwapFigures) -> list[str]:
     """What was promised and did not hold."""
     missed = []
-    for name, asked in figures.swapping.items():
+    for name, asked in (*figures.quiet.items(), *figures.swapping.items()):
         if asked.failed or asked.wrong:
             missed.append(f"{len(asked.failed)} requests {name} failed and {len(asked.wrong)} were wrong")
         if not asked.count:
@@ -284,11 +290,11 @@ def main(arguments: list[str] | None = None) -> int:
     took = sorted(figures.swap_ms)
     print(f"{len(took)} swaps, of {took[len(took) // 2]:.0f} ms in the median and {took[-1]:.0f} ms at most")
     content = {
-        "swaps": figures.swaps, "swap_ms": asdict(figures)["swap_ms"],
+        "swaps": figures.swaps, "swap_ms": figures.swap_ms,
         **{kind: {name: asked.figures() for name, asked in getattr(figures, kind).items()}
            for kind in ("quiet", "swapping")},
     }  # fmt: skip
-    return command.finish(options, json.loads(json.dumps(content)), missed_promises(figures))
+    return command.finish(options, content, missed_promises(figures))
 
 
 if __name__ == "__main__":
