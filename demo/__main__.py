@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo.conductor import View, free_port, play_all
+from demo.conductor import View, play_all
+from demo.processes import free_port
 from demo.promises import Outcome
 from demo.repeat import repeat, run_as_process
 from demo.stage import compile_packages, write_files

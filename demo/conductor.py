@@ -1,23 +1,18 @@
 """Starts, kills, restarts and stops the processes of the demonstration, and shows what happens."""
 
-import json
-import os
 import queue
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
 from demo.machine import Machine, Watch, ended_children_s
+from demo.processes import RELAY, Processes
 from demo.stage import ALL, UNITS, Participant
 from protocols.base.errors import MeshError
 
@@ -34,13 +29,10 @@ SPLIT_ANSWERS = 3
 """Answers that show how a model runs in parts: one for each picture."""
 FAMILY_S = 1.0
 """How often all processes of the demonstration are listed, which takes some milliseconds."""
-GRACE_S = 30.0
-"""A process that was told to stop is killed after this time, which breaks a promise. It is long enough for a slow
-machine, because no promise is about how fast a node stops."""
 
 
 class Conductor:
-    """Owns every process; none outlives :meth:`close`."""
+    """Starts and ends every process; none outlives :meth:`close`."""
 
     def __init__(self, folder: Path, relay_port: int | None) -> None:
         self.folder, self.relay_port = folder, relay_port
@@ -51,27 +43,23 @@ class Conductor:
         self.seen: list[dict[str, Any]] = []
         """Every line of every participant, except the figures."""
         self.exit_codes: dict[str, int] = {}
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.processes = Processes(folder, self._take)
         self._family: list[psutil.Process] = []
         self._counted_s = 0.0
         """When the family was listed last."""
         self._starts: Counter[str] = Counter()
         self._ready: Counter[str] = Counter()
         self._begin_s = time.time()
-        paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
-        self._environment = {
-            **os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        }  # fmt: skip
 
     # --- processes -------------------------------------------------------------------------------------------------
     def start(self, participant: Participant) -> None:
-        """Start a node. A thread of its own reads its lines."""
+        """Start a node."""
         home = self.folder / participant.name
         life = self._starts[participant.name]
         self._starts[participant.name] += 1
         self.figures.pop(participant.name, None)
-        self._spawn(
+        self.note(f"start {participant.name}")
+        self.processes.start(
             participant.name,
             ["-m", "demo.participant", str(home / "node.toml"), str(home / f"report-{life}.json")],
             (home / f"log-{life}.txt").open("w"),
@@ -79,54 +67,26 @@ class Conductor:
 
     def start_relay(self) -> None:
         """Start or restart the relay."""
-        home = self.folder / "relay-1"
-        arguments = ["-m", "cloud_relay", "run", "--config", str(home / "relay.toml"), "--log-level", "warning"]
-        self._spawn("relay-1", arguments, (home / "log.txt").open("a"))
+        self.note(f"start {RELAY}")
+        self.processes.start_relay()
 
-    def _spawn(self, name: str, arguments: list[str], log: IO[str]) -> None:
-        self.note(f"start {name}")
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=self._environment, start_new_session=True,
-            )  # fmt: skip
-        self._processes[name] = process
-        threading.Thread(target=self._read, args=(name, process), daemon=True).start()
-
-    def _read(self, name: str, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                with suppress(json.JSONDecodeError, queue.Full):
-                    self.lines.put_nowait({"node": name, **json.loads(line)})
+    def _take(self, name: str, line: dict[str, Any]) -> None:
+        with suppress(queue.Full):
+            self.lines.put_nowait({"node": name, **line})
 
     def kill(self, name: str) -> None:
         """Send SIGKILL, so that the process ends without a goodbye or a flush."""
-        process = self._processes[name]
         self.note(f"kill {name}")
-        process.kill()
-        process.wait()
-        self._forget(name)
+        self.processes.kill(name)
 
     def stop(self, name: str) -> None:
         """Send SIGTERM. Call :meth:`wait` afterwards."""
-        self._processes[name].terminate()
+        self.processes.terminate(name)
 
     def wait(self, name: str) -> None:
-        """Wait for a stopped process and note its exit status; one that hangs is killed."""
-        process = self._processes[name]
-        try:
-            self.exit_codes[name] = process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            self.exit_codes[name] = -signal.SIGKILL
-        self._forget(name)
+        """Wait for a stopped process and note its exit status; one that hangs is killed, which breaks a promise."""
+        self.exit_codes[name] = self.processes.wait(name)
         self.note(f"stopped {name}")
-
-    def _forget(self, name: str) -> None:
-        """Forget a process that has ended and was waited for."""
-        del self._processes[name]
 
     def processor_s(self) -> float:
         """The processor time used so far by this process, all that it started, and all that these have started: nodes
@@ -143,7 +103,7 @@ class Conductor:
 
     def ended_early(self) -> list[str]:
         """Processes that ended although nobody told them to."""
-        return [name for name, process in self._processes.items() if process.poll() is not None]
+        return list(self.processes.ended())
 
     def check_running(self) -> None:
         """Check that all run. :raises MeshError: names processes that ended by themselves, and the end of what one of
@@ -156,10 +116,7 @@ class Conductor:
 
     def close(self) -> None:
         """Kill all processes that still run."""
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
-        self._processes.clear()
+        self.processes.close()
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def note(self, what: str) -> None:
@@ -307,13 +264,6 @@ class View:
         return Group(table, Text("\n".join(conductor.news)))
 
 
-def free_port() -> int:
-    """A TCP port of this host that is free now. The relay needs a fixed one, because it comes back on the same port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conductor, bool, Machine]:
     """Play the whole demonstration. Returns the closed conductor, whether all nodes met at the start, and the record of
     the machine.
@@ -334,7 +284,7 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.check_running()
             conductor.play(9.0, view)
             if relay_port is not None:
-                conductor.kill("relay-1")
+                conductor.kill(RELAY)
                 conductor.play(5.0, view)
                 conductor.start_relay()
             conductor.play(4.0, view)
@@ -352,8 +302,8 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             for name in everybody:
                 conductor.wait(name)
             if relay_port is not None:
-                conductor.stop("relay-1")
-                conductor.wait("relay-1")
+                conductor.stop(RELAY)
+                conductor.wait(RELAY)
             conductor.read_lines(0.2)
     finally:
         conductor.close()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from demo.conductor import free_port
+from demo.processes import free_port
 from demo.promises import Outcome, Promise, about_mesh
 from demo.stage import compile_packages
 from demo.update.stage import PLAYERS, write_files

@@ -1,16 +1,13 @@
 """The acts of the demonstration of releases, and what has to be true after each."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from demo.processes import RELAY, Processes
 from demo.promises import Outcome, Promise, about_mesh
 from demo.update.stage import BAD, CANARIES, GOOD, HONEST, PLAYERS, Player, publish
 
@@ -19,7 +16,6 @@ ACT_S: Final = 180.0
 """How long an act may take. It takes seconds; a machine that needs longer can't show it."""
 QUIET_S: Final = 3.0
 """How long the nodes are watched once more after the bad release was taken back."""
-GRACE_S: Final = 30.0
 PARKED: Final = next(player for player in PLAYERS if player.parked)
 LIAR: Final = next(player for player in PLAYERS if player.lies)
 GUEST: Final = next(player for player in PLAYERS if player.forbidden)
@@ -31,7 +27,7 @@ class ActFailed(Exception):
 
 
 class Stage:
-    """Owns every process; none outlives :meth:`close`."""
+    """Starts and ends every process, and knows what all have told; no process outlives :meth:`close`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,15 +40,9 @@ class Stage:
         """Every release that has answered requests at a player."""
         self.most_peers: dict[str, int] = {}
         """The most neighbours that each player had."""
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.processes = Processes(folder, self._take)
         self._lock = threading.Lock()
         self._began_s = time.time()
-        root = str(Path(__file__).parents[2])
-        paths = (root, os.environ.get("PYTHONPATH"))
-        self._environment = {
-            **os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        }  # fmt: skip
 
     def say(self, text: str) -> None:
         """Print a line of the story."""
@@ -61,29 +51,9 @@ class Stage:
     # --- processes -------------------------------------------------------------------------------------------------
     def start(self, player: Player) -> None:
         """Start a node."""
-        arguments = ["-m", "demo.update.player", str(self.folder / player.name / "node.toml")]
-        self._spawn(player.name, arguments + ["--lie"] * player.lies)
-
-    def start_relay(self) -> None:
-        """Start the relay."""
-        config = self.folder / "relay-1" / "relay.toml"
-        self._spawn("relay-1", ["-m", "cloud_relay", "run", "--config", str(config), "--log-level", "warning"])
-
-    def _spawn(self, name: str, arguments: list[str]) -> None:
-        with (self.folder / name / "log.txt").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=self._environment, start_new_session=True,
-            )  # fmt: skip
-        self._processes[name] = process
-        threading.Thread(target=self._read, args=(name, process), daemon=True).start()
-
-    def _read(self, name: str, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                with suppress(json.JSONDecodeError):
-                    self._take(name, json.loads(line))
+        home = self.folder / player.name
+        arguments = ["-m", "demo.update.player", str(home / "node.toml"), *["--lie"] * player.lies]
+        self.processes.start(player.name, arguments, (home / "log.txt").open("a"))
 
     def _take(self, name: str, line: dict[str, Any]) -> None:
         with self._lock:
@@ -95,26 +65,14 @@ class Stage:
             else:
                 self.events.append(line)
 
-    def kill(self, name: str) -> None:
-        """End a process without a word."""
-        process = self._processes.pop(name)
-        process.kill()
-        process.wait()
-
-    def stop(self, name: str) -> int:
-        """Tell a process to end, and wait for it. Returns its status."""
-        process = self._processes.pop(name)
-        process.terminate()
-        try:
-            return process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+    def stop(self, name: str) -> None:
+        """Tell a process to end, and wait for it."""
+        self.processes.terminate(name)
+        self.processes.wait(name)
 
     def close(self) -> None:
         """End all processes."""
-        for name in list(self._processes):
-            self.kill(name)
+        self.processes.close()
 
     # --- waiting ---------------------------------------------------------------------------------------------------
     def until(self, what: str, holds: Callable[[], bool], limit_s: float = ACT_S) -> float:
@@ -124,9 +82,8 @@ class Stage:
         """
         began_s = time.monotonic()
         while not holds():
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise ActFailed(f"{name} has ended (status {process.returncode}) before {what}")
+            for name, status in self.processes.ended().items():
+                raise ActFailed(f"{name} has ended (status {status}) before {what}")
             if time.monotonic() - began_s > limit_s:
                 raise ActFailed(f"{what}: not within {limit_s:g} s")
             time.sleep(0.05)
@@ -167,7 +124,7 @@ def play(stage: Stage) -> dict[str, float]:
     staying = [name for name in HONEST if name != PARKED.name]
     publish(stage.folder, GOOD)
     stage.say(f"the relay publishes release {GOOD}, which {', '.join(CANARIES)} are to try first")
-    stage.start_relay()
+    stage.processes.start_relay()
     for player in present:
         stage.start(player)
     stage.until("all nodes are ready", lambda: all(stage.has("ready", node=each.name) for each in present), READY_S)
@@ -177,7 +134,7 @@ def play(stage: Stage) -> dict[str, float]:
             stage.has("ReleaseState", node=SEED.name, counter=GOOD, state=state) for state in ("fetched", "staged")
         ),
     )
-    stage.kill("relay-1")
+    stage.processes.kill(RELAY)
     stage.say(f"{SEED.name} has the release; the relay is killed")
     took["good_everywhere_s"] = stage.until(
         f"release {GOOD} serves at {', '.join(staying)}",
@@ -185,7 +142,7 @@ def play(stage: Stage) -> dict[str, float]:
     )
     stage.say(f"release {GOOD} serves at {', '.join(staying)}")
 
-    stage.start_relay()
+    stage.processes.start_relay()
     publish(stage.folder, BAD)
     stage.say(f"the relay is back and publishes release {BAD}, which is far too slow")
     stage.until(
@@ -194,7 +151,7 @@ def play(stage: Stage) -> dict[str, float]:
             stage.has("ReleaseState", node=SEED.name, counter=BAD, state=state) for state in ("fetched", "staged")
         ),
     )
-    stage.kill("relay-1")
+    stage.processes.kill(RELAY)
     stage.say(f"{SEED.name} has it too; the relay is killed for good")
     took["bad_halted_s"] = stage.until(
         f"everybody halts release {BAD}", lambda: all(stage.decided(name, BAD, "halted") for name in staying)

@@ -543,7 +543,7 @@ def test_conductor_counts_what_the_processes_of_its_processes_use(tmp_path: Path
     run = f"subprocess.run([sys.executable, '-c', {busy!r}.format(seconds)])"
     code = f"import subprocess, sys\nfor seconds in (0, 60): {run}"
     try:
-        conductor._spawn("a", ["-c", code], (tmp_path / "a").open("w"))
+        conductor.processes.start("a", ["-c", code], (tmp_path / "a").open("w"))
         eventually(lambda: conductor.processor_s() - before_s > 0.55, "both have worked", 60.0)
     finally:
         for process in psutil.Process().children(recursive=True):
@@ -560,7 +560,7 @@ def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_p
     code = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(60)"
     try:
         for name in ("a", "b"):
-            conductor._spawn(name, ["-c", code], (tmp_path / name).open("w"))
+            conductor.processes.start(name, ["-c", code], (tmp_path / name).open("w"))
         eventually(lambda: conductor.processor_s() - before_s > 0.55, "both have worked", 60.0)
         conductor.kill("a")
         assert conductor.processor_s() - before_s > 0.55
