@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,9 +42,7 @@ class Notes:
 
     name: str
     answers: int = 0
-    failures: list[str] = field(default_factory=list)
-    served: list[int] = field(default_factory=list)
-    """Every release that has served, in order."""
+    failures: int = 0
 
     def say(self, kind: str, **fields: Any) -> None:
         """Print a line for the conductor."""
@@ -78,7 +76,7 @@ async def look(node: meshnode.Node, notes: Notes) -> None:
         try:
             await node.infer(MODEL, picture)
         except MeshError as error:
-            notes.failures.append(str(error)[:200])
+            notes.failures += 1
             notes.say("failed", why=str(error)[:200])
         else:
             notes.answers += 1
@@ -89,20 +87,16 @@ def figures(node: meshnode.Node, notes: Notes) -> dict[str, Any]:
     """The figures that are printed twice a second."""
     view = node.part(RunningReleases).view()
     path = next((each for each in view["paths"] if each["path"] == PATH), None)
-    serving = 0 if path is None else path["serving"]
-    if not notes.served or notes.served[-1] != serving:
-        notes.served.append(serving)
     counters = node.statistics()
     return {
-        "serving": serving,
-        "served": notes.served,
+        "serving": 0 if path is None else path["serving"],
         "installed": [] if path is None else [each["counter"] for each in path["installed"]],
         "orders": [] if path is None else path["orders"],
         "fetching": [] if path is None else path["fetching"],
         "metadata": view["metadata"]["timestamp_version"] if view["metadata"] else 0,
         "store_bytes": view["store"]["bytes"],
         "answers": notes.answers,
-        "failures": len(notes.failures),
+        "failures": notes.failures,
         "peers": sum(peer.met for peer in node.peers()),
         "counters": {name: value for name, value in counters.items() if name.startswith("releases_")},
     }

@@ -10,6 +10,7 @@ from typing import Any, Final
 from demo.processes import RELAY, Processes
 from demo.promises import Outcome, Promise, about_mesh
 from demo.update.stage import BAD, CANARIES, GOOD, HONEST, PLAYERS, Player, publish
+from protocols.releases.rollout.adoption import SERVED
 
 READY_S: Final = 120.0
 ACT_S: Final = 180.0
@@ -37,10 +38,10 @@ class Stage:
         self.counted: dict[str, dict[str, int]] = {}
         """Answers and failures by player."""
         self.served: dict[str, set[int]] = {player.name: set() for player in PLAYERS}
-        """Every release that has answered requests at a player."""
+        """Every release that has served at a player, by what the player told of each change, and by its figures."""
         self.most_peers: dict[str, int] = {}
         """The most neighbours that each player had."""
-        self.processes = Processes(folder, self._take)
+        self.processes = Processes(folder, self.take)
         self._lock = threading.Lock()
         self._began_s = time.time()
 
@@ -55,15 +56,18 @@ class Stage:
         arguments = ["-m", "demo.update.player", str(home / "node.toml"), *["--lie"] * player.lies]
         self.processes.start(player.name, arguments, (home / "log.txt").open("a"))
 
-    def _take(self, name: str, line: dict[str, Any]) -> None:
+    def take(self, name: str, line: dict[str, Any]) -> None:
+        """Take in a line that a player has printed."""
         with self._lock:
             if line["kind"] == "figures":
                 self.figures[name] = line
-                self.served[name] |= set(line["served"])
+                self.served[name].add(line["serving"])
                 self.most_peers[name] = max(self.most_peers.get(name, 0), line["peers"])
                 self.counted[name] = {"answers": line["answers"], "failures": line["failures"]}
             else:
                 self.events.append(line)
+                if line["kind"] == "ReleaseState" and line["state"] in SERVED:
+                    self.served[name].add(line["counter"])
 
     def stop(self, name: str) -> None:
         """Tell a process to end, and wait for it."""
@@ -176,11 +180,10 @@ def play(stage: Stage) -> dict[str, float]:
 
 def judged(stage: Stage, took: dict[str, float], verified: dict[str, bool]) -> list[Promise]:
     """The promises, and what was seen. ``verified``: by player whether all that it holds is genuine."""
-    honest = [*HONEST]
-    good = [name for name in honest if GOOD in stage.served[name]]
+    good = [name for name in HONEST if stage.seen(name, "serving") == GOOD]
     served_bad = sorted(name for name in stage.served if BAD in stage.served[name])
-    failures = sum(stage.counted.get(name, {}).get("failures", 0) for name in honest)
-    answers = sum(stage.counted.get(name, {}).get("answers", 0) for name in honest)
+    failures = sum(stage.counted.get(name, {}).get("failures", 0) for name in HONEST)
+    answers = sum(stage.counted.get(name, {}).get("answers", 0) for name in HONEST)
     found_out = sorted({
         line["node"] for line in stage.events if line["kind"] == "ChunkForged" and line["source"] == LIAR.name
     })  # fmt: skip
@@ -189,7 +192,7 @@ def judged(stage: Stage, took: dict[str, float], verified: dict[str, bool]) -> l
     return [
         about_mesh(
             "the good release serves at every node that may have it",
-            good == honest,
+            good == [*HONEST],
             f"{', '.join(good)}; {took.get('good_everywhere_s', 0):.1f} s after the relay was gone",
         ),
         about_mesh(
@@ -214,8 +217,8 @@ def judged(stage: Stage, took: dict[str, float], verified: dict[str, bool]) -> l
         ),
         about_mesh(
             "everything that nodes hold is genuine",
-            all(verified.values()),
-            ", ".join(f"{name}: {'yes' if fine else 'NO'}" for name, fine in verified.items()),
+            verified == {player.name: True for player in PLAYERS},
+            ", ".join(f"{name}: {'yes' if fine else 'NO'}" for name, fine in verified.items()) or "nobody was asked",
         ),
         about_mesh(
             "a parked vehicle that returns serves the good release and never tries the bad one",
