@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -114,7 +115,8 @@ async def main(config: Path) -> None:
         notes.say("ready", port=node.port)
         looking = asyncio.create_task(look(node, notes))
         conductor = os.getppid()
-        while not stop.is_set() and os.getppid() == conductor:  # it ends by itself when its parent is gone
+        # It ends by itself when its parent is gone.
+        while not stop.is_set() and not looking.done() and os.getppid() == conductor:
             notes.say("figures", **figures(node, notes))
             try:
                 async with asyncio.timeout(0.5):
@@ -122,6 +124,8 @@ async def main(config: Path) -> None:
             except TimeoutError:
                 pass
         looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking  # an error that nobody expected ends the process
 
 
 if __name__ == "__main__":
