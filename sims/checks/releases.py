@@ -33,11 +33,7 @@ class ForbiddenNodesGetNothing(Check):
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
-        release, groups = world.scenario.releases, world.scenario.groups
-        self._forbidden = {
-            name for group in groups if release is not None and group.role in release.forbidden
-            for name in world.scenario.members(group.name)
-        }  # fmt: skip
+        self._forbidden = set(world.scenario.names).difference(world.scenario.may_have_release)
 
     def chunk_kept(self, node: str, digest: bytes, data: bytes, is_genuine: bool) -> None:
         """See :class:`Check`."""

@@ -367,6 +367,13 @@ class Scenario(Part, frozen=True):
         return [f"{group.name}-{number}" for group in self.groups for number in range(group.count)]
 
     @property
+    def may_have_release(self) -> list[str]:
+        """The names of the nodes whose role may have the release, in the order of their numbers."""
+        forbidden = () if self.releases is None else self.releases.forbidden
+        return [f"{group.name}-{number}" for group in self.groups if group.role not in forbidden
+                for number in range(group.count)]  # fmt: skip
+
+    @property
     def models(self) -> dict[str, Inference]:
         """The models by name: one for each inference."""
         return {f"model-{number}": work for number, work in enumerate(self.inference)}

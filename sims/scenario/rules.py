@@ -130,7 +130,7 @@ def _wrong_release(scenario: Scenario, release: PublishedRelease) -> Iterator[st
         yield f"published_at_s is {release.published_at_s:g}, beyond duration_s = {scenario.duration_s:g}"
     if not release.seeds and not any(group.relay for group in scenario.groups):
         yield "seeds is empty, but no group has relay = true: nobody would ever get the release"
-    if {group.role for group in scenario.groups} <= set(release.forbidden):
+    if not scenario.may_have_release:
         yield f"forbidden has {', '.join(release.forbidden)}: nobody may have the release"
 
 

@@ -41,8 +41,7 @@ class WorldReleases(SimRollouts):
             Publisher(seed), lambda path, counter: release.failing, [NodeId(name) for name in drawn],
             hidden_ns=int(release.soak_s / 2 * limits.SECOND), machine=self._machine_of,
         )  # fmt: skip
-        able = [name for group in scenario.groups if group.role not in release.forbidden
-                for name in scenario.members(group.name)]  # fmt: skip
+        able = scenario.may_have_release
         self.canaries = frozenset(
             NodeId(name) for name in Random(f"{seed}/canaries").sample(able, min(release.canaries, len(able)))
         )
@@ -164,16 +163,11 @@ class WorldReleases(SimRollouts):
             case ReleaseState():
                 pass
 
-    def may_have(self, name: str) -> bool:
-        """Whether the table of access lets a node have the release."""
-        assert self.driver is not None, "it is attached"
-        return self.driver.nodes[name].role.value not in set[str](self.release.forbidden)  # type: ignore[index]
-
     def figures(self) -> Mapping[str, float]:
         """How it spread. Times count from its publication."""
         assert self.relay is not None, "it is attached"
         times_s = sorted((at_ns - self._published_ns) / limits.SECOND for at_ns in self._fetched.values())
-        able = [name for name in self._scenario.names if self.may_have(name)]
+        able = self._scenario.may_have_release
         size_bytes = self.release.size_mib * 1024 * 1024
         figures = {
             "release_relay_egress_files": round(self.relay.egress_bytes / size_bytes, 3),
