@@ -183,8 +183,9 @@ class Check:
         """``node`` puts the files of a release together. ``is_whole``: it holds all chunks that the publisher made for
         it."""
 
-    def release_served(self, node: str, path: str, counter: int, is_canary: bool) -> None:
-        """``node`` begins to serve a release. ``is_canary``: its order names the node as a canary."""
+    def release_served(self, node: str, path: str, counter: int, is_canary: bool, liars_decide: bool) -> None:
+        """``node`` begins to serve a release. ``is_canary``: its order names the node as a canary. ``liars_decide``:
+        as many of the canaries lie as promote or halt a release."""
 
     # --- time ------------------------------------------------------------------------------------------------------
     def sampled(self, now: int) -> None:

@@ -2,7 +2,6 @@
 canaries ever serve what is bad."""
 
 import hashlib
-from typing import Final
 
 from sims.checks.contract import Check, WorldView, register
 from sims.results.result import Recorder
@@ -48,17 +47,13 @@ class ForbiddenNodesGetNothing(Check):
 
 @register
 class BadReleaseStaysWithCanaries(Check):
-    """No node but a canary ever serves a release whose runs fail, where there are three or more canaries of which most
-    tell the truth."""
+    """No node but a canary ever serves a release whose runs fail, where there are canaries, and fewer of them lie than
+    promote or halt a release."""
 
     name = "bad_release_stays_with_canaries"
 
-    def release_served(self, node: str, path: str, counter: int, is_canary: bool) -> None:
+    def release_served(self, node: str, path: str, counter: int, is_canary: bool, liars_decide: bool) -> None:
         """See :class:`Check`."""
         release = self.world.scenario.releases
-        if release is not None and release.is_bad and release.canaries >= _MANY:
+        if release is not None and release.is_bad and release.canaries and not liars_decide:
             self.judge(is_canary, "" if is_canary else f"{node} serves the bad release {counter} of {path}")
-
-
-_MANY: Final = 3
-"""Of fewer canaries, one that lies decides."""

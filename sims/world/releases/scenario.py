@@ -10,6 +10,7 @@ from protocols.base.ids import NodeId, Role
 from protocols.releases.catalogue import Order
 from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken, ReleaseState
 from protocols.releases.machine import Releases
+from protocols.releases.rollout.tally import quorums_of
 from protocols.releases.settings import ReleaseSettings
 from protocols.settings import NodeSettings
 from sims.media.media import Media
@@ -45,6 +46,11 @@ class WorldReleases(SimRollouts):
         self.canaries = frozenset(
             NodeId(name) for name in Random(f"{seed}/canaries").sample(able, min(release.canaries, len(able)))
         )
+        self._published_order = Order(
+            serial=1, path=PATH, counter=1, canaries=tuple(sorted(self.canaries)), soak_s=int(release.soak_s)
+        )
+        self.liars_decide = len(self.canaries.intersection(drawn)) >= min(quorums_of(self._published_order))
+        """Whether as many of the canaries lie as promote or halt the release."""
         self.release, self._recorder, self._scenario = release, recorder, scenario
         self.access = tuple(
             rule for rule in DEFAULT_RULES if rule.verb != "release" or rule.role.value not in release.forbidden
@@ -95,7 +101,7 @@ class WorldReleases(SimRollouts):
 
         def on_served(node: SimNode, path: str, counter: int) -> None:
             for hook in served:
-                hook(node.name, path, counter, node.name in self.canaries)
+                hook(node.name, path, counter, node.name in self.canaries, self.liars_decide)
 
         self.on_kept, self.on_staged, self.on_served = on_kept, on_staged, on_served
 
@@ -103,9 +109,7 @@ class WorldReleases(SimRollouts):
         assert self.driver is not None, "it is attached"
         release = self.release
         self.publisher.release(PATH, 1, int(release.size_mib * 1024 * 1024), release.chunk_kib * 1024, order=False)
-        self.publisher.order(Order(
-            serial=1, path=PATH, counter=1, canaries=tuple(sorted(self.canaries)), soak_s=int(release.soak_s)
-        ))  # fmt: skip
+        self.publisher.order(self._published_order)
         self.publisher.sign()
         self.is_published = True
         for what in (METADATA, FETCHED, SERVING):

@@ -19,7 +19,7 @@ from sims.checks.safety import ReadingsInOrderOnce
 from sims.errors import ScenarioError
 from sims.results.recorder import Recording
 from sims.results.result import Result
-from sims.runs.run import simulate
+from sims.runs.run import Run, simulate
 from sims.scenario.file import (
     Cellular,
     Checks,
@@ -183,6 +183,24 @@ def test_bug_is_caught_by_its_check(bug: str) -> None:
     spoilt = simulate(PROVOKED[bug], 1, bugs=frozenset({bug}))
     assert check in spoilt.broken, f"{check} did not notice; broken: {spoilt.broken}"
     assert spoilt.checks[check].details
+
+
+@pytest.mark.parametrize(("canaries", "liars", "seed", "lying", "judged"), [
+    (1, 0.4, 1, 0, 1), (1, 0.4, 2, 1, 0), (2, 0.4, 1, 0, 2), (2, 0.4, 2, 1, 0), (3, 0.4, 2, 1, 3), (3, 0.4, 3, 2, 0),
+    (4, 0.4, 1, 1, 4), (4, 0.6, 3, 3, 0),
+])  # fmt: skip
+def test_bad_release_is_judged_only_where_too_few_canaries_lie_to_decide(
+    canaries: int, liars: float, seed: int, lying: int, judged: int
+) -> None:
+    """Two lying canaries of three promote what they like: that is what the order says, and no fault of a node."""
+    release = RELEASING.releases
+    assert release is not None
+    run = Run(replace(RELEASING, releases=replace(release, canaries=canaries, liars=liars)), seed)
+    assert run.world.releases is not None
+    assert len(run.world.releases.canaries.intersection(run.world.releases.lies)) == lying
+    result = run.go()
+    check = result.checks["bad_release_stays_with_canaries"]
+    assert (check.passed, check.failed) == (judged, 0)
 
 
 # --- the contract --------------------------------------------------------------------------------------------------
