@@ -87,9 +87,9 @@ def publish(
     return Published(description, chunks)
 
 
-def release(counter: int, amount: float | None = None, padding_bytes: int = 0, **more: Any) -> Published:
-    """Release ``counter`` of ``adder``, which adds ``counter`` if nothing else is said."""
-    return publish(counter, {"adder.onnx": adder(counter if amount is None else amount, padding_bytes)}, **more)
+def release(counter: int, padding_bytes: int = 0, **more: Any) -> Published:
+    """Release ``counter`` of ``adder``, which adds ``counter``."""
+    return publish(counter, {"adder.onnx": adder(counter, padding_bytes)}, **more)
 
 
 class Site:

@@ -88,18 +88,14 @@ def figures(node: meshnode.Node, notes: Notes) -> dict[str, Any]:
     """The figures that are printed twice a second."""
     view = node.part(RunningReleases).view()
     path = next((each for each in view["paths"] if each["path"] == PATH), None)
-    counters = node.statistics()
     return {
         "serving": 0 if path is None else path["serving"],
-        "installed": [] if path is None else [each["counter"] for each in path["installed"]],
         "orders": [] if path is None else path["orders"],
-        "fetching": [] if path is None else path["fetching"],
         "metadata": view["metadata"]["timestamp_version"] if view["metadata"] else 0,
         "store_bytes": view["store"]["bytes"],
         "answers": notes.answers,
         "failures": notes.failures,
         "peers": sum(peer.met for peer in node.peers()),
-        "counters": {name: value for name, value in counters.items() if name.startswith("releases_")},
     }
 
 
