@@ -286,9 +286,10 @@ class ReleaseRepository:
 
         :raises ReleaseInvalid: the root would be weaker than it must be.
         """
-        if threshold < 2 or len({signer.public_key.keyid for signer in root_signers}) < threshold:
+        different = len({signer.public_key.keyid for signer in root_signers})
+        if threshold < 2 or different < threshold:
             raise ReleaseInvalid(
-                f"root has {len(root_signers)} keys and the threshold {threshold}: give at least two keys and a "
+                f"root has {different} different keys and the threshold {threshold}: give at least two and a "
                 "threshold of two, so that one stolen key is not enough"
             )
         root = Root(consistent_snapshot=True)
