@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 URGENT: Final = 6
 """The priority from which readings are urgent."""
-_TOPICS: Final = ((3, "position", 0.1), (6, "warning", 1.0), (7, "brake", 1.0))
-"""Priority, topic, and the mean pause in seconds."""
 
 
 class SpreadingSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +34,7 @@ class SpreadingSetting(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Of the release."""
     relay: tuple[str, int]
+    positions_hz: float
     seeds: tuple[tuple[str, int], ...] = ()
 
 
@@ -56,9 +55,10 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """Neighbours that are met."""
     fetched_ns: int
     """When all chunks of the release were there, by the clock that all processes of a computer share; 0: not yet."""
-    urgent_sent: int
-    urgent_us: tuple[float, ...]
-    """What urgent readings took from being published to being delivered here."""
+    sent_ns: tuple[int, ...]
+    """When urgent readings were published here …"""
+    received_ns: tuple[tuple[int, int], ...]
+    """… and when those were that came in, and what each took."""
     processor_s: float
     """What the process has used so far."""
 
@@ -71,8 +71,9 @@ class _Node:
 
         self._node, self._name = node, setting.name
         self._kind, self._path = ReleaseState, setting.path
-        self._fetched_ns = self._sent = 0
-        self._took_us: list[float] = []
+        self._fetched_ns = 0
+        self._sent_ns: list[int] = []
+        self._received_ns: list[tuple[int, int]] = []
 
     def happened(self, event: object) -> None:
         """The node reported an event."""
@@ -82,7 +83,8 @@ class _Node:
     def received(self, reading: "Reading") -> None:
         """A neighbour's reading came in."""
         if reading.priority >= URGENT:
-            self._took_us.append((time.monotonic_ns() - int(reading.value)) / 1e3)
+            published_ns = int(reading.value)
+            self._received_ns.append((published_ns, time.monotonic_ns() - published_ns))
 
     async def publish(self, priority: int, topic: str, pause_s: float) -> None:
         """Publish for ever. The pauses differ, so that no two publishers stay in step."""
@@ -90,16 +92,18 @@ class _Node:
         publisher = self._node.publisher(f"veh/{self._name}/{topic}", priority=priority, lifespan_ms=5_000)
         while True:
             await asyncio.sleep(pause_s * (0.5 + random.random()))
-            publisher.put(time.monotonic_ns())
-            self._sent += priority >= URGENT
+            now = time.monotonic_ns()
+            publisher.put(now)
+            if priority >= URGENT:
+                self._sent_ns.append(now)
 
     def reckon(self) -> Seen:
         """What was seen since it was last asked."""
-        took_us, self._took_us = self._took_us, []
-        sent, self._sent = self._sent, 0
+        received_ns, self._received_ns = self._received_ns, []
+        sent_ns, self._sent_ns = self._sent_ns, []
         return Seen(
-            peers=sum(peer.met for peer in self._node.peers()), fetched_ns=self._fetched_ns, urgent_sent=sent,
-            urgent_us=tuple(took_us), processor_s=time.process_time(),
+            peers=sum(peer.met for peer in self._node.peers()), fetched_ns=self._fetched_ns, sent_ns=tuple(sent_ns),
+            received_ns=tuple(received_ns), processor_s=time.process_time(),
         )  # fmt: skip
 
 
@@ -141,7 +145,8 @@ async def _serve(setting: SpreadingSetting) -> None:
         seen = _Node(node, setting)
         node.on_event(seen.happened)
         node.subscribe("veh/**", seen.received, own=False)
-        publishing = [asyncio.create_task(seen.publish(*each)) for each in _TOPICS]
+        topics = ((3, "position", 1 / setting.positions_hz), (URGENT, "warning", 1.0), (7, "brake", 1.0))
+        publishing = [asyncio.create_task(seen.publish(*each)) for each in topics]
         _tell(Open(node.port))
         while await asyncio.to_thread(sys.stdin.readline):
             _tell(seen.reckon())
