@@ -89,6 +89,8 @@ class Releases(Machine):
                 self.serving_pieces.asked(frame, source, role, now)
             case ChunkPiece():
                 self.swarm.piece(frame, source, now)
+                if self.swarm.doubted.misfits:
+                    self._go_on(now)
             case ChunkRefused():
                 self.swarm.refused(frame, source, now)
             case ChunksComing():

@@ -25,7 +25,7 @@ from protocols.releases.events import ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
-from protocols.releases.swarm.doubts import DoubtedBundles, Forgers
+from protocols.releases.swarm.doubts import DOUBT_NS, DoubtedBundles, Forgers, as_bundle
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
@@ -37,10 +37,6 @@ MAX_UNDER_WAY: Final = 256
 _MAX_WHOLE: Final = 256
 BUNDLE_PRIORITY: Final = 0
 """That of chunks whose size is hearsay."""
-_AS_BUNDLE: Final = b"?"
-_DOUBT_NS: Final = 60 * limits.SECOND
-"""A neighbour whose bytes were not those of a bundle is not asked for it for so long. For a chunk of the same digest
-whose size something signed tells, it is."""
 _COMING_NS: Final = 15 * limits.SECOND
 """How long a neighbour is believed that it gets a chunk from the relay."""
 _BUSY_NS: Final = limits.SECOND // 2
@@ -273,9 +269,11 @@ class Swarm:
     def _doubt(self, digest: bytes, size_bytes: int, source: NodeId, now: int) -> None:
         """What a neighbour sent is not a bundle of that digest and size: it was forged, or the size is a lie. Others
         are asked for a while."""
+        shunned = as_bundle(digest, size_bytes)
         if (supplier := self.suppliers.get(source)) is not None:
-            supplier.shun(digest + _AS_BUNDLE, now, _DOUBT_NS)
-        self.doubted.add(digest, size_bytes)
+            supplier.shun(shunned, now, DOUBT_NS)
+        holders = [each for each in self.suppliers.values() if digest in each.lone and not each.is_silent]
+        self.doubted.add(digest, size_bytes, is_last=all(each.shuns(shunned, now) for each in holders))
 
     def _forged(self, digest: bytes, source: NodeId, now: int) -> None:
         """A neighbour sent what was not asked for under the name of what was. It is asked no more."""
@@ -393,9 +391,12 @@ class Swarm:
     def _begin(self, supplier: Supplier, now: int) -> Assembly | None:
         """Begin a chunk that a neighbour holds: lone ones first, then the rarest of the most urgent content."""
         for digest, wish in self.demand.lone.items():
-            shunned = digest + _AS_BUNDLE if wish.priority == BUNDLE_PRIORITY else digest
-            if digest in supplier.lone and not wish.busy and not supplier.shuns(shunned, now):
+            if wish.busy or digest not in supplier.lone:
+                continue
+            shunned = as_bundle(digest, wish.size_bytes) if wish.priority == BUNDLE_PRIORITY else digest
+            if not supplier.shuns(shunned, now):
                 return self._assemble(supplier, digest, wish.size_bytes, wish.priority)
+            self._due_ns = min(self._due_ns, supplier.shunned[shunned])
         for content in self.demand.contents.values():
             bits = content.open & supplier.bits.get(content.known.digest, 0)
             if bits:

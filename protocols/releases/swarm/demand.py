@@ -65,12 +65,16 @@ class ChunkDemand:
         self, lone: Mapping[bytes, tuple[int, int]], contents: Mapping[bytes, int], now: int
     ) -> list[bytes]:  # fmt: skip
         """Fetch these from now on: lone chunks with size and priority, and contents with priority. Returns the chunks
-        that are not wanted any more although they may be on their way."""
+        that are not wanted any more, or not in that size, although they may be on their way."""
         shelf, before_lone, before = self._shelf, self.lone, self.contents
+        dropped = [digest for digest in before_lone if digest not in lone or digest in shelf.held]
         self.lone = {}
         for digest, (size_bytes, priority) in sorted(lone.items(), key=lambda item: item[1][1]):
             if digest not in shelf.held:
                 wish = before_lone.get(digest) or LoneWish(size_bytes, priority, now)
+                if wish.size_bytes != size_bytes:  # that of a bundle is hearsay, and another one counts now
+                    wish.size_bytes = size_bytes
+                    dropped.append(digest)
                 wish.priority = priority
                 self.lone[digest] = wish
         self.contents = {}
@@ -83,7 +87,6 @@ class ChunkDemand:
                 content.priority = priority
                 self.contents[digest] = content
         shelf.pinned = set(self.contents)
-        dropped = [digest for digest in before_lone if digest not in self.lone]
         for digest, content in before.items():
             if self.contents.get(digest) is not content and content.known.digests:
                 dropped += [content.known.chunk(number) for number in _numbers(content.busy)]

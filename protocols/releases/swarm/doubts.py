@@ -10,8 +10,16 @@ MAX_FORGERS: Final = 256
 FORGER_NS: Final = 3_600 * limits.SECOND
 """… for an hour: a disk that gives wrong bytes may have been replaced since."""
 MAX_DOUBTS: Final = 4
-"""So many times bytes may come that are not those of a bundle before others have their turn."""
+"""So many times bytes may come that are not those of a bundle in one size before another size has its turn."""
+DOUBT_NS: Final = 60 * limits.SECOND
+"""A neighbour whose bytes were not those of a bundle is not asked for it in that size for so long."""
 _MAX_DOUBTED: Final = 256
+
+
+def as_bundle(digest: bytes, size_bytes: int) -> bytes:
+    """What a neighbour is not asked for when its bytes were not a bundle of that digest and size. It is asked for the
+    bundle in another size, and for a chunk of that digest whose size something signed tells."""
+    return digest + b"?" + size_bytes.to_bytes(4, "little")
 
 
 class Forgers:
@@ -46,18 +54,18 @@ class DoubtedBundles:
     """Bundles, whose size is hearsay, as long as what comes does not fit."""
 
     def __init__(self) -> None:
-        self._counts: dict[bytes, int] = {}
+        self._counts: dict[tuple[bytes, int], int] = {}
         self.misfits: list[tuple[bytes, int]] = []
-        """Bundles that several neighbours do not have in the size that was said, and that size, until somebody takes
-        them."""
+        """Bundles that neighbours do not have in the size that was said, and that size, until somebody takes them."""
 
-    def add(self, digest: bytes, size_bytes: int) -> None:
-        """What a neighbour sent does not fit."""
-        count = self._counts.pop(digest, 0) + 1
-        if count >= MAX_DOUBTS:
-            self.misfits.append((digest, size_bytes))
+    def add(self, digest: bytes, size_bytes: int, is_last: bool) -> None:
+        """What a neighbour sent does not fit. ``is_last``: it came so from all neighbours that have the bundle."""
+        claim = digest, size_bytes
+        count = self._counts.pop(claim, 0) + 1
+        if is_last or count >= MAX_DOUBTS:
+            self.misfits.append(claim)
             return
-        self._counts[digest] = count
+        self._counts[claim] = count
         while len(self._counts) > _MAX_DOUBTED:
             del self._counts[next(iter(self._counts))]
 

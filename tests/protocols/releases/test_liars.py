@@ -155,3 +155,51 @@ def test_size_that_a_liar_announces_makes_nobody_blame_an_honest_neighbour(size_
     mesh.run_for(120)
     assert mesh.serving()["b"] == mesh.serving()["c"] == 1
     assert not [*mesh.events("b", ChunkForged), *mesh.events("c", ChunkForged)]
+
+
+class _FirstToTell(Releases):
+    """Announces the newest metadata before the node that has it does, in a size that it does not have."""
+
+    target: ReleaseNews | None = None
+    _said: ReleaseNews | None = None
+
+    def has_news(self) -> bool:
+        return self._said != self.target or super().has_news()
+
+    def wishes(self) -> list[EntryWish]:
+        wishes = [wish for wish in super().wishes() if wish.kind != RELEASES_KIND]
+        if self.target is not None and self._said != self.target:
+            self._said = self.target
+            wishes.append(EntryWish(RELEASES_KIND, encode(self.target), 3_600))
+        return wishes
+
+
+@pytest.mark.parametrize("lie", ["a byte more", "half of it", "one piece of it"])
+def test_size_that_a_liar_announces_first_gives_way_to_the_true_one(lie: str) -> None:
+    """One signed entry kept newer metadata from every node without a relay, for as long as it was repeated."""
+    mesh = Mesh(
+        "seed", "b", "c", "liar",
+        machine=lambda settings, random: (_FirstToTell if settings.node == "liar" else Releases)(
+            settings.node, AccessTable(settings.access), ReleaseSettings(), random, rollouts_of(settings)
+        ),
+    )  # fmt: skip
+    for number in range(100):  # so that the metadata takes more than a piece
+        mesh.publisher.release(f"models/m{number}", 1, 1_000)
+    mesh.publisher.release(PATH, 1, 20_000)
+    true = mesh.publisher.sign()
+    assert true.bundle_bytes > limits.PIECE_BYTES
+    liar = mesh.driver.nodes[NodeId("liar")]
+    machine = mesh.releases.of(liar)
+    assert isinstance(machine, _FirstToTell)
+    sizes = {
+        "a byte more": true.bundle_bytes + 1, "half of it": true.bundle_bytes // 2,
+        "one piece of it": limits.PIECE_BYTES,
+    }  # fmt: skip
+    machine.target = replace(true, bundle_bytes=sizes[lie])
+    mesh.driver.act(liar, lambda engine, now: None)
+    mesh.run_for(1)
+    mesh.seed("seed")
+    mesh.run_for(180)
+    assert mesh.serving()["b"] == mesh.serving()["c"] == 1
+    assert not [*mesh.events("b", ChunkForged), *mesh.events("c", ChunkForged)]
+    assert not [*mesh.events("b", MetadataRefused), *mesh.events("c", MetadataRefused)]
