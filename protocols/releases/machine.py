@@ -143,10 +143,10 @@ class Releases(Machine):
 
     # --- the disk --------------------------------------------------------------------------------------------------
     def holding(self, chunks: Mapping[bytes, int], now: int) -> None:
-        """These chunks are on the disk, with their sizes: at the start, after an import, or after a file was put
-        together from a delta."""
-        new = {chunk: size_bytes for chunk, size_bytes in chunks.items() if chunk not in self.shelf.held}
-        self.shelf.add(new)
+        """These chunks are on the disk, with their sizes: at the start, after an import, after a file was put together
+        from a delta, and a bundle before it is told as verified, because its size was hearsay until then."""
+        new = [chunk for chunk in chunks if chunk not in self.shelf.held]
+        self.shelf.add(chunks)
         self.fetching.kept(*new)
         for chunk in new:
             self.swarm.arrived(chunk, now)

@@ -6,8 +6,9 @@ from msgspec.structs import replace
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.machine import EntryWish
-from protocols.releases.events import ChunkForged, MetadataRefused
+from protocols.machine import EntryWish, HeardEntry
+from protocols.releases.catalogue import ReleaseCatalogue
+from protocols.releases.events import AskRelay, ChunkForged, MetadataRefused
 from protocols.releases.machine import Releases
 from protocols.releases.settings import ReleaseSettings
 from protocols.wire.codec import encode
@@ -203,3 +204,24 @@ def test_size_that_a_liar_announces_first_gives_way_to_the_true_one(lie: str) ->
     assert mesh.serving()["b"] == mesh.serving()["c"] == 1
     assert not [*mesh.events("b", ChunkForged), *mesh.events("c", ChunkForged)]
     assert not [*mesh.events("b", MetadataRefused), *mesh.events("c", MetadataRefused)]
+
+
+def test_node_that_has_a_bundle_from_the_relay_does_not_repeat_the_size_that_a_liar_announced() -> None:
+    """It spread the lie in its own name, and gave neighbours no more of the bundle than that."""
+    mesh = Mesh("a")
+    node = mesh.driver.nodes[NodeId("a")]
+    machine = mesh.releases.of(node)
+    bundle, size_bytes = bytes([7]) * 32, 30_000
+    now = node.local(mesh.driver.now)
+    lie = encode(ReleaseNews(1, 5, bytes(32), bundle, 100))
+    machine.heard(HeardEntry(NodeId("liar"), RELEASES_KIND, 1, 0, lie, NodeId("liar")), now)
+    machine.relay_connected(True, now)
+    now += limits.SECOND
+    machine.handle_timer(now)
+    assert AskRelay(bundle) in machine.outgoing()
+    machine.chunk_stored(bundle, True, now)
+    machine.holding({bundle: size_bytes}, now)
+    machine.bundle_verified(bundle, ReleaseCatalogue(1, 5, bytes(32), False, (), ()), now)
+    assert machine.shelf.held[bundle] == size_bytes
+    assert machine.news.verified is not None
+    assert machine.news.verified.bundle_bytes == size_bytes
