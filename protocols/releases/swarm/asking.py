@@ -92,6 +92,7 @@ class Swarm:
         if supplier is not None:
             self.demand.forget(supplier, self.suppliers.values())
             self._abandon(supplier)
+            self._drop_stuck(now)
             self.ask(now)
 
     def greeting(self) -> ContentWanted | None:
@@ -213,6 +214,7 @@ class Swarm:
             if supplier.asked.pop(piece, None) is not None:  # the end of another one may have ended it
                 self._under_way -= 1
                 self._unask(piece, source)
+        self._drop_stuck(now)
         self.ask(now)
 
     # --- whole chunks ----------------------------------------------------------------------------------------------
@@ -326,6 +328,14 @@ class Swarm:
         for assembly in [each for each in self._assemblies.values() if each.owner == supplier.node]:
             assembly.owner = None  # all that was asked for has come, and not all was asked for
         self._wake_all()
+
+    def _drop_stuck(self, now: int) -> None:
+        """Give up chunks of which nothing is on its way and that nobody who answers holds. The relay may have them."""
+        answering = [supplier for supplier in self.suppliers.values() if not supplier.is_silent]
+        for assembly in list(self._assemblies.values()):
+            if not any(assembly.asked.values()):
+                if not any(self._holds(supplier, assembly.digest, now) for supplier in answering):
+                    self._drop(assembly.digest)
 
     def _wake_all(self) -> None:
         for supplier in self.suppliers.values():
@@ -466,6 +476,7 @@ class Swarm:
             supplier.is_idle = False
             if supplier.asked:
                 self._due_ns = min(self._due_ns, *(due_ns for _, due_ns in supplier.asked.values()))
+        self._drop_stuck(now)
         self.ask(now)
 
     def next_timer_at(self) -> int:

@@ -4,6 +4,7 @@ import hashlib
 from random import Random
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -13,9 +14,10 @@ from protocols.base.ids import NodeId
 from protocols.base.limits import MS, PIECE_BYTES, SECOND
 from protocols.base.time import NEVER
 from protocols.releases.catalogue import Content
-from protocols.releases.events import ChunkForged, Decisions, KeepChunk
+from protocols.releases.events import AskRelay, ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.asking import MAX_ASSEMBLED_BYTES, Swarm
+from protocols.releases.swarm.relaying import Relaying
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import MAX_SHUNNED
 from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunkWanted, ContentHave
@@ -201,6 +203,16 @@ class AnyNeighbours(RuleBasedStateMachine):
                 assert bool(content.seen >> number & 1) == bool(holders)
 
     @invariant()
+    def nothing_is_stuck(self) -> None:
+        """A chunk that is begun is on its way, or somebody who answers holds it. Otherwise the relay is never asked."""
+        swarm = self.fetcher.swarm
+        answering = [supplier for supplier in swarm.suppliers.values() if not supplier.is_silent]
+        for assembly in swarm._assemblies.values():
+            assert any(assembly.asked.values()) or any(
+                swarm._holds(supplier, assembly.digest, self.fetcher.now) for supplier in answering
+            )
+
+    @invariant()
     def blames_only_forgers(self) -> None:
         blamed = {event.source for event in self.fetcher.decisions.events if isinstance(event, ChunkForged)}
         assert blamed <= self.forgers
@@ -262,6 +274,36 @@ def test_chunk_of_two_neighbours_blames_nobody_and_is_fetched_whole() -> None:
         fetcher.answer(fetcher.asked[0])
     fetcher.keep()
     assert [digest for digest in fetcher.chunks if digest in fetcher.shelf.held] == [next(iter(fetcher.chunks))]
+
+
+@pytest.mark.parametrize("how", ["leaves", "falls silent", "refuses the rest"])
+def test_chunk_of_which_one_piece_came_is_asked_of_the_relay(how: str) -> None:
+    """It counted as on its way for ever, and the release was never complete."""
+    fetcher = Fetcher(4, 1)
+    relaying = Relaying(fetcher.shelf, fetcher.swarm, ReleaseSettings(), fetcher.decisions, Random(1))
+    fetcher.swarm.met(NODES[0])
+    fetcher.have(NODES[0], 15, lone=False)
+    begun: set[bytes] = set()
+    while first := [each for each in fetcher.asked if each[2] == 0 and each[1] not in begun]:
+        begun.add(first[0][1])
+        fetcher.answer(first[0])
+    assert begun
+    if how == "leaves":
+        fetcher.swarm.gone(NODES[0], fetcher.now)
+    elif how == "refuses the rest":
+        for digest in fetcher.chunks:
+            fetcher.swarm.refused(ChunkRefused(digest, "unknown"), NODES[0], fetcher.now)
+    relaying.connected(True, fetcher.now)
+    for _ in range(300):
+        for effect in [each for each in fetcher.decisions.effects if isinstance(each, AskRelay)]:
+            size_bytes = len(fetcher.chunks[effect.digest])
+            assert relaying.stored(effect.digest, size_bytes, True, fetcher.now)
+            fetcher.shelf.add({effect.digest: size_bytes})
+            fetcher.swarm.arrived(effect.digest, fetcher.now)
+        fetcher.take()
+        fetcher.wait(SECOND)
+        relaying.ask(fetcher.now)
+    assert fetcher.is_done
 
 
 def test_node_with_a_budget_asks_for_no_more_than_that() -> None:
