@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from protocols.base.limits import MAX_CHUNK_BYTES
+from protocols.base.time import NEVER
 from protocols.releases.catalogue import (
     MAX_ORDERS,
     MAX_RELEASES,
@@ -48,6 +49,7 @@ class Fetching:
         self._whole: set[Wanted] = set()  # releases whose deltas did not work
         self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
         self._reading: set[bytes] = set()
+        self._no_room: dict[bytes, int] = {}  # contents that the disk does not take, and when they are tried again
         self._fetched: dict[Wanted, None] = {}
         self._begun: set[Wanted] = set()
         self.has_new_orders = False
@@ -179,6 +181,22 @@ class Fetching:
             self.catalogue = replace(self.catalogue, is_expired=is_expired)
             self.is_changed = True
 
+    def postpone(self, chunk: bytes, until_ns: int) -> None:
+        """A chunk can't be written. The contents that it is part of are not fetched for a while, so that others are."""
+        for known, _ in self._shelf.places(chunk):
+            self._no_room[known.digest] = until_ns
+        self.is_changed = True
+
+    def handle_timer(self, now: int) -> None:
+        """Try again what could not be written."""
+        if now >= self.next_timer_at():
+            self._no_room = {content: until_ns for content, until_ns in self._no_room.items() if until_ns > now}
+            self.is_changed = True
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` has something to do."""
+        return min(self._no_room.values(), default=NEVER)
+
     def lost(self) -> None:
         """Chunks are not held any more, so releases may not be complete."""
         self._fetched.clear()
@@ -225,7 +243,7 @@ class Fetching:
             if known is None or known.is_whole:
                 continue
             is_missing = True
-            if digest in self._bad:
+            if digest in self._bad or digest in self._no_room:
                 continue
             if digest not in self._shelf.held:
                 lone[digest] = content.chunks * DIGEST_BYTES, _INDEX

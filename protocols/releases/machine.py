@@ -28,6 +28,7 @@ from protocols.releases.events import (
 )
 from protocols.releases.fetching import Fetching
 from protocols.releases.news import RELAY, News
+from protocols.releases.rollout.following import ROOM_PAUSE_NS
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.asking import BUNDLE_PRIORITY, Swarm
@@ -173,11 +174,14 @@ class Releases(Machine):
         self._go_on(now)
 
     def chunk_unwritten(self, digest: bytes, now: int) -> None:
-        """A chunk could not be written: the disk is full or broken. Nothing is fetched for a while."""
+        """A chunk could not be written: the disk is full or broken. Nothing is fetched for a while, and what it is part
+        of for longer."""
         size_bytes = self.relaying.size_of(digest)
         if size_bytes is not None:
             self.relaying.stored(digest, 0, False, now)
         self.swarm.unwritten(digest, now)
+        self.fetching.postpone(digest, now + ROOM_PAUSE_NS)
+        self._go_on(now)
 
     def piece_read(self, node: NodeId, digest: bytes, offset: int, data: bytes, now: int) -> None:
         """A piece was read for a neighbour. ``data``: empty when it is not there any more."""
@@ -324,6 +328,7 @@ class Releases(Machine):
     def handle_timer(self, now: int) -> None:
         """See :class:`Machine`."""
         self.news.handle_timer(now)
+        self.fetching.handle_timer(now)
         self.swarm.handle_timer(now)
         self.relaying.handle_timer(now)
         self.telling.handle_timer(now)
@@ -337,8 +342,9 @@ class Releases(Machine):
     def next_timer_at(self) -> int:
         """See :class:`Machine`."""
         return min(
-            self.news.next_timer_at(), self.swarm.next_timer_at(), self.relaying.next_timer_at(),
-            self.telling.next_timer_at(), self.serving_pieces.next_timer_at(), self.rollouts.next_timer_at(),
+            self.news.next_timer_at(), self.fetching.next_timer_at(), self.swarm.next_timer_at(),
+            self.relaying.next_timer_at(), self.telling.next_timer_at(), self.serving_pieces.next_timer_at(),
+            self.rollouts.next_timer_at(),
         )  # fmt: skip
 
     # --- what was decided ------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class WorldControls:
             self._full.discard(number)
         self._world.records.full_disk(name, full)
         if self._world.releases is not None:
-            self._world.releases.disk(name).full = full
+            self._world.releases.disk(name).room_bytes = 0 if full else None
         if number in self._world.stages:
             self._world.stages[number].disk_full = full
 

@@ -40,7 +40,12 @@ class ReleaseDisk:
         """The counter of the release that serves, by path."""
         self.forged = 0
         """How many chunks came whose bytes did not have their digest. None of them is kept."""
-        self.full = False
+        self.room_bytes: int | None = None
+        """What all chunks may take. None: there is no limit."""
+
+    def has_room_for(self, data: bytes) -> bool:
+        """Whether one more chunk fits."""
+        return self.room_bytes is None or sum(map(len, self.chunks.values())) + len(data) <= self.room_bytes
 
 
 class RelayStore:
@@ -186,7 +191,7 @@ class SimReleases:
 
     def _keep(self, node: SimNode, effect: events.KeepChunk) -> None:
         disk, digest = self.disk(node.name), effect.digest
-        if disk.full:
+        if not disk.has_room_for(effect.data):
             self._tell(node, lambda releases, now: releases.chunk_unwritten(digest, now))
             return
         good = sha256(effect.data) == digest
@@ -208,7 +213,7 @@ class SimReleases:
 
     def _from_relay(self, node: SimNode, effect: events.AskRelay, good: bool) -> None:
         disk, digest = self.disk(node.name), effect.digest
-        if good and disk.full:
+        if good and not disk.has_room_for(self.publisher.chunks[digest]):
             self._tell(node, lambda releases, now: releases.chunk_unwritten(digest, now))
             return
         if good:

@@ -2,7 +2,9 @@
 
 from protocols.access import AccessRule
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import SECOND
 from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken
+from protocols.releases.rollout.following import ROOM_PAUSE_NS
 from protocols.wire.releases import ReleaseNews
 from sims.world.releases.nodes import RelayStore
 from tests.protocols.releases.mesh import PATH, Mesh
@@ -134,3 +136,24 @@ def test_node_that_has_the_base_of_a_delta_fetches_only_the_delta() -> None:
     mesh.run_for(20)
     assert mesh.counter("b", "bytes_received") < 40_000
     assert mesh.releases.disk("b").chunks.keys() >= {*mesh.publisher.parts_of(delta)}
+
+
+def test_release_that_the_disk_does_not_take_holds_up_no_other() -> None:
+    """A large model was begun again every half minute, for ever, and a small one never had its turn."""
+    mesh = Mesh("a", "b", bytes_per_s=200_000)
+    mesh.publisher.release("models/large", 1, 4_000_000, 256 * 1024)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    disk = mesh.releases.disk("b")
+    disk.room_bytes = 300_000  # one chunk of the large one, and all of the small one
+    mesh.run_for(20)
+    assert mesh.counter("b", "chunks_unwritten") == 1
+    mesh.publisher.release("models/small", 1, 20_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(120)
+    assert disk.served == {"models/small": 1}
+    assert mesh.counter("b", "chunks_unwritten") == 1
+    disk.room_bytes = None
+    mesh.run_for(ROOM_PAUSE_NS / SECOND)
+    assert disk.served == {"models/large": 1, "models/small": 1}
