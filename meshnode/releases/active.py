@@ -16,7 +16,7 @@ from meshnode.records.section import RelaySection
 from meshnode.releases.audit import AuditLog
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.stand import NodeModels
-from meshnode.releases.performing import ReleasePerformer
+from meshnode.releases.performing import TROUBLE, ReleasePerformer
 from meshnode.releases.planning import KeptRollouts
 from meshnode.releases.relay import RelayClient
 from meshnode.releases.section import ALL, ReleasesSection
@@ -37,6 +37,7 @@ from protocols.releases.events import (
     RolloutState,
 )
 from protocols.releases.machine import Releases
+from protocols.releases.rollout.health import reason_of
 from protocols.releases.rollout.rollouts import FollowedPath, Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
@@ -66,6 +67,7 @@ class ActiveReleases:
         settings = ReleaseSettings(
             fetch_bytes_per_hour=section.fetch_bytes_per_hour,
             relay_bytes_per_hour=section.relay_bytes_per_hour, serve_bytes_per_s=section.serve_bytes_per_s,
+            store_bytes=section.store_mib * _MIB,
         )  # fmt: skip
         self.machine = Releases(host.id, access, settings, Random(), self.rollouts)
         compute = host.part(RunningInference).compute
@@ -181,12 +183,17 @@ class ActiveReleases:
         """The functions that handle the events of the machine."""
         return {
             MetadataTaken: self._happened, MetadataRefused: self._was_bad, ChunkForged: self._was_bad,
-            ReleaseState: self._happened, RolloutState: self._happened,
+            ReleaseState: self._got_on, RolloutState: self._happened,
         }  # fmt: skip
 
     def _happened(self, event: Event) -> None:
         _log.info("%s", event)
         self._note(event)
+
+    def _got_on(self, event: ReleaseState) -> None:
+        self._happened(event)
+        if reason_of(event.detail) == "no_room":
+            self._host.troubles.begin(TROUBLE, event.path, f"{event.path} {event.counter}: {event.detail}")
 
     def _was_bad(self, event: Event) -> None:
         _log.warning("%s", event)

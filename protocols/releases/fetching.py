@@ -32,8 +32,8 @@ _ORDER, _DESCRIPTION, _INDEX, _CONTENT = 1, 2, 3, 4
 class Fetching:
     """The releases of one node."""
 
-    def __init__(self, shelf: Shelf, decisions: Decisions) -> None:
-        self._shelf, self._decisions = shelf, decisions
+    def __init__(self, shelf: Shelf, decisions: Decisions, store_bytes: int = 0) -> None:
+        self._shelf, self._decisions, self._store_bytes = shelf, decisions, store_bytes
         self.catalogue: ReleaseCatalogue | None = None
         self._listed: dict[Wanted, Listed] = {}
         self._digests: frozenset[bytes] = frozenset()  # of the descriptions of these
@@ -52,10 +52,13 @@ class Fetching:
         self._no_room: dict[bytes, int] = {}  # contents that the disk does not take, and when they are tried again
         self._fetched: dict[Wanted, None] = {}
         self._begun: set[Wanted] = set()
+        self._too_large: set[Wanted] = set()  # of those that are wanted
         self.has_new_orders = False
         """Whether orders were read since the machine looked."""
         self.new_fetched: list[Wanted] = []
         """Releases that became complete since the machine took them."""
+        self.new_unfit: list[tuple[Wanted, str]] = []
+        """Releases that can't be fetched, and why, since the machine took them."""
         self.is_changed = False
         """Whether :meth:`needs` may have changed."""
 
@@ -160,6 +163,7 @@ class Fetching:
         if wanted != self._wanted:
             self.new_fetched += [release for release in wanted if release in self._fetched.keys() - self._wanted.keys()]
             self._wanted = wanted
+            self._too_large &= wanted.keys()
             self.is_changed = True
 
     def keep(self, releases: Iterable[Wanted]) -> None:
@@ -226,11 +230,23 @@ class Fetching:
             if description is None:
                 if digest not in held and 0 < listed.size_bytes <= MAX_CHUNK_BYTES:
                     lone[digest] = listed.size_bytes, _DESCRIPTION
+            elif self._store_bytes and description.size_bytes > self._store_bytes:
+                self._refuse(release, description)
             elif not self._needs_of(description, lone, contents) and release not in self._fetched:
                 self._fetched[release] = None
                 self.new_fetched.append(release)
                 self._say(*release, "fetched")
         return lone, contents
+
+    def _refuse(self, release: Wanted, description: Description) -> None:
+        """Say once that a wanted release is too large."""
+        if release not in self._too_large:
+            self._too_large.add(release)
+            why = (
+                f"no_room: its files take {description.size_bytes} bytes, and releases may take {self._store_bytes} "
+                "here. Raise [releases] store_mib, or follow other models"
+            )
+            self.new_unfit.append((release, why))
 
     def _needs_of(
         self, description: Description, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int]

@@ -69,7 +69,7 @@ class Releases(Machine):
         self._decided = Decisions()
         self.shelf = Shelf(access)
         self.news = News(node, random)
-        self.fetching = Fetching(self.shelf, self._decided)
+        self.fetching = Fetching(self.shelf, self._decided, settings.store_bytes)
         self.swarm = Swarm(self.shelf, settings, self._decided, random)
         self.relaying = Relaying(self.shelf, self.swarm, settings, self._decided, random)
         self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds, random)
@@ -297,6 +297,9 @@ class Releases(Machine):
             fetching.new_fetched.clear()
             for path, counter in fetched:
                 self.rollouts.complete(path, counter, now)
+            unfit, fetching.new_unfit = fetching.new_unfit, []
+            for (path, counter), why in unfit:
+                self.rollouts.unfit(path, counter, why, now)
         self._take_rollouts()
         self.swarm.ask(now)
         self.relaying.ask(now)

@@ -16,6 +16,8 @@ class ReleaseSettings(Struct, frozen=True):
     """Pieces sent to all neighbours together."""
     serve_neighbour_bytes_per_s: int = 0
     """Pieces sent to each neighbour."""
+    store_bytes: int = 0
+    """What releases may take on the disk. One that is larger is not fetched."""
     gather_ns: int = 150 * limits.MS
     """A neighbour is told at most this often what this node has got. A shorter time costs frames, a longer one delays
     neighbours that have nothing else to ask for."""

@@ -1,7 +1,7 @@
 """Getting one release ready at one node: its chunks are fetched, then its files are staged and tried.
 
 missing ──► staging ──► ready
-               └──────► unfit
+   └───────────┴──────► unfit
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -143,6 +143,11 @@ class Preparations:
         if is_wanted:
             self._of[counter].enter(Readiness.STAGING, now)
         return is_wanted
+
+    def refused(self, counter: int, failure: str, now: int) -> None:
+        """A release that is missing can't be fetched."""
+        if counter in self._of and self.readiness(counter) is Readiness.MISSING:
+            self._of[counter].enter(Readiness.UNFIT, now, failure)
 
     def staged(self, counter: int, failure: str, now: int) -> bool:
         """A release was staged, or could not be. Returns whether it was waited for."""

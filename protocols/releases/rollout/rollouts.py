@@ -225,6 +225,12 @@ class Rollouts:
             following.incomplete(counter, now)
             self._advance(following, now)
 
+    def unfit(self, path: str, counter: int, failure: str, now: int) -> None:
+        """One of :meth:`wanted` can't be fetched here. ``failure`` begins with its reason, as for :meth:`staged`."""
+        if (following := self._paths.get(path)) is not None:
+            following.prepared.refused(counter, failure, now)
+            self._advance(following, now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``StageRelease``. A failure begins with its reason, as in ``no_room: 12 MB are free``."""
         following = self._following(path)

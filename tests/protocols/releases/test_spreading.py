@@ -1,12 +1,17 @@
 """Releases spread from node to node in virtual time: what is published reaches everybody, and nothing else does."""
 
-from protocols.access import AccessRule
+from protocols.access import AccessRule, AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import SECOND
-from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken
+from protocols.releases.catalogue import Order
+from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken, ReleaseState
+from protocols.releases.machine import Releases
 from protocols.releases.rollout.following import ROOM_PAUSE_NS
+from protocols.releases.rollout.health import reason_of
+from protocols.releases.rollout.tally import FAILED
+from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
-from sims.world.releases.nodes import RelayStore
+from sims.world.releases.nodes import RelayStore, rollouts_of
 from tests.protocols.releases.mesh import PATH, Mesh
 
 
@@ -157,3 +162,46 @@ def test_release_that_the_disk_does_not_take_holds_up_no_other() -> None:
     disk.room_bytes = None
     mesh.run_for(ROOM_PAUSE_NS / SECOND)
     assert disk.served == {"models/large": 1, "models/small": 1}
+
+
+def mesh_with_small_disks(canaries: tuple[NodeId, ...]) -> Mesh:
+    """Two nodes that are to take a model that fits, and one that does not."""
+    mesh = Mesh(
+        "a", "b",
+        machine=lambda settings, random: Releases(
+            settings.node, AccessTable(settings.access), ReleaseSettings(store_bytes=100_000), random,
+            rollouts_of(settings),
+        ),
+    )  # fmt: skip
+    mesh.publisher.release("models/large", 1, 100_001, order=False)
+    mesh.publisher.release("models/small", 1, 20_000)
+    mesh.publisher.order(Order(serial=9, path="models/large", counter=1, canaries=canaries))
+    mesh.publisher.sign()
+    mesh.seed("a")
+    return mesh
+
+
+def failed(mesh: Mesh, name: str) -> list[tuple[str, str]]:
+    """The releases that failed at a node, and why."""
+    events = [event for event in mesh.events(name, ReleaseState) if isinstance(event, ReleaseState)]
+    return [(event.path, reason_of(event.detail)) for event in events if event.state == "failed"]
+
+
+def test_release_that_is_larger_than_all_may_be_is_not_fetched_and_fails() -> None:
+    """A canary without room said nothing, so its order waited until silence counted."""
+    mesh = mesh_with_small_disks(canaries=(NodeId("b"),))
+    mesh.run_for(20)
+    assert mesh.releases.disk("b").served == {"models/small": 1}
+    assert mesh.counter("b", "bytes_received") < 60_000
+    assert failed(mesh, "b") == [("models/large", "no_room")]
+    reports = mesh.releases.of(mesh.driver.nodes[NodeId("a")]).rollouts.reports(9)
+    assert reports[NodeId("b")].verdicts == FAILED
+
+
+def test_release_that_is_too_large_fails_once_in_a_while() -> None:
+    """The operator may have given more room meanwhile, and hears of it again otherwise."""
+    mesh = mesh_with_small_disks(canaries=())
+    mesh.run_for(ROOM_PAUSE_NS / SECOND - 10)
+    assert len(failed(mesh, "b")) == 1
+    mesh.run_for(20)
+    assert len(failed(mesh, "b")) == 2
