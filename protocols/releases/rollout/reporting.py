@@ -29,12 +29,19 @@ class Progress(NamedTuple):
     adoption: Adoption
     step: str
     is_canary: bool
-    """Whether the order names this node as a canary."""
+    """Whether the order names this node as a canary …"""
+    is_open: bool
+    """… and whether nodes still count what canaries say of it: it was neither promoted nor aborted by hand."""
 
     @property
     def is_told(self) -> bool:
         """Whether others are told of it."""
         return self.step in (_TRIED if self.is_canary else _ENDS) or (self.is_canary and self.adoption.verdicts > 0)
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """What is told first is smallest: verdicts that are counted, and then what is newest."""
+        return not self.is_canary, not (self.is_open and self.adoption.verdicts), -self.adoption.serial
 
     def reported(self) -> ReportedRelease:
         """As it travels."""
@@ -56,9 +63,8 @@ class Reporting:
 
     def take(self, progress: Iterable[Progress], now: int) -> int:
         """Note how far the node has got with all its orders. Returns when this has to be called again."""
-        told = sorted(
-            (one for one in progress if one.is_told), key=lambda one: (not one.is_canary, -one.adoption.serial)
-        )[: limits.MAX_REPORTED_RELEASES]
+        told = sorted((one for one in progress if one.is_told), key=lambda one: one.rank)
+        told = told[: limits.MAX_REPORTED_RELEASES]
         health = RolloutHealth(tuple(one.reported() for one in told))
         if health == self._said:
             return NEVER

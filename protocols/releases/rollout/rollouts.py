@@ -371,4 +371,5 @@ class Rollouts:
             for adoption in following.adoptions():
                 order = self._orders.get(adoption.serial)
                 is_canary = order is not None and self._node in order.canaries
-                yield Progress(adoption, following.step_of(adoption), is_canary)
+                is_open = order is not None and order.state in ("running", "paused")
+                yield Progress(adoption, following.step_of(adoption), is_canary, is_open)

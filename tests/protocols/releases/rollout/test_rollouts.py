@@ -389,3 +389,22 @@ def test_revision_grows_with_what_has_to_be_kept() -> None:
     node.pass_s(SOAK_S)
     assert node.rollouts.revision > before
     assert node.now > 0.9 * SOAK_S * SECOND
+
+
+def test_verdict_that_counts_is_told_before_those_on_orders_that_were_promoted_by_hand() -> None:
+    """An entry has room for eight. Nodes that came late heard no verdict on the one order that was still open."""
+    paths = [f"models/m{number}" for number in range(limits.MAX_REPORTED_RELEASES + 1)]
+    orders = [replace(order(1 + number, 1), path=path, soak_s=0) for number, path in enumerate(paths)]
+    node = Installer("c1")
+    node.rollouts.releases([each for path in paths for each in listed(1, path=path)], node.now)
+    node.rollouts.orders(orders, node.now)
+    for path in paths:
+        node.rollouts.complete(path, 1, node.now)
+        node.rollouts.staged(path, 1, "golden: output 0 differs", node.now)
+    node.rollouts.outgoing()
+    node.pass_s(60)
+    assert node.verdicts(1) == 0, "there are too many"
+    node.rollouts.orders([orders[0], *(replace(each, state="promoted") for each in orders[1:])], node.now)
+    node.pass_s(60)
+    assert node.verdicts(1) == FAILED
+    assert len(node.said()) == limits.MAX_REPORTED_RELEASES
