@@ -66,11 +66,12 @@ class Fetching:
     def trust(self, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
         """Take newer metadata."""
         self.catalogue, self._bundle = catalogue, bundle
+        before = {(name, listed.digest) for name, listed in self._listed.items()}
         self._listed = {(listed.path, listed.counter): listed for listed in catalogue.releases[:MAX_RELEASES]}
         self._digests = frozenset(listed.digest for listed in self._listed.values())
         newest = sorted(catalogue.orders, key=lambda order: -order.serial)[:MAX_ORDERS]
         self._listed_orders = {order.digest: order for order in newest}
-        names = self._listed.keys()
+        names = {name for name, listed in self._listed.items() if (name, listed.digest) in before}
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
         self.orders = {digest: order for digest, order in self.orders.items() if digest in self._listed_orders}
         self._fetched = {name: None for name in self._fetched if name in names}

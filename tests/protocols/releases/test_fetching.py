@@ -135,3 +135,26 @@ def test_file_that_was_made_from_a_delta_is_complete(files: Files) -> None:
     files.hold("new", files.new)
     assert files.wanted() == []
     assert files.fetching.new_fetched == [(PATH, 2)]
+
+
+def test_other_description_under_the_same_counter_is_read(files: Files) -> None:
+    """What the publisher has listed anew was known by name, and nodes went on with the files of before."""
+    files.hold("new", files.new)
+    assert files.wanted() == []
+    assert files.fetching.new_fetched == [(PATH, 2)]
+    files.fetching.new_fetched.clear()
+    other = Listed(PATH, 2, digest("another description"), 100)
+    files.fetching.trust(digest("newer bundle"), ReleaseCatalogue(1, 2, bytes(32), False, (other,), ()))
+    lone, contents = files.fetching.needs()
+    assert (list(lone), contents) == ([other.digest], {})
+    described = ReleasedFile(name="plate.onnx", content=files.old)
+    files.fetching.described(other.digest, Description(path=PATH, counter=2, model="plate.onnx", files=(described,)))
+    assert files.wanted() == [files.old]
+    assert files.fetching.new_fetched == []
+
+
+def test_description_that_is_listed_as_before_is_kept(files: Files) -> None:
+    """Each new signature would have all of them read again."""
+    listed = Listed(PATH, 2, digest("description 2"), 100)
+    files.fetching.trust(digest("newer bundle"), ReleaseCatalogue(1, 2, bytes(32), False, (listed,), ()))
+    assert files.wanted() == [files.new]
