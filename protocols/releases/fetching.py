@@ -5,7 +5,7 @@ step is fetched when the one before is there and was read. Of a file for which t
 that this node has whole, only the delta is fetched; when it turns out not to work, the file is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from msgspec.structs import replace
 
@@ -216,7 +216,7 @@ class Fetching:
         if catalogue is None:
             return lone, contents
         self._load_kept()
-        held = self._shelf.held
+        held, bases = self._shelf.held, self._bases()
         for digest, order in self._listed_orders.items():
             if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
                 lone[digest] = order.size_bytes, _ORDER
@@ -233,7 +233,7 @@ class Fetching:
                     lone[digest] = listed.size_bytes, _DESCRIPTION
             elif self._store_bytes and description.size_bytes > self._store_bytes:
                 self._refuse(release, description)
-            elif not self._needs_of(description, lone, contents) and release not in self._fetched:
+            elif not self._needs_of(description, bases, lone, contents) and release not in self._fetched:
                 self._fetched[release] = None
                 self.new_fetched.append(release)
                 self._say(*release, "fetched")
@@ -250,11 +250,12 @@ class Fetching:
             self.new_unfit.append((release, why))
 
     def _needs_of(
-        self, description: Description, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int]
+        self, description: Description, bases: Container[str], lone: dict[bytes, tuple[int, int]],
+        contents: dict[bytes, int],
     ) -> bool:  # fmt: skip
         """Add what is missing of a release. Returns whether anything is."""
         is_missing = False
-        for content in self.chosen(description):
+        for content in self._chosen(description, bases):
             digest = bytes.fromhex(content.index)
             known = self._shelf.known.get(digest)
             if known is None or known.is_whole:
@@ -283,10 +284,11 @@ class Fetching:
                 if bytes.fromhex(file.content.index) in self._shelf.held:
                     self._load(file.content)
 
-    def chosen(self, description: Description) -> list[Content]:
+    def _chosen(self, description: Description, bases: Container[str]) -> list[Content]:
         """The contents to fetch for a release: of each file a delta, or the file."""
         chosen = []
-        bases = {} if (description.path, description.counter) in self._whole else self._bases()
+        if (description.path, description.counter) in self._whole:
+            bases = ()
         for file in description.files:
             deltas = [delta.content for delta in description.deltas
                       if delta.name == file.name and delta.base in bases]  # fmt: skip
@@ -296,13 +298,16 @@ class Fetching:
             chosen.append(deltas[0] if deltas and not is_here else file.content)
         return chosen
 
-    def _bases(self) -> dict[str, None]:
-        """The files that are held whole, by their SHA-256."""
+    def _bases(self) -> Container[str]:
+        """The files that are held whole and that a wanted release has deltas from, by their SHA-256."""
+        wanted = [self.descriptions[name] for name in self._wanted if name in self.descriptions]
+        asked = {delta.base for description in wanted for delta in description.deltas}
         known = self._shelf.known
         return {
-            file.content.sha256: None
+            file.content.sha256
             for description in self.descriptions.values() for file in description.files
-            if (content := known.get(bytes.fromhex(file.content.index))) is not None and content.is_whole
+            if file.content.sha256 in asked
+            and (content := known.get(bytes.fromhex(file.content.index))) is not None and content.is_whole
         }  # fmt: skip
 
     def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:

@@ -97,11 +97,12 @@ class News:
     def told(self, author: NodeId, news: ReleaseNews, age_ns: int, now: int) -> None:
         """An author, or the relay, says what the newest metadata is."""
         self.counts["news_heard"] += 1
-        self._heard.pop(author, None)
+        gone = [self._heard.pop(author)] if author in self._heard else []
+        while len(self._heard) >= MAX_AUTHORS:
+            gone.append(self._heard.pop(next(iter(self._heard))))
         self._heard[author] = news, now - age_ns
-        while len(self._heard) > MAX_AUTHORS:
-            del self._heard[next(iter(self._heard))]
-        self.is_changed = True
+        if any(_age(each) > self._verified_age for each in (news, *(former for former, _ in gone))):
+            self.is_changed = True
         if _age(news) < self._verified_age:
             self.counts["news_old"] += 1
         if self.verified is not None and self._say_ns > now + _SAY_NS:
