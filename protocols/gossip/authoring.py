@@ -96,6 +96,11 @@ class OwnEntries:
             self._plan(own._replace(refresh_ns=now + _RETRY_NS))
         return [(own, self._outruns.get(own.kind, (0, 0))[0]) for own in due]
 
+    def try_later(self, kind: str, body: bytes, lifetime_s: int, now: int) -> None:
+        """Author after a while what can't be authored now. What was said of that kind before is not repeated."""
+        self.failed += 1
+        self._plan(OwnEntry(kind, body, lifetime_s, now + _RETRY_NS))
+
     def sign_again(self, now: int) -> None:
         """Have all of them signed again at once."""
         for own in list(self._own.values()):

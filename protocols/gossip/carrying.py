@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from protocols.base.errors import MeshError
+from protocols.base.errors import BoundExceeded, MeshError, ValueUnsupported
 from protocols.gossip.machine import Gossip
 from protocols.machine import Machine
 
@@ -14,11 +14,14 @@ def kinds_heard(machines: Iterable[Machine]) -> frozenset[str]:
 
 def carry_entries(gossip: Gossip, machines: Iterable[Machine], now: int) -> None:
     """Sign what machines wish to say, and tell them what was heard. A wish that can't be signed is counted as a failed
-    entry of this node: it has no certificate, or the entry is too large beside it."""
+    entry of this node. Machines wish for nothing twice, so one that has no place, or is too large beside the
+    certificate, is tried again later. A node without a certificate says nothing."""
     for machine in machines:
         for kind, body, lifetime_s in machine.wishes():
             try:
                 gossip.put(kind, body, lifetime_s, now)
+            except (BoundExceeded, ValueUnsupported):
+                gossip.own.try_later(kind, body, lifetime_s, now)
             except MeshError:
                 gossip.own.failed += 1
     told, gossip.to_tell = gossip.to_tell, []

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from protocols.base.ids import Role
 from protocols.base.limits import SECOND
 from protocols.machine import EntryWish, HeardEntry, Machine
@@ -36,8 +38,6 @@ def _mesh(body: bytes) -> tuple[SimDriver, Authors]:
     authors: list[Authors] = []
 
     def adjust(settings: NodeSettings) -> NodeSettings:
-        from msgspec.structs import replace
-
         return replace(settings, seal=authors[0].seal(settings.node))
 
     driver = SimDriver(1, adjust=adjust, capabilities=(Capability(lambda settings: _Town(body)),))
@@ -68,3 +68,21 @@ def test_entry_that_can_not_be_signed_is_counted() -> None:
     driver.act(node, lambda engine, now: None)
     assert node.engine.statistics()["gossip_own_entries_failed"] == 1
     assert node.engine.machine(_Town).told == []
+
+
+def test_entry_that_can_not_be_signed_now_is_signed_later() -> None:
+    """A machine wishes for an entry once, so a verdict on a release that had no place at that moment was never told."""
+    driver, authors = _mesh(b"Ingolstadt")
+    for name in ("a", "b"):
+        driver.add(name, Role.VEHICLE)
+    driver.meet()
+    one, other = driver.numbered
+    seal = authors.seal(one.name)
+    one.engine.gossip._seal = replace(seal, sign=lambda statement: (bytes(2_000), b"s"))
+    driver.act(one, lambda engine, now: None)
+    driver.run_for(SECOND)
+    assert one.engine.statistics()["gossip_own_entries_failed"] == 2
+    one.engine.gossip._seal = seal
+    driver.run_for(90 * SECOND)
+    assert {entry.author for entry in other.engine.machine(_Town).told} == {"a", "b"}
+    assert one.engine.statistics()["gossip_own_entries_failed"] == 2
