@@ -267,7 +267,7 @@ class Driver:
         link = self._outbound.link_of(lane)
         if link is not None:
             self._outbound.flush(link)
-            if self._pace.active or self._room.limited:
+            if self._pace.active or self._room.is_awaited:
                 self._set_timer()
 
     # --- effects ---------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class Lanes:
         if queue is not None and self.is_realtime(dial):
             queue.delay_ns = SLOW_NS if sample[0] > SLOW_NS else 0
             self.pace.sampled(queue.peer, sample, now)
-            self.room.sampled(sample, now - queue.readings_ns < READINGS_NS, now)
+            self.room.sampled(queue.peer, sample, now - queue.readings_ns < READINGS_NS, now)
 
     def handle_timer(self, now: int) -> None:
         """Touch the lanes whose turn it is, and ask again for bulk lanes."""

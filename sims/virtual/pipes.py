@@ -132,7 +132,7 @@ class Pipes:
                 data = lane.take(local, full)
             if full and lane and not pipe.looks:
                 self._look_later(pipe)
-        if (pace.active or node.engine.lanes.room.limited) and node.engine.lanes.next_turn_at() != NEVER:
+        if (pace.active or node.engine.lanes.room.is_awaited) and node.engine.lanes.next_turn_at() != NEVER:
             self._simulation.arm(node)
 
     def _bring_along(self, pipe: Pipe, along: list[bytes], tick_ns: int) -> None:

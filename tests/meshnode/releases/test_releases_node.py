@@ -130,8 +130,8 @@ async def test_release_gets_on_although_its_pieces_have_to_wait_for_room(
     put_in(publisher.folder, one.node.state_dir / "releases")
     async with meshnode.open(one) as rsu:
         await serves(rsu, 1)
-        room = rsu.driver.engine.lanes.room
-        room.limited, room.bytes_per_s = True, 200_000.0
+        together = rsu.driver.engine.lanes.room.together
+        together.limited, together.bytes_per_s = True, 200_000.0
         began_s = time.monotonic()
         async with meshnode.open(config_of(house, "room-2", publisher, factory, rsu.port)) as vehicle:
             await serves(vehicle, 1)
