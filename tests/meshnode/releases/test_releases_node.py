@@ -26,7 +26,8 @@ from meshnode.releases.section import ReleasesSection
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import put_in, take_in
 from protocols.access import AccessTable
-from protocols.base.ids import MeshName, Role
+from protocols.base.ids import MeshName, NodeId, Role
+from protocols.links.room import Rate
 from protocols.releases.catalogue import Description, Gates, Order, ReleasedFile
 from protocols.releases.events import ReleaseState
 from tests.tools.eventually import until
@@ -130,8 +131,8 @@ async def test_release_gets_on_although_its_pieces_have_to_wait_for_room(
     put_in(publisher.folder, one.node.state_dir / "releases")
     async with meshnode.open(one) as rsu:
         await serves(rsu, 1)
-        together = rsu.driver.engine.lanes.room.together
-        together.limited, together.bytes_per_s = True, 200_000.0
+        rate = rsu.driver.engine.lanes.room.of_node[NodeId("room-2")] = Rate()
+        rate.limited, rate.bytes_per_s = True, 200_000.0
         began_s = time.monotonic()
         async with meshnode.open(config_of(house, "room-2", publisher, factory, rsu.port)) as vehicle:
             await serves(vehicle, 1)
