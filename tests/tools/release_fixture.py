@@ -1,4 +1,7 @@
-"""A relay that publishes releases, without a network, and what a lying neighbour can make of its metadata."""
+"""A relay that publishes releases, without a network, and what a lying neighbour can make of its metadata.
+
+Its fixture is ``publisher``: import ``given_publisher`` where it is used.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata
 from tuf.api.serialization.json import JSONSerializer
@@ -18,7 +22,7 @@ from cloud_relay.releases.publishing import list_release
 from cloud_relay.releases.repository import PUBLISHER_ROLE, TOP_ROLES, Lifetimes, ReleaseRepository, opened
 from cloud_relay.releases.shown import BUNDLE_FILE, ORDERS_ROLE
 from protocols.releases.bundle import unpack_untrusted_bundle
-from protocols.releases.catalogue import Description, ReleasedFile
+from protocols.releases.catalogue import Description, Order, ReleasedFile
 
 ONLINE = (*TOP_ROLES, ORDERS_ROLE, PUBLISHER_ROLE)
 Files = Mapping[str, bytes]
@@ -50,12 +54,15 @@ class Publisher:
     def release(self, counter: int, name: str = "plate", content: bytes | None = None) -> bytes:
         """Publish a release with one file, and return the bundle."""
         with self.changing() as repository:
-            data = content if content is not None else f"{name} {counter}".encode()
-            made = chunk_data(data, repository.shelf.keep)
-            file = ReleasedFile(name=f"{name}.onnx", content=made)
-            list_release(
-                repository, Description(path=f"models/{name}", counter=counter, model=file.name, files=(file,))
-            )
+            list_file(repository, counter, name, f"{name} {counter}".encode() if content is None else content)
+        return self.bundle
+
+    def roll_out(self, serial: int, counter: int, name: str, content: bytes, **order: Any) -> bytes:
+        """Publish a release with one file and an order to serve it, and return the bundle."""
+        with self.changing() as repository:
+            list_file(repository, counter, name, content)
+            made = Order(serial=serial, path=f"models/{name}", counter=counter, **order)
+            repository.put(f"rollouts/{serial}.json", msgspec.json.encode(made))
         return self.bundle
 
     def refresh(self, targets_too: bool = False) -> bytes:
@@ -84,6 +91,17 @@ class Publisher:
     def ahead(self, days: float) -> None:
         """Let time pass at the repository. Negative: what it signs has been signed in the past."""
         self.now += timedelta(days=days)
+
+
+@pytest.fixture(name="publisher")
+def given_publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path / "repository")
+
+
+def list_file(repository: ReleaseRepository, counter: int, name: str, content: bytes) -> None:
+    """List a release of ``models/name`` whose only file has this content."""
+    file = ReleasedFile(name=f"{name}.onnx", content=chunk_data(content, repository.shelf.keep))
+    list_release(repository, Description(path=f"models/{name}", counter=counter, model=file.name, files=(file,)))
 
 
 def packed(files: Files) -> bytes:

@@ -11,8 +11,10 @@ from threading import Thread
 
 import pytest
 
+from cloud_relay.releases.repository import opened
 from cloud_relay.releases.serving import MAX_WAITING
 from cloud_relay.releases.shown import read_shown
+from cloud_relay.releases.signing import keys_in
 from meshnode.links.transport import Requester
 from meshnode.releases.trust import Trust
 from protocols.base.ids import Role
@@ -22,7 +24,7 @@ from protocols.wire.records import Acknowledgement
 from protocols.wire.releases import RelayChunk, RelayChunkWanted, ReleasesAsked, ReleasesTold
 from tests.tools.eventually import eventually
 from tests.tools.relay_fixture import RelayProcess, batch
-from tests.tools.release_fixture import Publisher, sha256
+from tests.tools.release_fixture import Publisher, list_file, sha256
 
 pytestmark = pytest.mark.processes
 
@@ -92,23 +94,15 @@ publish_for_ever(Path(sys.argv[1]), Path(sys.argv[2]))
 
 def publish_for_ever(folder: Path, keys: Path) -> None:
     """Publish release after release, until somebody ends it."""
-    from cloud_relay.releases.chunking import chunk_data
-    from cloud_relay.releases.publishing import list_release
-    from cloud_relay.releases.repository import opened
-    from cloud_relay.releases.signing import keys_in
-    from protocols.releases.catalogue import Description, ReleasedFile
-
     print("ready", flush=True)
     while True:
         with opened(folder) as repository:
             repository.load()
             repository.use_keys(keys_in([keys]).values())
             counter = repository.state.counters.get("models/plate", 0) + 1
-            made = chunk_data(os.urandom(50_000), repository.shelf.keep)
-            file = ReleasedFile(name="plate.onnx", content=made)
             for path in repository.paths()[:-3]:
                 repository.remove(path)
-            list_release(repository, Description(path="models/plate", counter=counter, model=file.name, files=(file,)))
+            list_file(repository, counter, "plate", os.urandom(50_000))
             repository.commit()
 
 

@@ -16,14 +16,10 @@ from protocols.base.limits import MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CONTENT_BYTES
 from protocols.releases.catalogue import Description
 from tests.tools.onnx_graphs import write_external
 from tests.tools.publishable_fixture import SIZE, write_model
-from tests.tools.release_fixture import Publisher
+from tests.tools.release_fixture import Publisher, given_publisher
 
+__all__ = ["given_publisher"]
 ELSEWHERE = '[[golden]]\ninputs = { x = "a/b.npy" }\noutputs = { y = "out.npy" }\n'
-
-
-@pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")
 
 
 @pytest.fixture

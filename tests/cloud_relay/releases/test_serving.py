@@ -17,7 +17,9 @@ from protocols.wire.frame import Frame
 from protocols.wire.records import Acknowledgement, RelayRefusal
 from protocols.wire.releases import RelayChunk, RelayChunkWanted, ReleaseNews, ReleasesAsked, ReleasesTold
 from tests.tools.eventually import eventually
-from tests.tools.release_fixture import Publisher, sha256
+from tests.tools.release_fixture import Publisher, given_publisher, sha256
+
+__all__ = ["given_publisher"]
 
 
 def asked(service: ReleaseService, frame: Frame, role: Role = Role.VEHICLE, node: str = "v-1") -> Frame:
@@ -36,11 +38,6 @@ def chunk(service: ReleaseService, digest: bytes, role: Role = Role.VEHICLE) -> 
     assert isinstance(given, RelayChunk)
     assert given.digest == digest
     return given
-
-
-@pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")
 
 
 def test_service_tells_news_and_gives_every_chunk_of_a_release(publisher: Publisher) -> None:

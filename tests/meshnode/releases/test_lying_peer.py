@@ -19,13 +19,13 @@ from meshnode.releases.store.incoming import put_in
 from protocols.releases.catalogue import ReleaseCatalogue
 from protocols.releases.events import MetadataRefused
 from protocols.releases.machine import Releases
-from tests.meshnode.releases.test_releases_node import config_of, publish, serves
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
-from tests.tools.release_fixture import Publisher, named, packed, resigned
+from tests.tools.release_fixture import Publisher, given_publisher, named, packed, resigned
 from tests.tools.released_fixture import given_factory
+from tests.tools.updated_fixture import config_of, publish, serves
 
-__all__ = ["given_factory", "given_house"]
+__all__ = ["given_factory", "given_house", "given_publisher"]
 pytestmark = pytest.mark.processes
 
 Forge = Callable[[Publisher, dict[str, bytes], Path], dict[str, bytes]]
@@ -138,8 +138,3 @@ async def test_attacks_of_peers_are_refused_named_and_logged(
     lines = (config.node.state_dir / "releases" / "audit.jsonl").read_text().splitlines()
     logged = [entry.get("attack") for entry in map(json.loads, lines) if "attack" in json.dumps(entry)]
     assert len(logged) == len(ATTACKS)
-
-
-@pytest.fixture(name="publisher")
-def given_publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")

@@ -5,31 +5,22 @@ import signal
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from cloud_relay.releases.chunking import chunk_data
-from cloud_relay.releases.publishing import list_release
-from protocols.releases.catalogue import Description, Order, ReleasedFile
 from tests.tools.eventually import eventually
 from tests.tools.node_fixture import RunningNode, prepare
 from tests.tools.node_fixture import meshnode as command
 from tests.tools.release_fixture import Publisher
-from tests.tools.released_fixture import PATH, adder
+from tests.tools.released_fixture import NAME, PATH, adder
 
 pytestmark = pytest.mark.processes
 
 
 def published(folder: Path) -> Publisher:
-    """A relay's repository with two releases; the second one is ordered."""
+    """A relay's repository with two releases and an order for each."""
     publisher = Publisher(folder)
-    with publisher.changing() as repository:
-        for counter in (1, 2):
-            made = chunk_data(adder(counter, 50_000), repository.shelf.keep)
-            file = ReleasedFile(name="adder.onnx", content=made)
-            list_release(repository, Description(path=PATH, counter=counter, model=file.name, files=(file,)))
-            order = Order(serial=counter, path=PATH, counter=counter)
-            repository.put(f"rollouts/{counter}.json", msgspec.json.encode(order))
+    for counter in (1, 2):
+        publisher.roll_out(counter, counter, NAME, adder(counter, 50_000))
     return publisher
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cloud_relay.releases.chunking import chunk_data
-from cloud_relay.releases.publishing import list_release, target_of
+from cloud_relay.releases.publishing import target_of
 from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
 from meshnode.releases.store.incoming import FOLDER, put_in
@@ -24,9 +24,10 @@ from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from tests.tools.eventually import eventually
-from tests.tools.release_fixture import Publisher, sha256
+from tests.tools.release_fixture import Publisher, given_publisher, list_file, sha256
 from tests.tools.released_fixture import PATH, Site
 
+__all__ = ["given_publisher"]
 NODE = NodeId("vehicle-1")
 
 
@@ -56,11 +57,6 @@ class Bench:
         self.site.close()
 
 
-@pytest.fixture(name="publisher")
-def given_publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")
-
-
 @pytest.fixture(name="bench")
 def given_bench(tmp_path: Path, publisher: Publisher) -> Iterator[Bench]:
     made = Bench(tmp_path / "releases", publisher)
@@ -78,8 +74,7 @@ def test_description_under_the_target_of_another_release_is_not_what_is_staged(
         lie = msgspec.json.encode(Description(path=PATH, counter=7, model=evil.name, files=(evil,)))
         repository.shelf.keep(lie)
         repository.put(target_of("models/z", 5), lie)
-        own = ReleasedFile(name="own.onnx", content=chunk_data(b"own", repository.shelf.keep))
-        list_release(repository, Description(path="models/zz", counter=1, model=own.name, files=(own,)))
+        list_file(repository, 1, "zz", b"own")
     put_in(publisher.folder, bench.folder)
     bench.performer.begin()
     eventually(lambda: bench.performer.description("models/zz", 1), "the last one was read")

@@ -1,78 +1,31 @@
 """Releases at whole nodes: from a USB stick, from a neighbour and from the relay to a model that serves."""
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 import meshnode
-from cloud_relay.releases.chunking import chunk_data
-from cloud_relay.releases.publishing import list_release
-from cloud_relay.releases.serving import ReleaseService
-from meshnode.config.sections import IdentitySection, NodeConfig
-from meshnode.identity import issue
-from meshnode.inference.section import ModelSection
-from meshnode.links.nng.library import open_responder
-from meshnode.links.transport import Address
 from meshnode.local.section import socket_of
 from meshnode.releases.audit import check_audit
 from meshnode.releases.running import RunningReleases
-from meshnode.releases.section import ReleasesSection
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import put_in, take_in
-from protocols.access import AccessTable
-from protocols.base.ids import MeshName, NodeId, Role
+from protocols.base.ids import NodeId
 from protocols.links.room import Rate
-from protocols.releases.catalogue import Description, Gates, Order, ReleasedFile
+from protocols.releases.catalogue import Gates
 from protocols.releases.events import ReleaseState
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
-from tests.tools.release_fixture import Publisher
+from tests.tools.release_fixture import Publisher, given_publisher
 from tests.tools.released_fixture import MIB, NAME, PATH, adder, given_factory
+from tests.tools.updated_fixture import adds, config_of, publish, relay_of, serves
 
-__all__ = ["given_factory", "given_house"]
+__all__ = ["given_factory", "given_house", "given_publisher"]
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(name="publisher")
-def given_publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")
-
-
-def publish(
-    publisher: Publisher, counter: int, serial: int, padding_bytes: int = 0, content: bytes | None = None, **order: Any
-) -> None:
-    """Release ``counter`` of ``adder``, and order every node to serve it."""
-    with publisher.changing() as repository:
-        made = chunk_data(adder(counter, padding_bytes) if content is None else content, repository.shelf.keep)
-        file = ReleasedFile(name="adder.onnx", content=made)
-        list_release(repository, Description(path=PATH, counter=counter, model=file.name, files=(file,)))
-        ordered = msgspec.json.encode(Order(serial=serial, path=PATH, counter=counter, **order))
-        repository.put(f"rollouts/{serial}.json", ordered)
-
-
-def config_of(
-    house: House, node: str, publisher: Publisher, factory: Path, *seeds: int, role: str = "vehicle", **section: Any
-) -> NodeConfig:
-    config = house.config(node, *seeds, role=role, models={NAME: ModelSection(path=factory)})
-    return config.with_sections(ReleasesSection(root=publisher.root_path, **section))
-
-
-async def adds(node: meshnode.Node, amount: float) -> bool:
-    result = await node.infer(NAME, {"x": np.zeros((1, 2), "f4")}, deadline_ms=20_000)
-    return float(result.outputs["y"][0, 0]) == amount
-
-
-async def serves(node: meshnode.Node, counter: int) -> None:
-    """Wait until a release serves, and see that it answers."""
-    releases = node.part(RunningReleases)
-    await until(lambda: releases.view()["paths"][0]["serving"] == counter, lambda: str(releases.view()))
-    assert await adds(node, counter)
 
 
 async def test_release_comes_on_a_stick_and_serves(house: House, publisher: Publisher, factory: Path) -> None:
@@ -143,14 +96,8 @@ async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
     house: House, publisher: Publisher, factory: Path
 ) -> None:
     """Most releases come this way, at least to the first node."""
-    issue(house.folder / "authority", Role.RELAY, "relay-1", house.folder / "relay-1")
-    credentials = IdentitySection.in_folder(house.folder / "relay-1", "relay-1").credentials
-    service = ReleaseService(publisher.folder, AccessTable())
     publish(publisher, 1, 1)
-    with contextlib.closing(
-        open_responder(credentials, "127.0.0.1", 0, MeshName(house.mesh), service.answer)
-    ) as responder, contextlib.closing(service):  # fmt: skip
-        address = Address("127.0.0.1", responder.port)
+    with relay_of(house, publisher) as (address, _):
         async with meshnode.open(config_of(house, "relayed-1", publisher, factory, relay=address)) as node:
             await serves(node, 1)
             publish(publisher, 2, 2)

@@ -13,12 +13,9 @@ from cloud_relay.releases.repository import Lifetimes
 from meshnode.releases.trust import Trust
 from protocols.base.errors import ConfigError, MetadataInvalid, StorageError
 from protocols.releases.bundle import MAX_BUNDLE_FILES
-from tests.tools.release_fixture import Publisher, packed, sha256
+from tests.tools.release_fixture import Publisher, given_publisher, packed, sha256
 
-
-@pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(tmp_path / "repository")
+__all__ = ["given_publisher"]
 
 
 @pytest.fixture

@@ -40,12 +40,6 @@ def test_bundle_is_there_as_a_whole_or_not_at_all_whenever_the_power_fails(
         assert not path.exists() or path.read_bytes() == publisher.bundle
 
 
-def content_of(file: Published) -> tuple[bytes, int, int]:
-    """Index, size and size of a chunk of the only file."""
-    content = file.description.files[0].content
-    return bytes.fromhex(content.index), content.size_bytes, content.chunk_bytes
-
-
 def lying_stick(folder: Path, real: Published) -> Path:
     """A stick without a signature, on which the index of a real content belongs to one with larger chunks."""
     (file,) = real.description.files

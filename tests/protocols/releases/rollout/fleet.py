@@ -19,6 +19,7 @@ from protocols.releases.events import (
     ShadowRelease,
     StageRelease,
 )
+from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
 from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
 
@@ -42,6 +43,12 @@ def order(serial: int, counter: int, canaries: Iterable[str] = CANARIES, **field
 def listed(*counters: int, path: str = PATH) -> tuple[Listed, ...]:
     """What metadata lists of a path."""
     return tuple(Listed(path, counter, bytes(32), 100) for counter in counters)
+
+
+def said(author: str, verdicts: int, serial: int = 2, counter: int = 2, version: int = 1) -> HeardEntry:
+    """What somebody says of one release."""
+    body = encode_health(RolloutHealth((ReportedRelease(serial, counter, 0, verdicts, 0),)))
+    return HeardEntry(NodeId(author), HEALTH_KIND, version, 0, body, NodeId(author))
 
 
 class Installer:

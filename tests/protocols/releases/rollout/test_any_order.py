@@ -13,13 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import SECOND
-from protocols.machine import HeardEntry
 from protocols.releases.catalogue import Order
 from protocols.releases.events import DropRelease, Measures, ServeRelease, ShadowRelease, StageRelease
-from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
-from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
-from tests.protocols.releases.rollout.fleet import BAD, GOOD, PATH, listed, order
+from tests.protocols.releases.rollout.fleet import BAD, GOOD, PATH, listed, order, said
 
 COUNTERS = (1, 2, 3)
 SERIALS = (1, 2, 3, 4)
@@ -158,8 +155,7 @@ class AnyOrder(RuleBasedStateMachine):
     def hear(self, author: str, serial: int, verdicts: int) -> None:
         """A canary says something."""
         counter = self.orders[serial].counter if serial in self.orders else 1
-        body = encode_health(RolloutHealth((ReportedRelease(serial, counter, 0, verdicts, 0),)))
-        self.rollouts.heard(HeardEntry(NodeId(author), HEALTH_KIND, 1, 0, body, NodeId(author)), self.now)
+        self.rollouts.heard(said(author, verdicts, serial, counter), self.now)
         self._take()
 
     @rule(counter=st.sampled_from((None, 0, *COUNTERS)))

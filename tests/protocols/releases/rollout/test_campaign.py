@@ -14,10 +14,9 @@ from msgspec.structs import replace
 from protocols.base.ids import NodeId
 from protocols.machine import HeardEntry
 from protocols.releases.catalogue import Order
-from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision
-from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
-from tests.protocols.releases.rollout.fleet import BAD, CANARIES, PATH, SILENCE_S, SOAK_S, Installer, order
+from protocols.wire.releases import RolloutHealth
+from tests.protocols.releases.rollout.fleet import BAD, CANARIES, PATH, SILENCE_S, SOAK_S, Installer, order, said
 
 HONEST, LYING = CANARIES[:3], CANARIES[3:]
 OTHERS = ("v-1", "v-2")
@@ -75,16 +74,15 @@ class Campaign(RuleBasedStateMachine):
         node.rollouts.heard(entry, node.now)
         node.settle()
         known = self.heard[name]
-        for said in _verdicts_in(entry.body):
-            known[author] = known.get(author, 0) | said
+        for verdicts in _verdicts_in(entry.body):
+            known[author] = known.get(author, 0) | verdicts
 
     @rule(author=st.sampled_from(LYING), is_harmful=st.booleans(), other=st.sampled_from((HEALTHY, FAILED, 3, 0)))
     def lie(self, author: NodeId, is_harmful: bool, other: int) -> None:
         """A lying canary says the opposite of what is true, or anything."""
         self.versions[author] += 1
         verdict = (HEALTHY if self.is_bad else FAILED) if is_harmful else other
-        body = encode_health(RolloutHealth((ReportedRelease(2, 2, 6, verdict, 0),)))
-        self.lies[author] = HeardEntry(author, HEALTH_KIND, self.versions[author], 0, body, author)
+        self.lies[author] = said(author, verdict, version=self.versions[author])
 
     @rule(name=st.sampled_from((*HONEST, *OTHERS)), is_clean=st.booleans())
     def restart(self, name: str, is_clean: bool) -> None:
@@ -150,9 +148,8 @@ class Campaign(RuleBasedStateMachine):
 
 
 def _verdicts_in(body: bytes) -> list[int]:
-
     health = msgspec.msgpack.decode(body, type=RolloutHealth)
-    return [said.verdicts for said in health.releases if said.serial == 2]
+    return [one.verdicts for one in health.releases if one.serial == 2]
 
 
 Campaign.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

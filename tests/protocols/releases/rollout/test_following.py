@@ -12,7 +12,17 @@ from protocols.releases.rollout.adoption import MAX_CRASHES
 from protocols.releases.rollout.following import ROOM_PAUSE_NS
 from protocols.releases.rollout.preparing import STAGING_PATIENCE_NS
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision
-from tests.protocols.releases.rollout.fleet import BAD, CANARIES, PATH, SILENCE_S, SOAK_S, Installer, listed, order
+from tests.protocols.releases.rollout.fleet import (
+    BAD,
+    CANARIES,
+    PATH,
+    SILENCE_S,
+    SOAK_S,
+    Installer,
+    listed,
+    order,
+    said,
+)
 
 ALL = order(1, 1, ())
 """Everybody serves release 1."""
@@ -32,14 +42,9 @@ def canary(*orders: object, name: str = "c1") -> Installer:
 
 def speak(node: Installer, *, healthy: int = 0, failed: int = 0, serial: int = 2, counter: int = 2) -> None:
     """Canaries other than ``c1`` say what they think."""
-    from protocols.machine import HeardEntry
-    from protocols.releases.rollout.health import encode_health
-    from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
-
     words = [HEALTHY] * healthy + [FAILED] * failed
     for name, verdict in zip(CANARIES[1:], words, strict=False):
-        body = encode_health(RolloutHealth((ReportedRelease(serial, counter, 0, verdict, 0),)))
-        node.rollouts.heard(HeardEntry(name, HEALTH_KIND, 1, 0, body, name), node.now)
+        node.rollouts.heard(said(name, verdict, serial, counter), node.now)
     node.settle()
 
 

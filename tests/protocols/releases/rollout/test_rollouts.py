@@ -8,14 +8,23 @@ import pytest
 from msgspec.structs import replace
 
 from protocols.base import limits
-from protocols.base.ids import NodeId, Role
+from protocols.base.ids import Role
 from protocols.base.limits import SECOND
 from protocols.machine import HeardEntry
-from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision
-from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
-from tests.protocols.releases.rollout.fleet import BAD, CANARIES, PATH, SILENCE_S, SOAK_S, Installer, listed, order
+from protocols.wire.releases import HEALTH_KIND
+from tests.protocols.releases.rollout.fleet import (
+    BAD,
+    CANARIES,
+    PATH,
+    SILENCE_S,
+    SOAK_S,
+    Installer,
+    listed,
+    order,
+    said,
+)
 
 ALL = order(1, 1, ())
 NEW = order(2, 2)
@@ -43,11 +52,6 @@ def live(nodes: list[Installer], seconds: float) -> None:
         for node in nodes:
             node.pass_s(seconds / 20)
         talk(nodes)
-
-
-def said(author: str, verdict: int, serial: int = 2, counter: int = 2, version: int = 1) -> HeardEntry:
-    body = encode_health(RolloutHealth((ReportedRelease(serial, counter, 0, verdict, 0),)))
-    return HeardEntry(NodeId(author), HEALTH_KIND, version, 0, body, NodeId(author))
 
 
 def test_good_release_reaches_everybody_after_the_canaries() -> None:
