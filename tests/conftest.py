@@ -30,6 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 HERE = Path(__file__).parent
 LONGEST_FIRST = (
     "sims/runs/test_sweep_ray.py", "sims/checks/test_random_faults.py", "system/test_demo.py",
+    "system/test_demo_update.py",
     "system/test_benchmarks.py", "sims/checks/test_checks.py", "meshnode/cli/test_cli.py",
     "meshnode/inference/console/test_infer_command.py",
     "meshnode/links/test_links.py", "system/test_bad_input.py", "system/test_fleet.py",
