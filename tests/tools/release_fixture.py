@@ -21,6 +21,7 @@ from cloud_relay.releases.chunking import chunk_data
 from cloud_relay.releases.publishing import list_release
 from cloud_relay.releases.repository import PUBLISHER_ROLE, TOP_ROLES, Lifetimes, ReleaseRepository, opened
 from cloud_relay.releases.shown import BUNDLE_FILE, ORDERS_ROLE
+from meshnode.releases.trust import keeping
 from protocols.releases.bundle import unpack_untrusted_bundle
 from protocols.releases.catalogue import Description, Order, ReleasedFile
 
@@ -96,6 +97,17 @@ class Publisher:
 @pytest.fixture(name="publisher")
 def given_publisher(tmp_path: Path) -> Publisher:
     return Publisher(tmp_path / "repository")
+
+
+def clock_at(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    """Set the clock by which a node trusts metadata so many days ahead. Negative: back."""
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=days)
+
+    monkeypatch.setattr(keeping, "datetime", Shifted)
 
 
 def list_file(repository: ReleaseRepository, counter: int, name: str, content: bytes) -> None:

@@ -2,10 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +14,7 @@ from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
 from meshnode.releases.store.incoming import FOLDER, put_in
 from meshnode.releases.store.stick import BUNDLE
-from meshnode.releases.trust import Trust, keeping
+from meshnode.releases.trust import Trust
 from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.releases.catalogue import Description, ReleasedFile
@@ -24,7 +22,7 @@ from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from tests.tools.eventually import eventually
-from tests.tools.release_fixture import Publisher, given_publisher, list_file, sha256
+from tests.tools.release_fixture import Publisher, clock_at, given_publisher, list_file, sha256
 from tests.tools.released_fixture import PATH, Site
 
 __all__ = ["given_publisher"]
@@ -97,16 +95,10 @@ def test_import_before_the_clock_is_set_is_taken_in_afterwards(
     bench: Bench, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many vehicles begin each day in 1970, until a satellite or a server tells them the time."""
-
-    class NeverSet(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> "NeverSet":
-            return cls.fromtimestamp(0, tz)
-
     publisher.release(1, "adder")
     put_in(publisher.folder, bench.folder)
     with monkeypatch.context() as patch:
-        patch.setattr(keeping, "datetime", NeverSet)
+        clock_at(patch, -20_000)
         bench.performer.begin()
         eventually(bench.site.troubles.current, "the clock is named")
     assert bench.performer.description(PATH, 1) is None

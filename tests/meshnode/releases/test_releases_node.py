@@ -14,8 +14,8 @@ from meshnode.releases.running import RunningReleases
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import put_in, take_in
 from protocols.base.ids import NodeId
-from protocols.links.room import Rate
 from protocols.base.time import NEVER
+from protocols.links.room import Rate
 from protocols.releases.catalogue import Gates
 from protocols.releases.events import ReleaseState
 from tests.tools.eventually import until

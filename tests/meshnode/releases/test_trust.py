@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from cloud_relay.releases.repository import Lifetimes
 from meshnode.releases.trust import Trust
 from protocols.base.errors import ConfigError, MetadataInvalid, StorageError
 from protocols.releases.bundle import MAX_BUNDLE_FILES
-from tests.tools.release_fixture import Publisher, given_publisher, packed, sha256
+from tests.tools.release_fixture import Publisher, clock_at, given_publisher, packed, sha256
 
 __all__ = ["given_publisher"]
 
@@ -66,18 +66,16 @@ def test_trust_survives_a_restart_without_checking_again(trust: Trust, publisher
     assert again.bundle == publisher.bundle
 
 
-def test_trust_of_expired_metadata_tells_it_and_goes_on(tmp_path: Path) -> None:
+def test_trust_of_expired_metadata_tells_it_and_goes_on(
+    trust: Trust, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model that serves goes on, and nothing new is installed."""
-    publisher = Publisher(tmp_path / "repository", Lifetimes(online=2))
-    trust = Trust(tmp_path / "trust", publisher.root_path)
-    publisher.ahead(-2 + 3 / 86_400)
-    publisher.refresh()
     catalogue = trust.verify(publisher.release(1))
     assert not catalogue.is_expired
-    while not (current := trust.current()) or not current.is_expired:
-        os.sched_yield()
+    clock_at(monkeypatch, 31)
+    assert trust.current() == replace(catalogue, is_expired=True)
     assert trust.verify(publisher.bundle).is_expired
-    publisher.ahead(2)
+    publisher.ahead(31)
     assert not trust.verify(publisher.refresh()).is_expired
 
 

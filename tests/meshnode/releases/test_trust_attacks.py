@@ -16,10 +16,10 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile, Root, Targets
 
 from cloud_relay.releases.repository import Lifetimes
-from meshnode.releases.trust import Trust, keeping
+from meshnode.releases.trust import Trust
 from protocols.base.errors import MetadataInvalid
 from protocols.base.limits import MAX_CHUNK_BYTES
-from tests.tools.release_fixture import Publisher, named, packed, resigned
+from tests.tools.release_fixture import Publisher, clock_at, named, packed, resigned
 
 Files = dict[str, bytes]
 
@@ -314,13 +314,7 @@ def test_clock_that_is_set_back_is_named(
     victim: Victim, monkeypatch: pytest.MonkeyPatch, days: int, match: str
 ) -> None:
     """A clock of the past would bring expired metadata to life again."""
-
-    class SetBack(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(tz) + timedelta(days=days)
-
-    monkeypatch.setattr(keeping, "datetime", SetBack)
+    clock_at(monkeypatch, days)
     assert match in victim.refuses(victim.new, "clock")
 
 
