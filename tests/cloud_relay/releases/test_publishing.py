@@ -6,14 +6,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from cloud_relay.releases import chunking
-from cloud_relay.releases.publishing import description_of, publish, revoke, with_deltas
+from cloud_relay.releases.publishing import (
+    description_of,
+    list_release,
+    publish,
+    revoke,
+    target_of,
+    with_deltas,
+)
 from cloud_relay.releases.repository import ReleaseRepository
 from meshnode.models.deltas import apply_delta
 from protocols.base.errors import ModelInvalid, ReleaseInvalid, StorageError
-from protocols.base.limits import MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CONTENT_BYTES
-from protocols.releases.catalogue import Description
+from protocols.base.limits import MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_CONTENT_BYTES, MAX_TEXT_CHARS
+from protocols.releases.catalogue import (
+    MAX_DESCRIPTION_BYTES,
+    MAX_FILES,
+    Content,
+    Delta,
+    Description,
+    ReleasedFile,
+)
 from tests.tools.onnx_graphs import write_external
 from tests.tools.publishable_fixture import SIZE, write_model
 from tests.tools.release_fixture import Publisher, given_publisher
@@ -223,11 +238,22 @@ def test_shelf_that_is_given_a_damaged_chunk_again_mends_it(repository: ReleaseR
     assert repository.shelf.find(digest) == b"a chunk"
 
 
-def test_description_of_the_largest_release_fits_into_a_chunk(repository: ReleaseRepository, tmp_path: Path) -> None:
-    """A node must be able to read what is published."""
-    description = publish(repository, write_model(tmp_path / "v1"), changelog="x" * 4_000)
-    assert isinstance(description, Description)
-    assert len(description.changelog) == 4_000
+def test_description_of_the_largest_release_fits_into_a_chunk(repository: ReleaseRepository) -> None:
+    """A node must be able to read what is published, in any script. Control characters take six bytes each in JSON."""
+    content = Content(sha256="f" * 64, size_bytes=MAX_CONTENT_BYTES, chunk_bytes=MAX_CHUNK_BYTES, index="f" * 64)
+    names, wide = [f"{number:0100}" for number in range(MAX_FILES)], "\N{GRINNING FACE}"
+    largest = Description(
+        path="models/" + "p" * 100, counter=2**31 - 1, model=names[0], runtime="r" * 100, changelog=wide * 4_000,
+        licence=wide * MAX_TEXT_CHARS, files=tuple(ReleasedFile(name=name, content=content) for name in names),
+        deltas=tuple(Delta(name=name, base="f" * 64, method="tensors", content=content) for name in names),
+    )  # fmt: skip
+    list_release(repository, largest)
+    target = repository.target(target_of(largest.path, largest.counter))
+    assert target is not None
+    assert 0.95 * MAX_DESCRIPTION_BYTES < target.length <= MAX_DESCRIPTION_BYTES
+    assert description_of(repository, largest.path, largest.counter) == largest
+    with pytest.raises(ReleaseInvalid, match=f"bytes, and {MAX_DESCRIPTION_BYTES} can travel"):
+        list_release(repository, replace(largest, counter=1, changelog="\x01" * 4_000))
 
 
 def test_root_signed_by_a_stranger_as_well_is_refused(publisher: Publisher) -> None:

@@ -6,14 +6,14 @@ machine that fetches chunks: a bundle is checked when all of it is there.
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import MetaFile, Root, Targets
+from tuf.api.metadata import MetaFile, Root
 
 from cloud_relay.releases.repository import Lifetimes
 from meshnode.releases.trust import Trust
@@ -336,9 +336,8 @@ def test_attack_endless_roots_are_refused(victim: Victim) -> None:
 @pytest.mark.parametrize("name", ["9.models.json", "2.mirrors.json", "1.snapshot.json", "models.json", "readme.json"])
 def test_attack_extraneous_data_is_refused(victim: Victim, name: str) -> None:
     """What nothing names would travel from node to node all the same."""
-    files = victim.new | {name: victim.new["timestamp.json"]}
-    if name not in victim.new:
-        victim.refuses(files, "extraneous data")
+    assert name not in victim.new
+    victim.refuses(victim.new | {name: victim.new["timestamp.json"]}, "extraneous data")
 
 
 @pytest.mark.parametrize("name", ["../timestamp.json", "/etc/passwd", "x/y.json", "a" * 300, "1.root.json\0"])
@@ -506,5 +505,3 @@ def test_mutated_bundle_raises_one_error_only(victim: Victim, seed: int) -> None
         with pytest.raises(MetadataInvalid):
             victim.trust.verify(bytes(data))
     assert victim.trust.current() == victim.trusted
-    assert datetime.now(UTC) > datetime(2025, 1, 1, tzinfo=UTC)
-    assert Targets.type == "targets"

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.base.ids import Role
-from protocols.base.limits import SECOND
 from protocols.machine import HeardEntry
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision
@@ -17,6 +16,7 @@ from protocols.wire.releases import HEALTH_KIND
 from tests.protocols.releases.rollout.fleet import (
     BAD,
     CANARIES,
+    GOOD,
     PATH,
     SILENCE_S,
     SOAK_S,
@@ -79,17 +79,11 @@ def test_two_liars_of_five_canaries_change_nothing(is_bad: bool) -> None:
     """They say healthy of a bad release and failed of a good one."""
     nodes = fleet(*CANARIES[:3], "v-1", "v-2")
     for node in nodes:
-        node.measures[2] = BAD if is_bad else node.measures.get(2, node.measures.get(1)) or _good()
+        node.measures[2] = BAD if is_bad else GOOD
         for liar in CANARIES[3:]:
             node.rollouts.heard(said(liar, HEALTHY if is_bad else FAILED), node.now)
     live(nodes, 3 * SOAK_S)
     assert {node.served for node in nodes} == {1 if is_bad else 2}
-
-
-def _good() -> object:
-    from tests.protocols.releases.rollout.fleet import GOOD
-
-    return GOOD
 
 
 @pytest.mark.parametrize("is_bad", [True, False])
@@ -320,7 +314,7 @@ def test_orders_that_are_read_one_by_one_after_a_restart_change_nothing() -> Non
 def test_release_that_vanished_from_the_disk_is_staged_again_and_not_blamed() -> None:
     """Somebody cleaned the disk while the node was off; a canary must not halt the rollout for that."""
     (node,) = fleet("c1")
-    node.rollouts.measured(PATH, 2, _good(), node.now)
+    node.rollouts.measured(PATH, 2, GOOD, node.now)
     node.restart(NEW, ALL, is_clean=True)
     node.staged.discard(2)
     node.serve_failures[2] = "digest: it is not on the disk"
@@ -392,7 +386,6 @@ def test_revision_grows_with_what_has_to_be_kept() -> None:
     before = node.rollouts.revision
     node.pass_s(SOAK_S)
     assert node.rollouts.revision > before
-    assert node.now > 0.9 * SOAK_S * SECOND
 
 
 def test_verdict_that_counts_is_told_before_those_on_orders_that_were_promoted_by_hand() -> None:
