@@ -119,7 +119,7 @@ async def test_canary_takes_back_what_does_not_answer_as_before_and_serves_what_
 ) -> None:
     """Signed, complete, quick and wrong: only live inputs show it. One that is right passes the same way."""
     config = config_of(house, "canary-1", publisher, factory)
-    canary = {"canaries": (config.node.id,), "promote_quorum": 1, "halt_quorum": 1, "soak_s": 10}
+    canary = {"canaries": (config.node.id,), "promote_quorum": 1, "halt_quorum": 1, "soak_s": 4}
     gates = Gates(min_agreement=0.9, min_runs=3, max_latency=0)  # this computer has other work
     states: list[str] = []
     async with meshnode.open(config) as node:
