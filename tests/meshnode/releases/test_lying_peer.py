@@ -5,7 +5,6 @@ and a bundle that takes many pieces. :mod:`tests.meshnode.releases.test_trust_at
 lists, without a mesh.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from protocols.releases.events import MetadataRefused
 from protocols.releases.machine import Releases
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
-from tests.tools.release_fixture import Publisher, given_publisher, named, packed, resigned
+from tests.tools.release_fixture import Publisher, given_publisher, named, packed, resigned, sha256
 from tests.tools.released_fixture import given_factory
 from tests.tools.updated_fixture import config_of, publish, serves
 
@@ -38,12 +37,14 @@ def grown(publisher: Publisher) -> dict[str, bytes]:
     return files | {"timestamp.json": newer, name: files[name] + b" " * 200_000}
 
 
-def lie(liar: meshnode.Node, bundle: bytes) -> None:
-    """Have a node announce and hand out a bundle that it has not verified."""
+async def lie(liar: meshnode.Node, truth: bytes, bundle: bytes) -> None:
+    """Have a node announce and hand out a bundle that it has not verified, once it has the true one, which would
+    otherwise take the place of the lie."""
     active = liar.part(RunningReleases).active
     assert active is not None
-    digest = hashlib.sha256(bundle).digest()
-    active.performer._bundle = digest  # it is not garbage for the liar
+    performer, digest = active.performer, sha256(bundle)
+    await until(lambda: performer._bundle == sha256(truth), f"{liar.id} has the true metadata")
+    performer._bundle = digest  # it is not garbage for the liar
     assert active.store.put(digest, bundle)
 
     def announce(machine: Releases, now: int) -> None:
@@ -58,7 +59,7 @@ async def test_attacks_of_peers_are_refused_named_and_logged(house: House, publi
     publish(publisher, 1, 1)
     old = publisher.files
     publish(publisher, 2, 2)
-    attacks = {"rollback": old, "endless data": grown(publisher)}
+    truth, attacks = publisher.bundle, {"rollback": old, "endless data": grown(publisher)}
     config = config_of(house, "victim-1", publisher, factory, role="rsu")
     put_in(publisher.folder, config.node.state_dir / "releases")
     refused: list[MetadataRefused] = []
@@ -71,7 +72,7 @@ async def test_attacks_of_peers_are_refused_named_and_logged(house: House, publi
         for number, (attack, files) in enumerate(attacks.items()):
             name = f"liar-{number}"
             async with meshnode.open(config_of(house, name, publisher, factory, victim.port)) as liar:
-                lie(liar, packed(files))
+                await lie(liar, truth, packed(files))
                 await until(lambda number=number: len(refused) > number, f"{name} is refused")
             assert (refused[-1].source, refused[-1].why.partition(":")[0]) == (name, attack)
             assert active.trust.current() == trusted
