@@ -22,7 +22,7 @@ from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
 from tests.tools.release_fixture import Publisher, given_publisher
 from tests.tools.released_fixture import MIB, NAME, PATH, adder, given_factory
-from tests.tools.updated_fixture import adds, config_of, publish, relay_of, serves
+from tests.tools.updated_fixture import added, config_of, publish, relay_of, serves
 
 __all__ = ["given_factory", "given_house", "given_publisher"]
 pytestmark = pytest.mark.processes
@@ -33,12 +33,12 @@ async def test_release_comes_on_a_stick_and_serves(house: House, publisher: Publ
     publish(publisher, 1, 1)
     config = config_of(house, "stick-1", publisher, factory)
     async with meshnode.open(config) as node:
-        assert await adds(node, 0.5)
+        assert await added(node) == 0.5
         put_in(publisher.folder, config.node.state_dir / "releases")
         node.part(RunningReleases).imported()
         await serves(node, 1)
     async with meshnode.open(config) as node:
-        assert await adds(node, 1), "from the first request on"
+        assert await added(node) == 1, "from the first request on"
         publish(publisher, 2, 2)
         put_in(publisher.folder, config.node.state_dir / "releases")
         node.part(RunningReleases).imported()
@@ -138,7 +138,7 @@ async def test_canary_takes_back_what_does_not_answer_as_before_and_serves_what_
             node.part(RunningReleases).imported()
             await until(lambda: "9 failed" in states, lambda: str(states))
             assert "9 serving" not in states
-            assert await adds(node, 0.5)
+            assert await added(node) == 0.5
             publish(publisher, 10, 2, content=adder(0.6), gates=gates, **canary)
             put_in(publisher.folder, config.node.state_dir / "releases")
             node.part(RunningReleases).imported()
@@ -166,7 +166,7 @@ async def test_release_that_does_not_fit_is_a_trouble_and_the_model_goes_on(
             (trouble,) = (each for each in vehicle.troubles.current() if each.part == "releases")
             assert "Raise [releases] store_mib" in trouble.why
             assert not trouble.essential
-            assert await adds(vehicle, 0.5)
+            assert await added(vehicle) == 0.5
             assert vehicle.statistics()["releases_store_bytes"] < 1_000_000
 
 
