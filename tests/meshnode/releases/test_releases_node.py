@@ -66,7 +66,7 @@ async def test_release_spreads_to_a_neighbour_though_its_pieces_have_to_wait_for
 ) -> None:
     """The relay is gone: one node that has a release is enough. Pieces that give way to readings must not be forgotten
     in their lanes."""
-    publish(publisher, 1, 1, padding_bytes=150_000)
+    publish(publisher, 1, 1, padding_bytes=60_000)
     one = config_of(house, "spread-1", publisher, factory, role="rsu")
     put_in(publisher.folder, one.node.state_dir / "releases")
     async with meshnode.open(one) as rsu:
@@ -77,7 +77,7 @@ async def test_release_spreads_to_a_neighbour_though_its_pieces_have_to_wait_for
         async with meshnode.open(config_of(house, "spread-2", publisher, factory, rsu.port)) as vehicle:
             await until(lambda: room.next_turn_at() < NEVER, "a piece waits")
             await serves(vehicle, 1)
-            assert vehicle.statistics()["releases_store_bytes"] > 150_000
+            assert vehicle.statistics()["releases_store_bytes"] > 60_000
 
 
 async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
