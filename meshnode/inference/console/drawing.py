@@ -10,6 +10,7 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from meshnode.console.printing import printable
+from meshnode.console.svg import TEXT_STYLE, safe, svg_text
 from meshnode.models.cutting import Cut, CutDescription, CutTensor
 
 _WIDTH: Final = 1_040
@@ -25,11 +26,7 @@ _LABEL_GAP: Final = 17
 _MAX_LABEL: Final = 56
 _COLOURS: Final = {1: "#0b7a4b", 2: "#2f6fb2", 3: "#b8741a"}
 """By the number of tensors."""
-_STYLE: Final = (
-    "text{font:12px system-ui,sans-serif;fill:#222}.head{font-size:17px;font-weight:600}.soft{fill:#666}"
-    ".strong{font-weight:600}"
-    ".grid{stroke:#ddd;stroke-width:1}.axis{stroke:#888;stroke-width:1}.end{fill:#555}"
-)
+_STYLE: Final = TEXT_STYLE + ".end{fill:#555}"
 
 
 def drawing(name: str, description: CutDescription) -> str:
@@ -39,10 +36,10 @@ def drawing(name: str, description: CutDescription) -> str:
     place = f'width="{_WIDTH}" height="{bottom + 84}" viewBox="0 0 {_WIDTH} {bottom + 84}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {place} role="img">',
-        f"<title>{_safe(f'Cuts of {name}', 200)}</title>",
+        f"<title>{safe(f'Cuts of {name}', 200)}</title>",
         f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>',
-        _text(24, 32, f"Cuts of {printable(name, 60)}", "head"),
-        _text(24, 52, _summary(description), "soft"),
+        svg_text(24, 32, f"Cuts of {printable(name, 60)}", "head"),
+        svg_text(24, 52, _summary(description), "soft"),
         *_legend(),
         *_axes(description, scale),
         *_end(_TOP - 26, "in", description.inputs, scale),
@@ -84,7 +81,7 @@ def _legend() -> Iterator[str]:
     for number, (tensors, colour) in enumerate(_COLOURS.items()):
         x = _LEFT + number * 96
         yield f'<rect x="{x}" y="66" width="18" height="4" fill="{colour}"/>'
-        yield _text(x + 24, 72, f"{tensors} tensor{'s' * (tensors > 1)}", "soft")
+        yield svg_text(x + 24, 72, f"{tensors} tensor{'s' * (tensors > 1)}", "soft")
 
 
 def _axes(description: CutDescription, scale: _Scale) -> Iterator[str]:
@@ -92,11 +89,11 @@ def _axes(description: CutDescription, scale: _Scale) -> Iterator[str]:
     for power in range(scale.least, scale.most + 1):
         x = scale.x(10**power)
         yield f'<line class="grid" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}"/>'
-        yield _text(x, bottom + 62, bytes_text(10**power), "soft", "middle")
+        yield svg_text(x, bottom + 62, bytes_text(10**power), "soft", "middle")
     for tenth in range(0, 11, 2):
         y = scale.y(tenth / 10)
         yield f'<line class="axis" x1="{_LEFT - 5}" y1="{y:.1f}" x2="{_LEFT}" y2="{y:.1f}"/>'
-        yield _text(
+        yield svg_text(
             _LEFT - 9, y + 4, f"{tenth * 10} %, {milliseconds_text(description.run_us * tenth / 10)}", "soft", "end"
         )
     yield f'<line class="axis" x1="{_LEFT}" y1="{_TOP}" x2="{_LEFT}" y2="{bottom}"/>'
@@ -107,7 +104,7 @@ def _end(y: float, word: str, tensors: Sequence[CutTensor], scale: _Scale) -> It
     size_bytes = sum(each.size_bytes for each in tensors)
     width = scale.x(size_bytes) - _LEFT
     yield f'<rect class="end" x="{_LEFT}" y="{y:.1f}" width="{width:.1f}" height="6"/>'
-    yield _text(_LEFT - 9, y + 7, word, "soft", "end")
+    yield svg_text(_LEFT - 9, y + 7, word, "soft", "end")
     yield from _label(y + 7, "", size_bytes, tensors)
 
 
@@ -147,18 +144,9 @@ def _labels(cuts: Sequence[Cut], scale: _Scale) -> Iterator[str]:
 def _label(y: float, number: str, size_bytes: int, tensors: Sequence[CutTensor]) -> Iterator[str]:
     of_number, of_size, of_names = _COLUMNS
     if number:
-        yield _text(of_number, y, number, "strong", "end")
-    yield _text(of_size, y, bytes_text(size_bytes), "", "end")
-    yield _text(of_names, y, printable(", ".join(map(str, tensors)), _MAX_LABEL), "soft")
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    marks = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{marks}>{escape(text)}</text>'
-
-
-def _safe(text: str, most: int) -> str:
-    return escape(printable(text, most))
+        yield svg_text(of_number, y, number, "strong", "end")
+    yield svg_text(of_size, y, bytes_text(size_bytes), "", "end")
+    yield svg_text(of_names, y, printable(", ".join(map(str, tensors)), _MAX_LABEL), "soft")
 
 
 def bytes_text(size_bytes: int) -> str:
