@@ -13,7 +13,7 @@ from meshnode.inference.running import RunningInference
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.links.transport import Requester
 from meshnode.records.section import RelaySection
-from meshnode.releases.audit import AuditLog
+from meshnode.releases.audit import AUDIT_FILE, AuditLog
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.stand import NodeModels
 from meshnode.releases.performing import TROUBLE, ReleasePerformer
@@ -76,7 +76,7 @@ class ActiveReleases:
             compute, host.config.of(ModelsSection), host.config.of(InferenceSection), self._follow
         )  # fmt: skip
         self.installer = Installer(self.folder, self.store, stand, section.keep)
-        self.audit = AuditLog(self.folder / "audit.jsonl")
+        self.audit = AuditLog(self.folder / AUDIT_FILE)
         self._plan = KeptRollouts(self.folder / "rollouts.json", self.rollouts, self._look)
         self.trust = Trust(self.folder / "tuf", section.root)
         self.performer = ReleasePerformer(

@@ -21,6 +21,8 @@ from protocols.base.errors import StorageError
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 """Some 20,000 lines."""
+AUDIT_FILE: Final = "audit.jsonl"
+"""Its name in the folder of releases of a node."""
 _FIRST: Final = "0" * 64
 
 
@@ -84,7 +86,7 @@ def check_audit(path: Path) -> tuple[int, list[AuditFault]]:
     """How many lines there are, and where the chain is broken. :raises StorageError: the file can't be read."""
     count, faults, before = 0, [], ""
     try:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(audit_lines(path), 1):
             count = number
             try:
                 told = str(json.loads(line)["before"])
@@ -99,7 +101,8 @@ def check_audit(path: Path) -> tuple[int, list[AuditFault]]:
     return count, faults
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def audit_lines(path: Path) -> Iterator[bytes]:
+    """All lines that are kept, oldest first. :raises OSError: a file can't be read."""
     older = path.with_name(f"{path.name}.1")
     for file in (older, path):
         if file.exists():

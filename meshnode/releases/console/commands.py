@@ -14,6 +14,8 @@ from protocols.base.errors import ConfigError, LocalProtocolError, StorageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from meshnode.releases.console.history import ReleaseHistory
+
 _CONFIG = click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 _FOLDER = "releases"
 
@@ -201,6 +203,55 @@ def export(config: Path, target: Path) -> None:
                 out.write(digest.hex(), data)
                 done(len(data))
     click.echo(f"{len(sizes)} of {len(wanted)} chunks written to {target}")
+
+
+@models.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", default="", metavar="MODEL", help="Only this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also draw the timeline.")
+def history(sources: tuple[Path, ...], model: str, as_json: bool, svg: Path | None) -> None:
+    """Show when releases got how far, out of the audit logs of nodes: their configurations, or copies of their
+    audit.jsonl, each named after its node.
+
+    With several, the timeline shows how a rollout went through a fleet. Nodes may run meanwhile, or be gone.
+    """
+    from dataclasses import asdict
+
+    from meshnode.releases.console.history import about, together
+
+    histories = about([_history(source) for source in sources], model)
+    steps = list(together(histories))
+    if svg is not None and steps:
+        from meshnode.releases.console.timeline import timeline
+
+        try:
+            svg.write_text(timeline(histories), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{svg} can't be written ({error.strerror}): choose another file") from error
+    if as_json:
+        print_json([asdict(step) for step in steps])
+    else:
+        for step in steps:
+            click.echo(step)
+    if not steps:
+        click.echo(f"nothing has happened to {model or 'releases'} there", err=True)
+    for each in histories:
+        if each.unread:
+            click.echo(f"{each.node}: {each.unread} lines can't be read: 'meshnode models verify' tells more", err=True)
+
+
+def _history(source: Path) -> "ReleaseHistory":
+    from meshnode.config.loading import read_section
+    from meshnode.config.sections import NodeSection
+    from meshnode.releases.audit import AUDIT_FILE
+    from meshnode.releases.console.history import read_history
+
+    if source.suffix != ".toml":
+        if not source.exists():
+            raise ConfigError(f"there is no {source}: name the configuration of a node, or a copy of its {AUDIT_FILE}")
+        return read_history(source.stem, source)
+    return read_history(read_section(source, NodeSection).id, _releases_of(source) / AUDIT_FILE)
 
 
 @models.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from meshnode.models import ModelSpec
 from meshnode.models.model import read_model
-from meshnode.releases.audit import check_audit
+from meshnode.releases.audit import AUDIT_FILE, check_audit
 from meshnode.releases.install.installer import JOURNAL, model_of
 from meshnode.releases.install.journal import InstallJournal
 from meshnode.releases.store.chunks import ChunkStore
@@ -32,7 +32,7 @@ def verified(folder: Path, bar: Bar) -> Iterator[CheckedHolding]:
     """
     yield from _chunks(folder, bar)
     yield from _installed(folder)
-    count, faults = check_audit(folder / "audit.jsonl")
+    count, faults = check_audit(folder / AUDIT_FILE)
     for fault in faults:
         yield CheckedHolding(False, f"audit log, line {fault.line} {fault.why}")
     yield CheckedHolding(not faults, f"audit log: {count} lines, {len(faults)} of which break the chain")
