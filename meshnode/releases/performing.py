@@ -256,7 +256,11 @@ class ReleasePerformer:
 
     # --- metadata --------------------------------------------------------------------------------------------------
     def _verify(self, effect: VerifyBundle) -> None:
-        self._verify_bundle(self._store.get(effect.digest) or b"")
+        bundle = self._store.get(effect.digest)
+        if bundle is None:  # nothing needs metadata that was not verified, so it may have made room for something
+            self._tell(lambda machine, now: machine.bundle_unchecked(effect.digest, now))
+        else:
+            self._verify_bundle(bundle)
 
     def _verify_bundle(self, bundle: bytes) -> bytes | None:
         """Returns the bundle that is trusted then, empty if none is. None: this one can't be checked now."""

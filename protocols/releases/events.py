@@ -13,7 +13,8 @@ from protocols.machine import Message
 
 
 class VerifyBundle(Effect, frozen=True):
-    """Check the signatures of the metadata in a chunk. → ``bundle_verified`` or ``bundle_refused``."""
+    """Check the signatures of the metadata in a chunk. → ``bundle_verified``, ``bundle_refused``, or when that can't be
+    done now ``bundle_unchecked``."""
 
     digest: bytes
 

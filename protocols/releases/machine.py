@@ -219,7 +219,8 @@ class Releases(Machine):
         self._go_on(now)
 
     def bundle_unchecked(self, digest: bytes, now: int) -> None:
-        """A bundle could not be checked here: the clock is wrong, or the disk is full. It is tried again later."""
+        """A bundle could not be checked here: the clock is wrong, the disk is full, or the bundle is not there. It is
+        tried again later."""
         self._verifying.discard(digest)
         self.news.postpone(digest, now)
         self._go_on(now)

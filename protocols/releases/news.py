@@ -157,7 +157,7 @@ class News:
         return True
 
     def refuse(self, bundle: bytes, now: int) -> list[NodeId]:
-        """A bundle is forged, old or mixed. Returns who announced it."""
+        """A bundle is forged, old or mixed. Returns who announced it: nobody, if it came from a stick."""
         self.counts["bundles_refused"] += 1
         self._note_known(bundle)
         self.is_changed = True
@@ -200,7 +200,7 @@ class News:
             self._distrusted[author] = now + (_RELAY_DISTRUST_NS if author == RELAY else _DISTRUST_NS)
         while len(self._distrusted) > MAX_KNOWN:
             del self._distrusted[next(iter(self._distrusted))]
-        return authors or [RELAY]
+        return authors
 
     # --- what this node says ---------------------------------------------------------------------------------------
     def _plan(self, now: int) -> None:

@@ -17,10 +17,13 @@ from meshnode.releases.store.stick import BUNDLE
 from meshnode.releases.trust import Trust
 from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import SECOND
 from protocols.releases.catalogue import Description, ReleasedFile
+from protocols.releases.events import MetadataRefused
 from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
+from protocols.wire.releases import ReleaseNews
 from tests.tools.eventually import eventually
 from tests.tools.release_fixture import Publisher, clock_at, given_publisher, list_file, sha256
 from tests.tools.released_fixture import PATH, Site
@@ -39,14 +42,15 @@ class Bench:
         self._lock = threading.RLock()
         self.performer = ReleasePerformer(
             folder, self.site.store, self.site.installer, self.site.compute, Trust(folder / "tuf", publisher.root_path),
-            set, self._tell, lambda: None, AuditLog(folder / "audit.jsonl"), self.site.troubles,
+            set, self.tell, lambda: None, AuditLog(folder / "audit.jsonl"), self.site.troubles,
         )  # fmt: skip
         self.site.store.open()
+        self.now = 0
 
-    def _tell(self, do: Callable[[Releases, int], None]) -> None:
+    def tell(self, do: Callable[[Releases, int], None]) -> None:
         performers = self.performer.performers()
         with self._lock:
-            do(self.machine, 0)
+            do(self.machine, self.now)
             for effect in self.machine.outgoing():
                 performers[type(effect)](effect)
 
@@ -109,3 +113,27 @@ def test_import_before_the_clock_is_set_is_taken_in_afterwards(
 
     eventually(is_described)
     assert not bench.site.troubles.current()
+
+
+def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_here_again(
+    bench: Bench, publisher: Publisher
+) -> None:
+    """Nothing needs metadata that was not verified, so it goes when a chunk wants room. The node never looked at that
+    metadata again, and blamed the relay for it."""
+    bundle = publisher.release(1, "adder")
+    digest, store = sha256(bundle), bench.site.store
+
+    def here(machine: Releases, now: int) -> None:
+        machine.holding({digest: len(bundle)}, now)
+
+    assert store.put(digest, bundle)
+    bench.tell(here)
+    store.forget([digest])
+    bench.tell(lambda machine, now: machine.relay_told(ReleaseNews(1, 1, bytes(32), digest, len(bundle)), now))
+    eventually(lambda: not bench.machine.news.may_check(digest, bench.now), "it could not be checked")
+    assert not [event for event in bench.machine.events() if isinstance(event, MetadataRefused)]
+    assert store.put(digest, bundle)
+    bench.now += 60 * SECOND
+    bench.tell(lambda machine, now: machine.handle_timer(now))
+    bench.tell(here)
+    eventually(lambda: bench.machine.news.verified, "it was verified")

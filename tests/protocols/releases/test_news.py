@@ -5,7 +5,7 @@ from random import Random
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
 from protocols.releases.catalogue import ReleaseCatalogue
-from protocols.releases.news import MAX_BUNDLES, NEWS_LIFETIME_S, News
+from protocols.releases.news import MAX_BUNDLES, NEWS_LIFETIME_S, RELAY, News
 from protocols.wire.releases import ReleaseNews
 
 
@@ -143,3 +143,10 @@ def test_news_of_what_was_verified_changes_nothing_that_is_asked_for() -> None:
     news.told(NodeId("b"), said(1, 5, b"n"), 0, 0)
     assert news.is_changed, "it takes back what it said"
     assert list(news.bundles(0)) == []
+
+
+def test_refused_bundle_that_nobody_announced_is_blamed_on_nobody() -> None:
+    """It came from a stick, and the log named the relay."""
+    news = News(NodeId("a"), Random(1))
+    news.told(RELAY, said(1, 5, b"t"), 0, 0)
+    assert news.refuse(b"s" * 32, 0) == []
