@@ -247,27 +247,35 @@ class ChunkStore:
         """``spared``: names of files that stay, though nobody has said that they are needed.
 
         :raises StorageError: there is no room."""
+        wanted = size_bytes - min(self.max_bytes - self.size_bytes, self._free_bytes())
         going: list[Path] = []
-        left = self.size_bytes
-        for path in self._unneeded() if left + size_bytes > self.max_bytes else ():
-            if left + size_bytes <= self.max_bytes:
+        freed = 0
+        for path in self._unneeded() if wanted > 0 else ():
+            if freed >= wanted:
                 break
             if path.name not in spared:
                 going.append(path)
-                left -= self._sizes[path]
+                freed += self._sizes[path]
+        left = self.size_bytes - freed
         if left + size_bytes > self.max_bytes:
             raise StorageError(
                 f"{size_bytes} bytes of a release don't fit: {left} of the {self.max_bytes} bytes that releases may "
                 "take are needed. Raise [releases] store_mib, or follow fewer models"
             )
-        for path in going:
-            self._remove(path)
-        free, total = self._disk.room(self._blobs)
-        if size_bytes > free - total // RESERVE_SHARE:
+        if freed >= wanted:
+            for path in going:
+                self._remove(path)
+        if size_bytes > self._free_bytes():  # also when what went has another name, and so has freed nothing
+            free, total = self._disk.room(self._blobs)
             raise StorageError(
                 f"{size_bytes} bytes of a release don't fit: the disk of {self._blobs.parent} has {free} bytes left, "
                 f"of which {total // RESERVE_SHARE} stay free. Make room"
             )
+
+    def _free_bytes(self) -> int:
+        """What the file system has for releases."""
+        free, total = self._disk.room(self._blobs)
+        return free - total // RESERVE_SHARE
 
     def _remove(self, path: Path) -> None:
         content = self._open.pop(path.name, None) if path.parent == self._contents else None

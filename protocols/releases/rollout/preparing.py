@@ -171,11 +171,13 @@ class Preparations:
                 prepared.enter(Readiness.UNFIT, now, "hung: staging the release did not end")
 
     def keep_only(self, needed: Collection[int]) -> list[int]:
-        """Let go of all others, and return those of which something may be on the disk. One that is being staged is let
-        go when that has ended."""
+        """Let go of all others, and return them: of one that is missing there may be chunks on the disk, and files that
+        were staged before. One that is being staged is let go when that has ended."""
         gone = [
             counter
             for counter, prepared in self._of.items()
             if counter not in needed and prepared.readiness is not Readiness.STAGING
         ]
-        return [counter for counter in gone if self._of.pop(counter).readiness is not Readiness.MISSING]
+        for counter in gone:
+            del self._of[counter]
+        return gone

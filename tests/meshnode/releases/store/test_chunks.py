@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.failing_disk import LOSSES_OF_POWER, FailingDisk, Fault, PowerLost
 from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.disk import Disk
 from protocols.base import limits
 from protocols.base.errors import StorageError
 from tests.tools.released_fixture import MIB, Published, publish
@@ -199,6 +200,30 @@ def test_new_content_leaves_a_release_with_the_same_file_alone(tmp_path: Path) -
 
 
 # --- full disks ------------------------------------------------------------------------------------------------------
+class SmallDisk(Disk):
+    """A file system of half a megabyte, which holds nothing but what lies beside the chunks."""
+
+    def room(self, path: Path) -> tuple[int, int]:
+        used = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+        return MIB // 2 - used, MIB // 2
+
+
+def test_what_no_release_needs_makes_room_on_a_disk_that_others_have_filled(tmp_path: Path) -> None:
+    """Recordings take the disk long before releases take what they may. Then no release came any more, while the store
+    was full of those that nobody needs."""
+    store = ChunkStore(tmp_path, 64 * MIB, SmallDisk())
+    store.open()
+    chunks = [some(seed, 4 * CHUNK) for seed in range(20)]
+    for data in chunks:
+        assert store.put(digest_of(data), data)
+    assert store.has(digest_of(chunks[-1]))
+    assert len(store.take_lost()) == 20 - 7
+    store.needed = lambda: [digest_of(data) for data in chunks]
+    with pytest.raises(StorageError, match=r"the disk of .* has \d+ bytes left"):
+        store.put(digest_of(some(30, 4 * CHUNK)), some(30, 4 * CHUNK))
+    assert store.take_lost() == []
+
+
 @pytest.fixture(name="disk")
 def given_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes."""

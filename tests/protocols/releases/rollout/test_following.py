@@ -10,7 +10,7 @@ from protocols.releases.catalogue import Gates
 from protocols.releases.events import Measures, ServeRelease, StageRelease
 from protocols.releases.rollout.adoption import MAX_CRASHES
 from protocols.releases.rollout.following import ROOM_PAUSE_NS
-from protocols.releases.rollout.preparing import STAGING_PATIENCE_NS
+from protocols.releases.rollout.preparing import STAGING_PATIENCE_NS, Preparations
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision
 from tests.protocols.releases.rollout.fleet import (
     BAD,
@@ -598,3 +598,14 @@ def test_dropped_release_is_never_one_that_is_needed() -> None:
     assert node.served == 6
     assert node.staged == {5, 6}
     assert node.dropped == [1, 2, 3, 4]
+
+
+def test_release_that_is_to_be_staged_again_is_dropped_once_nothing_needs_it() -> None:
+    """Its files are on the disk, and nobody looked after them any more."""
+    prepared = Preparations()
+    prepared.listed = frozenset({2})
+    prepared.want(2, 0)
+    assert prepared.completed(2, 0)
+    assert prepared.staged(2, "", 0)
+    prepared.begin_again(2, 0)
+    assert prepared.keep_only({1}) == [2]
