@@ -145,11 +145,13 @@ class ReleasePerformer:
         self.imported()  # behind the descriptions of what is installed, since all that nobody needs may make room
 
     def watch_path(self, path: str) -> None:
-        """Measure what serves on a path from now on, and tell the machine which release that is."""
-        counter, name = self._installer.journal.of(path).current, model_of(path)
+        """Measure what serves on a path from now on, and tell the machine which release that is and which are there."""
+        state, name = self._installer.journal.of(path), model_of(path)
+        counter, installed = state.current, [release.counter for release in state.installed]
         watched = self._watched[path] = Watched(counter, lambda: self._compute.models.get(name))
         self._compute.watch_runs(name, watched.ended)
         self._tell(lambda machine, now: machine.serving(path, counter, "", now))
+        self._tell(lambda machine, now: machine.installed(path, installed, now))
 
     def _tell_held(self) -> None:
         held = self._store.held()

@@ -265,6 +265,11 @@ class Releases(Machine):
         self.rollouts.serving(path, counter, failure, now)
         self._go_on(now)
 
+    def installed(self, path: str, counters: Sequence[int], now: int) -> None:
+        """These releases are on the disk, at the start."""
+        self.rollouts.installed(path, counters, now)
+        self._go_on(now)
+
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """What was measured of a release that serves, or is shadowed."""
         self.rollouts.measured(path, counter, measures, now)

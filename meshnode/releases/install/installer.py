@@ -55,6 +55,8 @@ class Installer:
         """Serve what the journal says, or what comes next to it. Returns why, for each path on which another release
         serves than the journal said. :raises StorageError: the journal can't be used."""
         self.journal.open()
+        paths = self.journal.paths.items()
+        self._staging.keep_only({(path, each.counter) for path, state in paths for each in state.installed})
         fell_back = {}
         for path, state in list(self.journal.paths.items()):
             if state.current != FACTORY and (whys := self._serve_first_good(path, state)):

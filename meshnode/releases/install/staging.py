@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,13 @@ class Staging:
                 f"{target.name} does not have the digest of the metadata: its publisher has to publish it again",
             )
         self._disk.link(held.path, target)
+
+    def keep_only(self, installed: Collection[tuple[str, int]]) -> None:
+        """Remove all other releases: the power went while they were put together, or before they were listed."""
+        kept = {self.place_of(path, counter) for path, counter in installed}
+        for folder in (self._folder / "models").glob("*/*"):
+            if folder not in kept:
+                self._disk.remove_folder(folder)
 
     def remove(self, path: str, counter: int) -> None:
         """Remove the files of a release."""

@@ -132,6 +132,11 @@ class Preparations:
             prepared = self._of[counter] = Preparation(counter, since_ns=now)
         return prepared
 
+    def found(self, counters: Iterable[int], now: int) -> None:
+        """Take releases that are on the disk for ready, unless more is known of them."""
+        for counter in counters:
+            self._of.setdefault(counter, Preparation(counter, Readiness.READY, now))
+
     def begin_again(self, counter: int, now: int) -> None:
         """Have a release fetched, as far as it is missing, and staged again."""
         if counter in self._of:

@@ -245,6 +245,13 @@ class Rollouts:
         following.serving(counter, failure, now)
         self._advance(following, now)
 
+    def installed(self, path: str, counters: Collection[int], now: int) -> None:
+        """These releases are on the disk, at the start. Those that nothing needs are dropped: a former life may have
+        ended between that decision and the drop."""
+        following = self._following(path)
+        following.prepared.found(counters, now)
+        self._advance(following, now)
+
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """What was measured since ``ShadowRelease`` or ``ServeRelease``. It comes every few seconds, with zeros too."""
         if (following := self._paths.get(path)) is not None:

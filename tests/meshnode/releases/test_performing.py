@@ -26,7 +26,7 @@ from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
 from tests.tools.eventually import eventually
 from tests.tools.release_fixture import Publisher, clock_at, given_publisher, list_file, sha256
-from tests.tools.released_fixture import PATH, Site
+from tests.tools.released_fixture import PATH, Site, release
 
 __all__ = ["given_publisher"]
 NODE = NodeId("vehicle-1")
@@ -113,6 +113,18 @@ def test_import_before_the_clock_is_set_is_taken_in_afterwards(
 
     eventually(is_described)
     assert not bench.site.troubles.current()
+
+
+@pytest.mark.processes
+def test_releases_that_are_installed_are_told_with_the_one_that_serves(bench: Bench) -> None:
+    """Otherwise nobody would let go of one whose drop was lost when the node ended."""
+    for counter in (1, 2):
+        published = release(counter)
+        published.put_into(bench.site.store)
+        bench.site.installer.stage(published.description)
+    bench.site.installer.serve(PATH, 2)
+    bench.performer.watch_path(PATH)
+    assert bench.machine.rollouts.kept() == {(PATH, 1), (PATH, 2)}
 
 
 def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_here_again(

@@ -114,6 +114,18 @@ def test_version_before_stays_warm_and_the_one_before_that_ends(tmp_path: Path, 
         assert here.answer() == 1, "what serves is never dropped"
 
 
+def test_folders_that_the_journal_does_not_know_are_removed_at_the_start(tmp_path: Path, factory: Path) -> None:
+    """Power was cut while a release was put together, or before it was listed. Nobody else would ever remove it."""
+    models = tmp_path / "releases" / PATH
+    with site(tmp_path / "releases", factory) as here:
+        here.install(release(1))
+        for name in ("2", "3.new"):
+            shutil.copytree(models / "1", models / name)
+    with site(tmp_path / "releases", factory) as here:
+        assert [path.name for path in models.iterdir()] == ["1"]
+        assert here.answer() == 1
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 def golden(expected: float) -> dict[str, bytes]:
     """A release that adds 1 and says that it gives ``expected`` for zero."""

@@ -182,6 +182,7 @@ class Installer:
         self.now += 7 * SECOND
         self.rollouts.restored(msgspec.msgpack.decode(data, type=RolloutsState), self.now)
         self.rollouts.serving(PATH, self.served, "", self.now)
+        self.rollouts.installed(PATH, self.staged, self.now)
         self.learn(*orders, counters=counters)
 
     # --- what a test looks at ----------------------------------------------------------------------------------------

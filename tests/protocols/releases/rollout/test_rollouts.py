@@ -328,6 +328,18 @@ def test_release_that_vanished_from_the_disk_is_staged_again_and_not_blamed() ->
     assert node.verdicts(2) == HEALTHY
 
 
+@pytest.mark.parametrize("is_clean", [False, True])
+def test_release_whose_drop_was_lost_with_the_life_of_the_node_is_dropped_in_the_next(is_clean: bool) -> None:
+    """Power is cut, or the node is stopped, between the decision and the drop. Such releases stayed for ever."""
+    node = Installer("v-1")
+    for last in range(1, 5):
+        node.learn(*(order(serial, serial, ()) for serial in range(last, 0, -1)))
+    node.staged |= {1, 2}
+    node.restart(*(order(serial, serial, ()) for serial in range(4, 0, -1)), is_clean=is_clean)
+    assert node.staged == {3, 4}
+    assert node.served == 4
+
+
 def test_state_of_another_version_is_read_as_far_as_it_is_known() -> None:
     """Names of phases may be added; an older node must still start."""
     (node,) = fleet("c1")
