@@ -6,7 +6,6 @@ declares that it breaks with it.
 """
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from cloud_relay.releases.shelf import ChunkShelf
 from meshnode.models import LoadedModel, Manifest, ModelSpec, load_model, read_manifest
 from meshnode.models.weights import weight_files
 from protocols.base.errors import ModelInvalid, ReleaseInvalid
-from protocols.inference.signature import ModelSignature, TensorSignature
+from protocols.inference.signature import ModelSignature, breaks
 from protocols.releases.catalogue import MAX_FILES, Description
 
 _DIFFERENCES_SHOWN = 8
@@ -103,42 +102,10 @@ def check_signature(before: ModelSignature, now: ModelSignature, release: str) -
 
     :raises ReleaseInvalid: names what differs.
     """
-    differences = [*_inputs(before, now), *_outputs(before, now)]
+    differences = list(breaks(before, now))
     if differences:
         more = f", and {len(differences) - _DIFFERENCES_SHOWN} more" if len(differences) > _DIFFERENCES_SHOWN else ""
         raise ReleaseInvalid(
             f"its signature is not that of {release}: {'; '.join(differences[:_DIFFERENCES_SHOWN])}{more}. "
             "Applications would fail: publish it under another name, or declare the break with --breaks-signature"
         )
-
-
-def _inputs(before: ModelSignature, now: ModelSignature) -> Iterator[str]:
-    known = {each.name: each for each in now.inputs}
-    for old in before.inputs:
-        new = known.pop(old.name, None)
-        if new is None:
-            yield f"it lacks the input {old.name!r}"
-        elif not _covers(new, old):
-            yield f"input {old.name!r} is {new.kind} and was {old.kind}"
-    yield from (f"it needs the input {name!r}" for name in known)
-
-
-def _outputs(before: ModelSignature, now: ModelSignature) -> Iterator[str]:
-    known = {each.name: each for each in now.outputs}
-    for old in before.outputs:
-        new = known.get(old.name)
-        if new is None:
-            yield f"it lacks the output {old.name!r}"
-        elif not _covers(old, new):
-            yield f"output {old.name!r} is {new.kind} and was {old.kind}"
-
-
-def _covers(wide: TensorSignature, narrow: TensorSignature) -> bool:
-    """Whether every tensor that is as ``narrow`` says is as ``wide`` says."""
-    if wide.dtype != narrow.dtype:
-        return False
-    if wide.has_any_shape:
-        return True
-    return len(wide.shape) == len(narrow.shape) and all(
-        size is None or size == have for size, have in zip(wide.shape, narrow.shape, strict=True)
-    )

@@ -1,4 +1,4 @@
-"""The signature of a model: names, types and shapes of its inputs and outputs, and which answers fit it."""
+"""The signature of a model: names, types and shapes of inputs and outputs, which answers fit it, and what breaks it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -39,6 +39,37 @@ class ModelSignature(Struct, frozen=True):
 
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
+
+
+def breaks(before: ModelSignature, now: ModelSignature) -> Iterator[str]:
+    """Why whoever used one model can't use another one in its place; nothing when that is possible. Inputs may become
+    wider and outputs narrower, and there may be more outputs."""
+    inputs = {each.name: each for each in now.inputs}
+    for old in before.inputs:
+        new = inputs.pop(old.name, None)
+        if new is None:
+            yield f"it lacks the input {old.name!r}"
+        elif not _covers(new, old):
+            yield f"input {old.name!r} is {new.kind} and was {old.kind}"
+    yield from (f"it needs the input {name!r}" for name in inputs)
+    outputs = {each.name: each for each in now.outputs}
+    for old in before.outputs:
+        new = outputs.get(old.name)
+        if new is None:
+            yield f"it lacks the output {old.name!r}"
+        elif not _covers(old, new):
+            yield f"output {old.name!r} is {new.kind} and was {old.kind}"
+
+
+def _covers(wide: TensorSignature, narrow: TensorSignature) -> bool:
+    """Whether every tensor that is as ``narrow`` says is as ``wide`` says."""
+    if wide.dtype != narrow.dtype:
+        return False
+    if wide.has_any_shape:
+        return True
+    return len(wide.shape) == len(narrow.shape) and all(
+        size is None or size == have for size, have in zip(wide.shape, narrow.shape, strict=True)
+    )
 
 
 def of_wire(frame: Signature) -> ModelSignature:

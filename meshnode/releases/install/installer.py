@@ -3,7 +3,7 @@
 The order of a change of release, each step of which may be the last one before a crash:
 
 1. its files are put together and checked against the metadata, in a folder of their own (:mod:`~.staging`);
-2. it is loaded in a worker process of its own, runs its golden vectors, and takes and gives what the one before did;
+2. it is loaded in a worker process of its own, runs its golden vectors, and can be used as the one before was;
 3. the journal lists it as installed. Nothing else has changed so far;
 4. it is loaded to serve, while the one before serves;
 5. the journal says that it serves. From here on a restart begins with it;
@@ -15,6 +15,7 @@ of the configuration. What a release is loaded from has to have the digest with 
 
 import logging
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +29,12 @@ from meshnode.releases.install.stand import Stand
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
 from protocols.base.errors import InferenceError, ModelInvalid
-from protocols.inference.signature import ModelSignature
+from protocols.inference.signature import ModelSignature, breaks
 from protocols.releases.catalogue import Description
 
 _log = logging.getLogger(__name__)
 JOURNAL: Final = "journal.json"
+_BREAKS_SHOWN: Final = 8
 
 
 def model_of(path: str) -> str:
@@ -202,15 +204,11 @@ class Installer:
 
 
 def _check_signature(before: ModelSignature, now: ModelSignature) -> None:
-    if before != now:
+    if broken := list(islice(breaks(before, now), _BREAKS_SHOWN)):
         raise InstallRefused("signature", (
-            f"it takes and gives {_shown(now)}, and what serves now {_shown(before)}: if that is meant, its publisher "
-            "has to declare the break"
+            f"whoever uses what serves now can't use it: {'; '.join(broken)}. If that is meant, its publisher has to "
+            "declare the break"
         ))  # fmt: skip
-
-
-def _shown(signature: ModelSignature) -> str:
-    return f"({', '.join(map(str, signature.inputs))}) -> ({', '.join(map(str, signature.outputs))})"
 
 
 def _check_finite(before: LoadedModel, now: LoadedModel) -> None:

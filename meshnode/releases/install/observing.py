@@ -102,13 +102,13 @@ class Shadow:
         wanted = tuple(name for name, _ in outcome.outputs)
         try:
             outputs = dict(self._model.run(job.inputs, wanted, cancel))
+            given = [(before, outputs[name]) for name, before in outcome.outputs]
         except BudgetExhausted:
             return  # it may only have waited for a processor; one that hangs is found out when a canary serves it
-        except InferenceError:
+        except (InferenceError, KeyError):  # it lacks an output that was given
             if not self._closed:
                 self._runs.note(job.asked_by, is_bad=True)  # the one that serves has answered the same input
             return
-        given = [(before, outputs[name]) for name, before in outcome.outputs]
         is_worse = any(_is_worse(before, now) for before, now in given)
         self._runs.note(job.asked_by, is_bad=is_worse)
         self._compared.note(job.asked_by, is_bad=is_worse or not all(agree(before, now) for before, now in given))

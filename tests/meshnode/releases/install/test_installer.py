@@ -18,6 +18,7 @@ from meshnode.releases.install.stand import NodeModels
 from meshnode.releases.store.disk import Disk
 from protocols.base.ids import NodeId
 from tests.tools.eventually import eventually
+from tests.tools.onnx_graphs import write_text
 from tests.tools.released_fixture import (
     NAME,
     PATH,
@@ -172,6 +173,18 @@ def test_declared_break_and_right_golden_vectors_are_taken(tmp_path: Path, facto
         assert here.answer() == 1
         here.install(publish(2, {"adder.onnx": model_bytes([1, 3])}, breaks_signature=True))
         assert here.compute.models[NAME].inputs[0].shape == (1, 3)
+
+
+def test_wider_input_is_taken_without_a_declared_break_and_a_wider_output_is_not(tmp_path: Path, factory: Path) -> None:
+    """The relay publishes what whoever used the release before can go on to use. Nodes refused it."""
+    with site(tmp_path / "releases", factory) as here:
+        published = publish(1, {"adder.onnx": model_bytes(["n", 2])})
+        published.put_into(here.store)
+        with pytest.raises(InstallRefused, match=r"output 'y' is f4\[\?, 2\] and was f4\[1, 2\]"):
+            here.installer.stage(published.description)
+        mean = "means (float[n, 2] x) => (float[1, 2] y) <int64[1] axes = {0}> { y = ReduceMean (x, axes) }"
+        here.install(publish(2, {"adder.onnx": write_text(tmp_path / "mean.onnx", mean).read_bytes()}))
+        assert here.compute.models[NAME].inputs[0].shape == (None, 2)
 
 
 def test_release_that_crashes_while_it_is_tried_takes_nobody_along(tmp_path: Path, factory: Path) -> None:
