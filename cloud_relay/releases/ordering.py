@@ -89,7 +89,11 @@ def start(
 
     :raises ReleaseInvalid: there is no such release, or the order contradicts itself.
     """
-    description_of(repository, path, counter)
+    if description_of(repository, path, counter).breaks_signature and gates.min_agreement:
+        raise ReleaseInvalid(
+            f"release {counter} of {path} takes or gives something else than the one before, so no canary can compare "
+            "them: leave --min-agreement out"
+        )
     if len(set(canaries)) != len(canaries):
         raise ReleaseInvalid("a canary is named twice: name each once")
     promote, halt = quorums(len(canaries))

@@ -30,6 +30,7 @@ from meshnode.releases.trust import Trust
 from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import MeshError, MetadataInvalid, StorageError
+from protocols.inference.signature import breaks
 from protocols.releases.catalogue import Content, Description, Order, ReleaseCatalogue
 from protocols.releases.events import (
     DropRelease,
@@ -424,7 +425,9 @@ class ReleasePerformer:
             if not self._is_closing:
                 self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
             return
-        watched.begin_shadow(Shadow(effect.counter, model))
+        serving = self._compute.models.get(model_of(effect.path))
+        is_alike = serving is None or not any(breaks(serving.signature, model.signature))
+        watched.begin_shadow(Shadow(effect.counter, model, takes_live_inputs=is_alike))
         self._audit.note("shadowed", path=effect.path, counter=effect.counter)
 
     def _drop(self, effect: DropRelease) -> None:

@@ -60,9 +60,10 @@ class LiveRuns:
 class Shadow:
     """One release that runs beside the one that serves."""
 
-    def __init__(self, counter: int, model: WorkerModel) -> None:
-        """``model``: in a process with idle processor time, which :meth:`close` ends."""
-        self.counter = counter
+    def __init__(self, counter: int, model: WorkerModel, *, takes_live_inputs: bool = True) -> None:
+        """``model``: in a process with idle processor time, which :meth:`close` ends. ``takes_live_inputs``: whether it
+        takes and gives what the release that serves does. Otherwise nothing can be compared, and it runs on nothing."""
+        self.counter, self.takes_live_inputs = counter, takes_live_inputs
         self._model = model
         self._runs, self._compared = AskedRuns(), AskedRuns()
         self._wanted = threading.Condition()
@@ -74,7 +75,7 @@ class Shadow:
 
     def offer(self, job: Job, outcome: RunDone) -> None:
         """Let it run a live input, if it has nothing to do. It never blocks."""
-        if self._next is None and self._wanted.acquire(blocking=False):
+        if self.takes_live_inputs and self._next is None and self._wanted.acquire(blocking=False):
             try:
                 self._next = job, outcome
                 self._wanted.notify()

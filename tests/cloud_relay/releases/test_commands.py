@@ -236,6 +236,14 @@ def test_commands_refuse_orders_that_make_no_sense(
     assert match in operator("rollout", *words, status=2)
 
 
+def test_commands_refuse_to_compare_a_release_that_breaks_its_signature(operator: Operator, tmp_path: Path) -> None:
+    """Its canaries would wait for ever for a run that can be compared."""
+    write_model(tmp_path / "v1")
+    operator("release", "publish", tmp_path / "v1", "--breaks-signature")
+    assert "leave --min-agreement out" in operator("rollout", "start", "plate", "1", "--min-agreement", "0.9", status=2)
+    assert "order 1" in operator("rollout", "start", "plate", "1")
+
+
 def test_commands_without_a_repository_say_how_to_make_one(tmp_path: Path) -> None:
     """The first thing that an operator meets."""
     operator = Operator(tmp_path / "repository")

@@ -19,14 +19,15 @@ from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import SECOND
 from protocols.releases.catalogue import Description, ReleasedFile
-from protocols.releases.events import MetadataRefused
+from protocols.releases.events import MetadataRefused, ShadowRelease
 from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
 from tests.tools.eventually import eventually
 from tests.tools.release_fixture import Publisher, clock_at, given_publisher, list_file, sha256
-from tests.tools.released_fixture import PATH, Site, release
+from tests.tools.released_fixture import PATH, Site, publish, release
+from tests.tools.tiny_onnx import model_bytes
 
 __all__ = ["given_publisher"]
 NODE = NodeId("vehicle-1")
@@ -125,6 +126,22 @@ def test_releases_that_are_installed_are_told_with_the_one_that_serves(bench: Be
     bench.site.installer.serve(PATH, 2)
     bench.performer.watch_path(PATH)
     assert bench.machine.rollouts.kept() == {(PATH, 1), (PATH, 2)}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("inputs", "expected"), [([1, 2], True), ([1, 3], False)])
+def test_shadow_takes_live_inputs_unless_its_release_breaks_the_signature(
+    bench: Bench, inputs: list[int], expected: bool
+) -> None:
+    """A publisher may declare a break, and its canaries must come to an end all the same."""
+    bench.site.install(release(1))
+    published = publish(2, {"adder.onnx": model_bytes(inputs)}, breaks_signature=True)
+    published.put_into(bench.site.store)
+    bench.site.installer.stage(published.description)
+    bench.performer.watch_path(PATH)
+    bench.performer.performers()[ShadowRelease](ShadowRelease(PATH, 2))
+    shadow = eventually(lambda: bench.performer._watched[PATH].shadow)
+    assert shadow.takes_live_inputs is expected
 
 
 def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_here_again(

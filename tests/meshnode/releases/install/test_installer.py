@@ -5,6 +5,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 

@@ -143,6 +143,23 @@ def test_release_beside_is_compared_on_live_inputs(
 
 
 @pytest.mark.processes
+def test_release_that_breaks_its_signature_is_not_run_on_live_inputs(bench: Bench, tmp_path: Path) -> None:
+    """They are inputs of the release before. Each was an error, and no canary could call such a release healthy."""
+    watched = bench.serve(1.0)
+    spec = ModelSpec("adder", write_model(tmp_path / "other.onnx", [1, 2], input_name="image"))
+    watched.begin_shadow(Shadow(2, bench.compute.rehearse(spec)))
+    bench.run(watched)
+    assert runs_of(watched, 2, 1) == (1, 1, 0, 0)
+    shadow = Shadow(2, bench.compute.rehearse(spec), takes_live_inputs=False)
+    watched.begin_shadow(shadow)
+    bench.run(watched)
+    shadow.close()
+    measures = watched.measures(2)
+    assert measures is not None
+    assert (measures.runs, measures.errors, measures.compared, measures.agreed) == (0, 0, 0, 0)
+
+
+@pytest.mark.processes
 def test_what_was_compared_beside_counts_while_it_serves(bench: Bench) -> None:
     """The gate on agreement is looked at when the release serves, and then there is nothing beside it."""
     watched = bench.serve(1.0)
