@@ -62,6 +62,7 @@ class AdoptionState(Struct, frozen=True, array_like=True):
     reason: str
     verdicts: int
     gave_up: bool
+    measures: Measures | None = None
 
 
 @dataclass(slots=True)
@@ -85,7 +86,9 @@ class Adoption:
     retry_ns: int = NEVER
     """When it tries again after all."""
     measures: Measures | None = None
-    """The newest ones of this phase."""
+    """The newest ones of this phase, in this life of the node."""
+    earlier: Measures | None = None
+    """What former lives have measured while they served the release."""
 
     @classmethod
     def restored(cls, state: AdoptionState, is_clean: bool, now: int) -> "Adoption":
@@ -96,15 +99,17 @@ class Adoption:
             phase = Phase.READYING
         return cls(
             state.serial, state.counter, phase, now, state.served_s * SECOND, crashes, state.reason, state.verdicts,
-            state.gave_up,
+            state.gave_up, earlier=state.measures if phase in SERVED else None,
         )  # fmt: skip
 
     def state(self, now: int) -> AdoptionState:
         """What to keep over a restart."""
         served_s = self.served(now) // SECOND
+        measures = (self._measured() or self.earlier) if self.phase in SERVED else None
         return AdoptionState(
-            self.serial, self.counter, self.phase, served_s, self.crashes, self.reason, self.verdicts, self.gave_up
-        )
+            self.serial, self.counter, self.phase, served_s, self.crashes, self.reason, self.verdicts, self.gave_up,
+            measures,
+        )  # fmt: skip
 
     def enter(self, phase: Phase, now: int) -> None:
         """Go on to a phase."""
@@ -112,7 +117,7 @@ class Adoption:
         if phase is Phase.READYING or phase is Phase.SHADOWING:
             self.served_ns = 0
         if phase is not Phase.HEALTHY and phase is not Phase.SERVING:
-            self.measures = None
+            self.measures = self.earlier = None
         self.phase, self.since_ns = phase, now
 
     def served(self, now: int) -> int:
@@ -121,9 +126,21 @@ class Adoption:
 
     def broken_gate(self, gates: Gates, is_over: bool) -> str:
         """The gate that the release breaks; nothing when it breaks none, or it is too early to say."""
-        if self.measures is None or (not is_over and is_early_to_judge(gates, self.measures)):
+        measures = self._measured()
+        if measures is None or (not is_over and is_early_to_judge(gates, measures)):
             return ""
-        return broken_gate(gates, self.measures)
+        return broken_gate(gates, measures)
+
+    def _measured(self) -> Measures | None:
+        """What this life and former ones have measured together; None: this one has measured nothing yet. A 95th
+        percentile is that of the last life that has one, since they can't be added."""
+        now, before = self.measures, self.earlier
+        if now is None or before is None:
+            return now
+        return Measures(
+            now.runs + before.runs, now.errors + before.errors, now.p95_ns or before.p95_ns,
+            now.before_p95_ns or before.before_p95_ns, now.compared + before.compared, now.agreed + before.agreed,
+        )  # fmt: skip
 
     def is_time_over(self, order: Order, now: int) -> bool:
         """Whether the time of this phase is over."""
@@ -132,8 +149,8 @@ class Adoption:
     def has_enough(self, order: Order) -> bool:
         """Whether there was enough to judge in this phase."""
         if self.phase is Phase.SHADOWING:
-            return has_compared_enough(order.gates, self.measures)
-        return has_run_enough(order.gates, self.measures)
+            return has_compared_enough(order.gates, self._measured())
+        return has_run_enough(order.gates, self._measured())
 
     def due_ns(self, order: Order) -> int:
         """When the time of this phase is over; NEVER when it has none."""

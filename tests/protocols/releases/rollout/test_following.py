@@ -546,6 +546,31 @@ def test_nodes_that_are_stopped_in_an_orderly_way_blame_nobody() -> None:
     assert node.verdicts(2) == HEALTHY
 
 
+@pytest.mark.parametrize(
+    ("gates", "trips", "expected"),
+    [
+        (Gates(), (Measures(19, 19, 0, 10, 0, 0), Measures(0, 0, 0, 0, 0, 0)), FAILED),
+        (Gates(), (Measures(15, 0, 100, 10, 0, 0), Measures(15, 0, 100, 0, 0, 0)), FAILED),
+        (Gates(min_agreement=0.9), (Measures(10, 0, 10, 10, 10, 1), Measures(10, 0, 10, 0, 0, 0)), FAILED),
+        (Gates(min_runs=150), (Measures(100, 0, 10, 10, 0, 0), Measures(100, 0, 10, 0, 0, 0)), HEALTHY),
+    ],
+)
+def test_canary_judges_by_what_it_measured_on_all_trips(
+    gates: Gates, trips: tuple[Measures, Measures], expected: int
+) -> None:
+    """On short trips the soak time added up and the runs did not: what failed on every trip was called healthy."""
+    judged = replace(NEW, gates=gates)
+    node = canary(judged, ALL)
+    node.pass_s(SOAK_S / 10)
+    assert node.served == 2
+    for measures in trips:
+        node.measures[2] = measures
+        node.pass_s(SOAK_S / 2)
+        if measures is trips[0]:
+            node.restart(judged, ALL, is_clean=True)
+    assert node.verdicts(2) == expected
+
+
 # --- pins ------------------------------------------------------------------------------------------------------------
 def test_pinned_release_is_served_whatever_orders_say() -> None:
     """The operator of a node can hold it back, for as long as they like."""
