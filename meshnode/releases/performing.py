@@ -414,9 +414,9 @@ class ReleasePerformer:
         self._tell(lambda machine, now: machine.serving(path, counter, failure, now))
 
     def _shadow(self, effect: ShadowRelease) -> None:
-        watched = self._watched.get(effect.path)
-        if watched is None:
-            return
+        if effect.path not in self._watched:
+            self.watch_path(effect.path)
+        watched = self._watched[effect.path]
         try:
             self._save_plan()
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))

@@ -78,7 +78,8 @@ class ServeRelease(Effect, frozen=True):
 
 
 class ShadowRelease(Effect, frozen=True):
-    """Run a release that is staged beside the one that serves, on live inputs. → ``measured``, every few seconds."""
+    """Run a release that is staged beside the one that serves, on live inputs, until it is dropped or another begins to
+    serve. → ``measured``, every few seconds."""
 
     path: str
     counter: int

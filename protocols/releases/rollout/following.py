@@ -235,6 +235,9 @@ class Following:
             self._is_proven = goes_back or self.pinned == counter
             if (adoption := self._adoptions.get(left_serial)) is not None and adoption.counter == left:
                 self._left(adoption, goes_back, now)
+            for adoption in self._adoptions.values():
+                if adoption.phase is Phase.SHADOWING and adoption.counter != counter:
+                    adoption.enter(Phase.READYING, now)  # a swap ends what runs beside
         if serial and (adoption := self._adoptions.get(serial)) is not None:
             self._began(adoption, now)
 

@@ -162,8 +162,8 @@ class Installer:
         failure = self.serve_failures.get(counter, "")
         if not failure:
             assert counter == 0 or counter in self.staged, f"{counter} is served without having been staged"
+            self.shadowed = self.shadowed if self.served == counter else None  # as a swap ends what runs beside
             self.served = counter
-            self.shadowed = None if self.shadowed == counter else self.shadowed
         self.rollouts.serving(PATH, counter, failure, self.now)
 
     def answer_all(self) -> None:

@@ -120,6 +120,21 @@ def test_canary_that_fails_in_shadow_never_serves_the_release() -> None:
     assert "soaking" not in node.states(2)
 
 
+def test_canary_shadows_anew_after_a_swap_to_another_release() -> None:
+    """A swap ends what runs beside, whatever it is about. The canary waited for measures of it for ever."""
+    few, promoted = Measures(2, 0, 10, 10, 2, 2), order(2, 2, ("c9",), state="promoted")
+    judged = order(3, 3, gates=Gates(min_agreement=0.9, min_runs=10))
+    node = canary(promoted, ALL)
+    node.measures[3] = few
+    node.learn(judged, promoted, ALL)
+    assert (node.served, node.shadowed) == (2, 3)
+    node.learn(judged, replace(promoted, state="aborted"), ALL)
+    assert (node.served, node.shadowed) == (1, 3)
+    del node.measures[3]
+    node.pass_s(SOAK_S / 10)
+    assert node.served == 3
+
+
 @pytest.mark.parametrize(
     ("gates", "measures", "expected"),
     [
