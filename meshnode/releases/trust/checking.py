@@ -52,17 +52,22 @@ class CheckedMetadata:
 def check_untrusted_bundle(
     files: Mapping[str, bytes], trusted: Mapping[str, bytes], bootstrap: bytes, folder: Path
 ) -> CheckedMetadata:
-    """Check the files of a bundle. ``trusted``: those of the bundle that was taken last; none: there was none.
-    ``bootstrap``: the root that the node was given. ``folder``: an empty one to work in, which is left as it is.
+    """Check the files of a bundle.
+
+    ``trusted``: those of the bundle that was taken last; none: there was none. They count for nothing when they are of
+    another mesh: when they have another root of the version of ``bootstrap``, the root that the node was given.
+    ``folder``: an empty one to work in, which is left as it is.
 
     :raises MetadataInvalid: names the attack or the fault.
     :raises OSError: the folder can't be written to.
     """
-    roots, known = roots_in(files), roots_in(trusted)
-    _check_roots(roots, known)
-    _lay_out(trusted, known, folder)
     fetcher = _BundleFetcher(files)
     try:
+        first, roots, known = Metadata[Root].from_bytes(bootstrap).signed.version, roots_in(files), roots_in(trusted)
+        if first in known and not same_content(known[first], bootstrap):
+            trusted, known = {}, {}  # the operator has put the root of another mesh on this node
+        _check_roots(roots, known)
+        _lay_out(trusted, known, folder)
         return _checked(files, roots, bootstrap, folder, fetcher)
     except (MetadataInvalid, OSError):
         raise

@@ -225,6 +225,19 @@ def test_trust_root_of_another_mesh_drops_what_was_trusted(tmp_path: Path, trust
     assert moved.current() is None
     with pytest.raises(MetadataInvalid, match="wrong keys"):
         moved.verify(publisher.bundle)
+    assert [each.path for each in moved.verify(other.release(1, "signs")).releases] == ["models/signs"]
+    assert reopened(moved, other).bundle == other.bundle
+
+
+def test_trust_given_a_later_root_of_its_mesh_takes_nothing_older(tmp_path: Path, publisher: Publisher) -> None:
+    """An operator who copies the root of today must not open the node to what it has left behind."""
+    publisher.rotate("timestamp")
+    older, newer = publisher.release(1), publisher.release(2)
+    Trust(tmp_path / "trust", publisher.root_path).verify(newer)
+    moved = Trust(tmp_path / "trust", publisher.folder / "metadata" / "2.root.json")
+    with pytest.raises(MetadataInvalid, match="rollback"):
+        moved.verify(older)
+    assert len(moved.verify(newer).releases) == 2
 
 
 def test_trust_without_a_root_says_what_to_copy(tmp_path: Path, publisher: Publisher) -> None:
