@@ -272,12 +272,14 @@ class ReleasePerformer:
             catalogue = self._trust.verify(bundle)
         except MetadataInvalid as error:
             why = str(error)
-            if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
+            if error.attack in ("clock", "freeze"):  # nobody is to blame: the clock may be wrong, and set any time
                 self._troubles.begin(TROUBLE, _METADATA, why)
                 self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-                return None
-            self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
-            self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
+                if error.attack == "clock":
+                    return None
+            else:
+                self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
+                self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
             self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))

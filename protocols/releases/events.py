@@ -120,7 +120,7 @@ class MetadataTaken(Event, frozen=True):
 
 
 class MetadataRefused(Event, frozen=True):
-    """Metadata that a neighbour sent is forged, old, mixed or expired."""
+    """Metadata that a neighbour sent is forged, old or mixed."""
 
     source: NodeId
     why: str

@@ -219,14 +219,14 @@ class Releases(Machine):
         self._go_on(now)
 
     def bundle_unchecked(self, digest: bytes, now: int) -> None:
-        """A bundle could not be checked here: the clock is wrong, the disk is full, or the bundle is not there. It is
-        tried again later."""
+        """A bundle could not be checked here: it has ended or the clock is wrong, the disk is full, or the bundle is
+        not there. It is tried again later."""
         self._verifying.discard(digest)
         self.news.postpone(digest, now)
         self._go_on(now)
 
     def bundle_refused(self, digest: bytes, why: str, now: int) -> None:
-        """A bundle is forged, old, mixed or expired."""
+        """A bundle is forged, old or mixed."""
         self._verifying.discard(digest)
         for author in self.news.refuse(digest, now):
             self._decided.events.append(MetadataRefused(author, why))

@@ -52,13 +52,11 @@ def _expired(error: Exception, files: Mapping[str, bytes], folder: Path) -> Meta
     named = {name.removesuffix(".json").rpartition(".")[2]: data for name, data in files.items()}
     data = (folder / "root.json").read_bytes() if role == "root" else named.get(role, b"")
     ended = _end_of(data) or now
-    text = f"{role}.json ended on {ended:%Y-%m-%d %H:%M} UTC, and no newer one was given"
-    if (now - ended).days > _LONG_EXPIRED_DAYS:
-        return MetadataInvalid(
-            "clock", f"{text}; the clock of this node shows {now:%Y-%m-%d}: set it if it is years off, otherwise have "
-            "the relay sign anew with 'cloud-relay release refresh'"
-        )  # fmt: skip
-    return MetadataInvalid("freeze", f"{text}: have the relay sign anew with 'cloud-relay release refresh'")
+    return MetadataInvalid(
+        "clock" if (now - ended).days > _LONG_EXPIRED_DAYS else "freeze",
+        f"{role}.json ended on {ended:%Y-%m-%d %H:%M} UTC, and no newer one was given; the clock of this node shows "
+        f"{now:%Y-%m-%d}: set it if it is wrong, otherwise have the relay sign anew with 'cloud-relay release refresh'",
+    )
 
 
 def _unsigned(error: Exception, file: str, role: str, files: Mapping[str, bytes], folder: Path) -> MetadataInvalid:

@@ -76,10 +76,16 @@ async def test_attacks_of_peers_are_refused_named_and_logged(house: House, publi
                 await until(lambda number=number: len(refused) > number, f"{name} is refused")
             assert (refused[-1].source, refused[-1].why.partition(":")[0]) == (name, attack)
             assert active.trust.current() == trusted
+        async with meshnode.open(config_of(house, "liar-frozen", publisher, factory, victim.port)) as liar:
+            lie(liar, packed(_freeze(publisher, old, tmp_path / "frozen")))
+            await until(lambda: [trouble for trouble in victim.troubles.current() if "freeze" in trouble.why])
+        assert len(refused) == len(ATTACKS), "nobody is blamed for what may be the clock of the victim"
+        assert active.trust.current() == trusted
         await serves(victim, 2)
         publish(publisher, 3, 3)
         put_in(publisher.folder, config.node.state_dir / "releases")
         victim.part(RunningReleases).imported()
         await serves(victim, 3)
+        assert not victim.troubles.current()
     lines = (config.node.state_dir / "releases" / "audit.jsonl").read_text().splitlines()
     assert [entry["attack"] for entry in map(json.loads, lines) if "attack" in entry] == list(attacks)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 
 from cloud_relay.releases.chunking import chunk_data
 from cloud_relay.releases.publishing import target_of
+from cloud_relay.releases.repository import Lifetimes
 from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
 from meshnode.releases.store.incoming import FOLDER, put_in
@@ -165,3 +167,24 @@ def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_her
     bench.tell(lambda machine, now: machine.handle_timer(now))
     bench.tell(here)
     eventually(lambda: bench.machine.news.verified, "it was verified")
+
+
+def test_metadata_that_seems_to_have_ended_is_tried_again_and_blames_nobody(tmp_path: Path) -> None:
+    """The clock may be weeks ahead. Once it was set, the node did not ask for that metadata any more, and did not
+    listen to its neighbours for an hour."""
+    publisher = Publisher(tmp_path / "repository", Lifetimes(online=2))
+    publisher.ahead(-3)
+    bundle = publisher.refresh()
+    digest = sha256(bundle)
+    with closing(Bench(tmp_path / "releases", publisher)) as bench:
+        machine, news = bench.machine, ReleaseNews(1, 2, bytes(32), digest, len(bundle))
+        assert bench.site.store.put(digest, bundle)
+        bench.tell(lambda machine, now: machine.holding({digest: len(bundle)}, now))
+        for _ in range(2):
+            bench.tell(lambda machine, now: machine.relay_told(news, now))
+            eventually(lambda: not machine.news.may_check(digest, bench.now), "it is to be tried again")
+            assert "set it if it is wrong" in bench.site.troubles.current()[0].why
+            bench.now += 60 * SECOND
+            bench.tell(lambda machine, now: machine.handle_timer(now))
+        assert not [event for event in machine.events() if isinstance(event, MetadataRefused)]
+        assert digest in machine.news.newer(bench.now)
