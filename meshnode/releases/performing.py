@@ -1,7 +1,8 @@
 """Performs what the machine of releases decides: on the disk, in the models of the node, and at the relay.
 
-Two threads do the work: one for chunks and metadata, whose steps take milliseconds, and one for releases, whose steps
-take seconds. Each result is told to the machine by the method that its effect names.
+Three threads do the work: one for chunks and metadata, whose steps take milliseconds; one that gets releases ready,
+whose steps take seconds or hang; and one for swaps, since a model that is slow to stage must not hold up the way back
+of another. Each result is told to the machine by the method that its effect names.
 """
 
 import hashlib
@@ -80,17 +81,18 @@ class ReleasePerformer:
         self._refetched: Counter[tuple[str, int]] = Counter()
         """How often a release was fetched again, because of damage here."""
         self._disk = ThreadPoolExecutor(1, "release-chunks")
-        self._models = ThreadPoolExecutor(1, "release-install")
+        self._staging = ThreadPoolExecutor(1, "release-install")
+        self._swaps = ThreadPoolExecutor(1, "release-swap")
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """The functions that perform the effects of the machine, but for those at the relay."""
-        disk, models = self._disk, self._models
+        disk, staging = self._disk, self._staging
         return {
             VerifyBundle: self._later(disk, self._verify), KeepChunk: self._later(disk, self._keep),
             ReadPiece: self._later(disk, self._read_piece), ReadDescription: self._later(disk, self._describe),
             ReadOrder: self._later(disk, self._read_order), ReadIndex: self._later(disk, self._read_index),
-            StageRelease: self._later(models, self._stage), ServeRelease: self._later(models, self._serve),
-            ShadowRelease: self._later(models, self._shadow), DropRelease: self._later(models, self._drop),
+            StageRelease: self._later(staging, self._stage), ShadowRelease: self._later(staging, self._shadow),
+            DropRelease: self._later(staging, self._drop), ServeRelease: self._later(self._swaps, self._serve),
         }  # fmt: skip
 
     def _later(self, thread: ThreadPoolExecutor, do: Callable[[Any], None]) -> Callable[[Any], object]:
@@ -120,7 +122,7 @@ class ReleasePerformer:
 
     def close(self) -> None:
         """End the threads, after what they do now."""
-        for thread in (self._disk, self._models):
+        for thread in (self._disk, self._staging, self._swaps):
             thread.shutdown(cancel_futures=True)
         self._installer.journal.catch_up()
         for watched in self._watched.values():
@@ -179,8 +181,8 @@ class ReleasePerformer:
             self._tell(lambda machine, at: machine.expired(is_expired, at))
 
     def keep_journal(self) -> None:
-        """Write what could not be written of releases that serve, on the thread of releases."""
-        self._later(self._models, lambda _: self._installer.journal.catch_up())(None)
+        """Write what could not be written of releases that serve, on the thread of swaps."""
+        self._later(self._swaps, lambda _: self._installer.journal.catch_up())(None)
 
     def take_in(self) -> None:
         """Take in what was put on the disk for this node. It blocks."""
@@ -424,7 +426,7 @@ class ReleasePerformer:
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
         except Exception as error:  # noqa: BLE001 - as above
             failure = _refusal(error).told
-            if not self._is_closing:
+            if not self._is_closing and watched.counter != effect.counter:  # it may have come to serve meanwhile
                 self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
             return
         serving = self._compute.models.get(model_of(effect.path))
@@ -433,9 +435,8 @@ class ReleasePerformer:
         self._audit.note("shadowed", path=effect.path, counter=effect.counter)
 
     def _drop(self, effect: DropRelease) -> None:
-        watched = self._watched.get(effect.path)
-        if watched is not None and watched.shadow is not None and watched.shadow.counter == effect.counter:
-            watched.end_shadow()
+        if (watched := self._watched.get(effect.path)) is not None:
+            watched.end_shadow(effect.counter)
         try:
             self._installer.drop(effect.path, effect.counter)
         except StorageError as error:

@@ -43,7 +43,8 @@ def model_of(path: str) -> str:
 
 
 class Installer:
-    """See the module. Its methods block for seconds; they are called on one thread at a time."""
+    """See the module. Its methods block for seconds. They may be called from any thread, as long as one at a time is
+    about one release, and one at a time serves."""
 
     def __init__(self, folder: Path, store: ChunkStore, stand: Stand, keep: int, disk: Disk | None = None) -> None:
         """``keep``: how many releases stay warm behind the one that serves."""
@@ -82,10 +83,13 @@ class Installer:
                 bad.append(counter)
             else:
                 if bad:
-                    self.journal.note(path, state.serving(counter, self._keep).without(bad))
+                    self._note_first_good(path, counter, bad)
                 return whys
-        self.journal.note(path, state.serving(FACTORY, self._keep).without(bad))
+        self._note_first_good(path, FACTORY, bad)
         return whys
+
+    def _note_first_good(self, path: str, counter: int, bad: list[int]) -> None:
+        self.journal.note(path, lambda state: state.serving(counter, self._keep).without(bad))
 
     def _has_file(self, path: str) -> bool:
         """Whether the configuration names a file for a path."""
@@ -106,7 +110,7 @@ class Installer:
             try:
                 digest = self._tried(description, folder)
                 release = InstalledRelease(counter, description.model, digest)
-                self.journal.change(path, self.journal.of(path).with_installed(release))
+                self.journal.change(path, lambda state: state.with_installed(release))
             except BaseException:
                 if self.journal.of(path).release(counter) is None:
                     self._staging.remove(path, counter)
@@ -179,15 +183,16 @@ class Installer:
         """
         try:
             before = self.journal.of(path)
-            state = before.serving(counter, self._keep)
             goes_back = counter < before.current or counter in before.previous
             write = self.journal.note if goes_back else self.journal.change
             spec = self._stand.spec(model_of(path)) if counter == FACTORY else self.spec_of(path, counter)
             if spec is None:
-                write(path, state)
+                write(path, lambda state: state.serving(counter, self._keep))
                 self._stand.stop_version(model_of(path), self._keep)
             else:
-                self._stand.serve_version(spec, self._keep, lambda model: write(path, state))
+                self._stand.serve_version(
+                    spec, self._keep, lambda model: write(path, lambda state: state.serving(counter, self._keep))
+                )
         except Exception as error:
             raise refusal_of(error) from error
 
@@ -198,7 +203,7 @@ class Installer:
             return
         release = state.release(counter)
         if release is not None:
-            self.journal.change(path, state.without([counter]))
+            self.journal.change(path, lambda state: state.without([counter]))
             self._stand.forget_version(model_of(path), release.digest)
         self._staging.remove(path, counter)
 

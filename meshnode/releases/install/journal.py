@@ -6,7 +6,8 @@ on the way back to an older release it may be written later: a full disk must no
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -67,16 +68,21 @@ class InstalledPath(Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, current=counter, previous=tuple(before[:keep]))
 
 
+Step = Callable[[InstalledPath], InstalledPath]
+"""Makes a state of the one before."""
+
+
 class _Kept(Struct, frozen=True, forbid_unknown_fields=True):
     paths: dict[str, InstalledPath]
     format: Literal[1] = 1
 
 
 class InstallJournal:
-    """The file. Its methods are called on one thread at a time; :attr:`paths` may be read on any."""
+    """The file. What changes it may be called from any thread once it is open, and :attr:`paths` may be read on any."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path, self._disk = path, disk
+        self._lock = threading.Lock()  # of all changes, so that none gets lost
         self.paths: Mapping[str, InstalledPath] = {}
         """Never changed, but replaced."""
         self._is_behind = False  # what is on the disk
@@ -108,27 +114,34 @@ class InstallJournal:
         """The state of a path."""
         return self.paths.get(path, InstalledPath())
 
-    def change(self, path: str, state: InstalledPath) -> None:
-        """Have a path in another state, on the disk when this returns. :raises StorageError: nothing has changed."""
-        paths = self._with(path, state)
-        self._write(paths)
-        self.paths = paths
+    def change(self, path: str, step: Step) -> None:
+        """Have a path in the state that a step makes of the one that it is in, on the disk when this returns.
 
-    def note(self, path: str, state: InstalledPath) -> None:
+        :raises StorageError: nothing has changed.
+        """
+        with self._lock:
+            paths = self._with(path, step)
+            self._write(paths)
+            self.paths = paths
+
+    def note(self, path: str, step: Step) -> None:
         """The same where it must not wait for room, such as on the way back from a bad release. If it can't be written
         now, a restart begins with what was before, until :meth:`catch_up` or the next change has written it."""
-        self.paths, self._is_behind = self._with(path, state), True
+        with self._lock:
+            self.paths, self._is_behind = self._with(path, step), True
         self.catch_up()
 
     def catch_up(self) -> None:
         """Write what could not be written."""
-        if self._is_behind:
-            try:
-                self._write(self.paths)
-            except StorageError as error:
-                _log.error("a restart may begin with another release than the one that serves: %s", error)
+        with self._lock:
+            if self._is_behind:
+                try:
+                    self._write(self.paths)
+                except StorageError as error:
+                    _log.error("a restart may begin with another release than the one that serves: %s", error)
 
-    def _with(self, path: str, state: InstalledPath) -> Mapping[str, InstalledPath]:
+    def _with(self, path: str, step: Step) -> Mapping[str, InstalledPath]:
+        state = step(self.of(path))
         paths = {**self.paths, path: state}
         if state == InstalledPath():
             del paths[path]

@@ -169,6 +169,8 @@ class Watched:
     shadow: Shadow | None = None
     _earlier: dict[int, tuple[int, int]] = field(default_factory=dict)
     """What was compared of releases while they were beside the one that served."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held where one of both changes."""
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, on the thread that ran it."""
@@ -180,19 +182,30 @@ class Watched:
 
     def serves(self, counter: int) -> None:
         """A release serves from now on."""
-        if counter == self.counter:
-            return
-        self.end_shadow()
-        self.before = self.live
-        self.counter, self.live = counter, LiveRuns()
+        with self._lock:
+            if counter == self.counter:
+                return
+            self._end_shadow()
+            self.before = self.live
+            self.counter, self.live = counter, LiveRuns()
 
     def begin_shadow(self, shadow: Shadow) -> None:
-        """Run a release beside the one that serves, in place of any other one."""
-        self.end_shadow()
-        self.shadow = shadow
+        """Run a release beside the one that serves, in place of any other one. One that has come to serve meanwhile is
+        ended."""
+        with self._lock:
+            self._end_shadow()
+            if shadow.counter == self.counter:
+                shadow.close()
+            else:
+                self.shadow = shadow
 
-    def end_shadow(self) -> None:
-        """End the release beside the one that serves, if there is one."""
+    def end_shadow(self, counter: int | None = None) -> None:
+        """End the release beside the one that serves, if there is one. ``counter``: only this one; None: any."""
+        with self._lock:
+            if self.shadow is not None and counter in (None, self.shadow.counter):
+                self._end_shadow()
+
+    def _end_shadow(self) -> None:
         shadow, self.shadow = self.shadow, None
         if shadow is not None:
             shadow.close()

@@ -14,6 +14,7 @@ from cloud_relay.releases.publishing import target_of
 from cloud_relay.releases.repository import Lifetimes
 from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
+from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.incoming import FOLDER, put_in
 from meshnode.releases.store.stick import BUNDLE
 from meshnode.releases.trust import Trust
@@ -21,12 +22,12 @@ from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import SECOND
 from protocols.releases.catalogue import Description, ReleasedFile
-from protocols.releases.events import MetadataRefused, ShadowRelease
+from protocols.releases.events import MetadataRefused, ServeRelease, ShadowRelease, StageRelease
 from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
-from tests.tools.eventually import eventually
+from tests.tools.eventually import LIMIT_S, eventually
 from tests.tools.release_fixture import Publisher, clock_at, given_publisher, list_file, sha256
 from tests.tools.released_fixture import PATH, Site, publish, release
 from tests.tools.tiny_onnx import model_bytes
@@ -38,8 +39,8 @@ NODE = NodeId("vehicle-1")
 class Bench:
     """A performer with its machine, store and trust, without a mesh."""
 
-    def __init__(self, folder: Path, publisher: Publisher) -> None:
-        self.folder, self.site = folder, Site(folder)
+    def __init__(self, folder: Path, publisher: Publisher, disk: Disk | None = None) -> None:
+        self.folder, self.site = folder, Site(folder, disk=disk)
         rollouts = Rollouts(NODE, Role.VEHICLE, (), ("models/*",), sha256)
         self.machine = Releases(NODE, AccessTable(), ReleaseSettings(), Random(1), rollouts)
         self._lock = threading.RLock()
@@ -143,6 +144,42 @@ def test_shadow_takes_live_inputs_unless_its_release_breaks_the_signature(
     bench.performer.performers()[ShadowRelease](ShadowRelease(PATH, 2))
     shadow = eventually(lambda: PATH in bench.performer._watched and bench.performer._watched[PATH].shadow)
     assert shadow.takes_live_inputs is expected
+
+
+class HeldDisk(Disk):
+    """A disk on which no release of one model can be put together until it is let go."""
+
+    def __init__(self) -> None:
+        self.is_held, self.let_go = threading.Event(), threading.Event()
+
+    def make_folder(self, path: Path) -> None:
+        if path.parent.name == "plate":
+            self.is_held.set()
+            self.let_go.wait()
+        super().make_folder(path)
+
+
+@pytest.mark.processes
+def test_model_that_hangs_while_it_is_staged_holds_up_no_way_back_of_another(
+    tmp_path: Path, publisher: Publisher
+) -> None:
+    """A load that hangs takes ten minutes, for which a bad release of another model went on to serve."""
+    disk = HeldDisk()
+    publisher.release(1, "plate")
+    with closing(Bench(tmp_path / "releases", publisher, disk)) as bench:
+        for counter in (1, 2):
+            bench.site.install(release(counter))
+        put_in(publisher.folder, bench.folder)
+        bench.performer.begin()
+        eventually(lambda: bench.performer.description("models/plate", 1))
+        performers, journal = bench.performer.performers(), bench.site.installer.journal
+        try:
+            performers[StageRelease](StageRelease("models/plate", 1))
+            assert disk.is_held.wait(LIMIT_S)
+            performers[ServeRelease](ServeRelease(PATH, 1))
+            eventually(lambda: journal.of(PATH).current == 1, "it went back")
+        finally:
+            disk.let_go.set()
 
 
 def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_here_again(

@@ -176,6 +176,20 @@ def test_what_was_compared_beside_counts_while_it_serves(bench: Bench) -> None:
 
 
 @pytest.mark.processes
+def test_release_that_came_to_serve_while_it_was_loaded_to_run_beside_does_not(bench: Bench) -> None:
+    """Swaps wait for nothing. It would be compared with itself, and what it measures as it serves be hidden."""
+    watched = bench.serve(1.0)
+    bench.compute.serve_version(bench.spec(1.01), 1)
+    watched.serves(2)
+    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(1.01))))
+    assert watched.shadow is None
+    bench.run(watched)
+    measures = watched.measures(2)
+    assert measures is not None
+    assert measures.p95_ns == 1_000_000
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["hang", "grow"])
 def test_release_beside_that_hangs_or_grows_delays_nobody(bench: Bench, tmp_path: Path, kind: Kind) -> None:
     """It is not trusted yet: that is why it runs beside."""
