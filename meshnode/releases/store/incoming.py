@@ -1,13 +1,16 @@
 """What was put on the disk of a node for it to take in, such as releases from a USB stick.
 
 A command puts bundle and chunks into a folder beside the store, whether the node runs or not; the node takes them in
-when it is told, and when it starts. Chunks of a content go where the content is, so its size is needed twice meanwhile.
+when it is told, and when it starts. Whoever does either holds the folder locked, so a node that starts meanwhile leaves
+alone what is being copied. Chunks of a content go where the content is, so its size is needed twice meanwhile.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,22 +36,35 @@ def put_in(
     """
     disk, folder, brought = disk or Disk(), releases / FOLDER, dict[Path, None]()
     try:
-        _bring(source, folder, disk, brought, done)
-    except BaseException as error:
-        for path in brought:
-            with suppress(OSError):
-                disk.remove(path)
-        if isinstance(error, OSError):
-            raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
-        raise
+        disk.make_folder(folder)
+        with _locked(folder, fcntl.LOCK_EX):
+            try:
+                _bring(source, folder, disk, brought, done)
+            except BaseException:
+                for path in brought:
+                    with suppress(OSError):
+                        disk.remove(path)
+                raise
+    except OSError as error:
+        raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
     return len(brought)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a folder alone. :raises BlockingIOError: somebody else holds it, and ``how`` says not to wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _bring(
     source: Path, folder: Path, disk: Disk, brought: dict[Path, None], done: Callable[[int], None]
 ) -> None:  # fmt: skip
     bundle = b""
-    disk.make_folder(folder)
     for name, data in found_on(source):
         _check_room(folder, disk, len(data))
         if name == BUNDLE:
@@ -75,14 +91,22 @@ def _check_room(folder: Path, disk: Disk, size_bytes: int) -> None:
 def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int | None:
     """Take in what is there. ``verify`` is called with the bundle, and returns the one that is trusted then, empty if
     none is; None: it can't be checked now, and all of it stays there. Only what the trusted one leads to is taken in,
-    and everything else is removed before. Returns how many chunks; None: all of it waits.
+    and everything else is removed before. Returns how many chunks; None: all of it waits, also while somebody copies.
 
     :raises StorageError: there is no room; what was not taken in stays there.
     """
-    folder, disk = releases / FOLDER, Disk()
+    folder = releases / FOLDER
     if not folder.is_dir():
         return 0
-    count = 0
+    try:
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return _take_in(folder, store, verify)
+    except BlockingIOError:
+        return None
+
+
+def _take_in(folder: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int | None:
+    disk, count = Disk(), 0
     bundle = _read(folder / BUNDLE)
     trusted = verify(bundle) if bundle else b""
     if trusted is None:

@@ -132,3 +132,21 @@ def test_what_nobody_signed_goes_before_anything_is_taken_in(tmp_path: Path, pub
     put_in(publisher.folder, node)
     assert take_in(node, full, lambda bundle: b"") == 0, "none of it is signed"
     assert not list((node / FOLDER).iterdir())
+
+
+def test_node_that_starts_while_somebody_imports_leaves_what_was_copied_alone(
+    tmp_path: Path, publisher: Publisher
+) -> None:
+    """A stick takes minutes. What was copied before the node looked was gone, and nobody said so."""
+    releases = tmp_path / "releases"
+    store = ChunkStore(releases, 64 * MIB)
+    store.open()
+    looked: list[int | None] = []
+
+    def look(size_bytes: int) -> None:
+        looked.append(take_in(releases, store, lambda bundle: bundle))
+
+    put_in(publisher.folder, releases, look)
+    assert set(looked) == {None}
+    assert take_in(releases, store, lambda bundle: bundle) == 1
+    assert len(store.held()) == 4, "bundle, description, index and chunk"
