@@ -1,9 +1,12 @@
 """The audit log: it goes on over restarts and bounds, and shows what was changed."""
 
+import errno
+import os
 from pathlib import Path
 
 from benchmarks.failing_disk import FailingDisk
 from meshnode.releases.audit import AuditLog, check_audit
+from meshnode.releases.store.disk import Disk
 
 
 def opened(path: Path, **more: int) -> AuditLog:
@@ -65,3 +68,31 @@ def test_full_disk_stops_nothing(tmp_path: Path) -> None:
     log.note("served", counter=2)
     log.note("served", counter=3)
     assert check_audit(tmp_path / "audit.jsonl") == (2, [])
+
+
+class FillingDisk(Disk):
+    """A disk that takes the beginning of a line, and then is full."""
+
+    is_full = False
+
+    def append(self, path: Path, data: bytes) -> None:
+        super().append(path, data[:40] if self.is_full else data)
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_line_cut_off_by_a_full_disk_leaves_the_chain_whole(tmp_path: Path) -> None:
+    """The next line was glued to it, and the check said for ever that somebody had changed the log."""
+    disk = FillingDisk()
+    log = AuditLog(tmp_path / "audit.jsonl", disk)
+    log.open()
+    log.note("served", counter=1)
+    disk.is_full = True
+    log.note("served", counter=2)
+    log.note("served", counter=3)
+    disk.is_full = False
+    for counter in (4, 5):
+        log.note("served", counter=counter)
+    count, faults = check_audit(tmp_path / "audit.jsonl")
+    assert (count, [fault.line for fault in faults]) == (4, [2])
+    assert "a full disk" in faults[0].why
