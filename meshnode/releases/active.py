@@ -167,7 +167,7 @@ class ActiveReleases:
             await asyncio.to_thread(self.performer.measure)
             await asyncio.to_thread(self._plan.save_now_and_then)
             if count % int(_EXPIRY_S / _TICK_S) == 0:
-                await asyncio.to_thread(self.performer.check_expiry)
+                self.performer.check_expiry()
                 self.performer.keep_journal()
                 self.performer.import_again()
 

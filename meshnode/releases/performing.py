@@ -169,7 +169,11 @@ class ReleasePerformer:
                     self._tell(lambda machine, now, p=path, c=counter, m=measures: machine.measured(p, c, m, now))  # type: ignore[misc]
 
     def check_expiry(self) -> None:
-        """Tell the machine once the metadata has expired, or a clock that was set makes it good again."""
+        """Tell the machine once the metadata has expired, or a clock that was set makes it good again; on the thread of
+        chunks, behind metadata that is being taken."""
+        self.later(lambda _: self._check_expiry(), None)
+
+    def _check_expiry(self) -> None:
         known, now = self._catalogue, self._trust.current()
         if known is None or now is None or known.timestamp_version != now.timestamp_version:
             return

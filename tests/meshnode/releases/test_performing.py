@@ -225,3 +225,24 @@ def test_metadata_that_seems_to_have_ended_is_tried_again_and_blames_nobody(tmp_
             bench.tell(lambda machine, now: machine.handle_timer(now))
         assert not [event for event in machine.events() if isinstance(event, MetadataRefused)]
         assert digest in machine.news.newer(bench.now)
+
+
+def test_expiry_is_looked_at_behind_the_metadata_that_is_being_taken(bench: Bench, publisher: Publisher) -> None:
+    """Otherwise what was found of the metadata before could be told after newer metadata was taken."""
+    publisher.release(1, "adder")
+    put_in(publisher.folder, bench.folder)
+    bench.performer.begin()
+    eventually(lambda: bench.performer.description(PATH, 1))
+    before, goes_on = bench.performer._catalogue, threading.Event()
+    assert before is not None
+
+    def take(_: None) -> None:
+        goes_on.wait()
+
+    bench.performer.later(take, None)
+    bench.performer._catalogue = expired = msgspec.structs.replace(before, is_expired=True)
+    bench.performer.check_expiry()
+    told = bench.performer._catalogue
+    goes_on.set()
+    assert told is expired
+    eventually(lambda: bench.performer._catalogue == before, "it is good again")
