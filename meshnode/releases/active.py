@@ -208,9 +208,10 @@ class ActiveReleases:
         self._plan.is_urgent = True
 
     def serving(self) -> dict[str, int]:
-        """The release that serves, by path."""
-        paths = self.installer.journal.paths
-        return {path: self.installer.journal.of(path).current for path in sorted({*self._paths, *paths})}
+        """The release that serves, by path. The journal is written before a swap, so it is a moment ahead of it."""
+        journal, followed = self.installer.journal, {each.path: each.current for each in self.followed()}
+        others = {*self._paths, *journal.paths} - followed.keys()
+        return dict(sorted({**followed, **{path: journal.of(path).current for path in others}}.items()))
 
     def followed(self) -> tuple[FollowedPath, ...]:
         """What the rollouts know of each path."""
