@@ -127,7 +127,8 @@ class Campaign(RuleBasedStateMachine):
             assert node.rollouts.next_timer_at() > node.now
 
     def teardown(self) -> None:
-        """In the end everybody hears everybody, and all serve the same."""
+        """In the end everybody hears everybody, and all serve the same. A liar that first says failed to one canary and
+        then healthy to all can have that canary halt alone, which is silent then: so the others halt, too."""
         if not hasattr(self, "nodes"):
             return
         self.order = replace(self.order, state="running")
@@ -135,16 +136,30 @@ class Campaign(RuleBasedStateMachine):
             self.pin(name, None)
         for name in self.nodes:
             self.learn(name)
-        for _ in range(4):
+        for seconds in (SOAK_S, SOAK_S, SOAK_S, SOAK_S, SILENCE_S):
             for node in self.nodes.values():
-                node.pass_s(SOAK_S)
+                node.pass_s(seconds)
             for name in self.nodes:
                 self.deliver(name, set(CANARIES))
         self.too_few_promote_nothing()
         self.too_few_halt_nothing()
         served = {name: node.served for name, node in self.nodes.items()}
         assert set(served.values()) == {1 if self.is_bad else 2}, served
-        assert len({node.rollouts.decision(2) for node in self.nodes.values()}) == 1
+        assert {node.rollouts.decision(2).is_halt for node in self.nodes.values()} == {self.is_bad}
+
+
+def test_canary_that_two_liars_have_halt_alone_stops_the_others_by_its_silence() -> None:
+    """Gossip keeps only the newest entry of an author, so the others never hear what that canary has heard."""
+    campaign = Campaign()
+    campaign.begin(is_bad=True, informed=set())
+    campaign.learn("c1")
+    campaign.wait("c1", SOAK_S)
+    for author in LYING:
+        campaign.lie(author, is_harmful=False, other=FAILED)
+    campaign.deliver("c2", set(CANARIES))
+    for author in LYING:
+        campaign.lie(author, is_harmful=True, other=0)
+    campaign.teardown()
 
 
 def _verdicts_in(body: bytes) -> list[int]:
