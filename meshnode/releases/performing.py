@@ -74,7 +74,7 @@ class ReleasePerformer:
         self._descriptions: dict[tuple[str, int], Description] = {}
         """Those that were read, each listed by that name. Never changed, but replaced."""
         self._catalogue: ReleaseCatalogue | None = None
-        self._bundle = b""
+        self._bundle = self._refused = b""
         self._watched: dict[str, Watched] = {}
         self._is_closing = False
         self._import_waits = False  # until the clock is set
@@ -278,13 +278,15 @@ class ReleasePerformer:
             catalogue = self._trust.verify(bundle)
         except MetadataInvalid as error:
             why = str(error)
+            if error.attack != "clock" and digest != self._refused:  # what has ended is looked at each minute
+                self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
+                self._refused = digest
             if error.attack in ("clock", "freeze"):  # nobody is to blame: the clock may be wrong, and set any time
                 self._troubles.begin(TROUBLE, _METADATA, why)
                 self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
                 if error.attack == "clock":
                     return None
             else:
-                self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
                 self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))

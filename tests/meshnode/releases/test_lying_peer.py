@@ -101,4 +101,4 @@ async def test_attacks_of_peers_are_refused_named_and_logged(house: House, publi
         await serves(victim, 3)
         assert not victim.troubles.current()
     lines = (config.node.state_dir / "releases" / "audit.jsonl").read_text().splitlines()
-    assert [entry["attack"] for entry in map(json.loads, lines) if "attack" in entry] == list(attacks)
+    assert [entry["attack"] for entry in map(json.loads, lines) if "attack" in entry] == [*attacks, "freeze"]
