@@ -253,7 +253,11 @@ class RelayResponder:
         identity, reason = identify(handshake.names, self._mesh)
         remote = handshake.host, handshake.port
         if identity is None or self._closing.is_set() or not self._admit(handshake.pipe, identity, remote):
-            _log.info("a requester at %s is refused: %s", handshake.host, reason or "too many connections")
+            _log.info(
+                "a requester at %s is refused: %s",
+                handshake.host,
+                reason or "too many connections, or it did not take its answers",
+            )
             return False
         return True
 
@@ -277,7 +281,7 @@ class RelayResponder:
                     if answer is not None and context.reply(answer):
                         self._answered_at = time.monotonic()
                     elif answer is not None:
-                        self._pipes.not_taken(pipe)
+                        self._pipes.not_taken(pipe, time.monotonic_ns())
                         self._look.set()
                 elif self._pipes.has_given_way:
                     self._look.set()

@@ -42,7 +42,7 @@ _LINK_REDIAL_MS = (100, 500)
 _LASTING = frozenset(("auth", "proto"))
 """Counters of failures that dialling again does not mend. Another address may lead to somebody else."""
 _EXCHANGE_REDIAL_MS = (250, 8_000)
-_ANSWER_TIMEOUT_MS = 15_000
+_ANSWER_TIMEOUT_MS = 5_000
 """How long an answer may wait for the one before it on the same pipe. Without an end, nodes that never read would keep
 every thread of a relay. A node asks one question at a time on a pipe, so an honest one never lets an answer wait."""
 

@@ -7,7 +7,8 @@ Invariants:
 - an identity has a bounded number of requests that are handled, and of answers that it has not taken yet, so that it
   can't keep all threads of the relay. The two are counted apart: whoever asks again as soon as it has its answer is
   often faster than the thread that has just sent it;
-- a pipe that does not take its answers is closed, because each answer that waits for it keeps a thread;
+- a pipe that does not take its answers is closed, because each answer that waits for it keeps a thread, and its
+  identity is shut out for a minute;
 - no pipe outlives its certificate for long: NNG does not show when that ends, so each pipe ends after about an hour
   and a half, as a pipe into the inbox of a node does, and the next handshake proves the certificate again.
 """
@@ -31,6 +32,7 @@ PIPE_AGE_NS: Final = 5_400 * SECOND
 SPREAD: Final = 0.75
 """Each pipe lives for at least this share of its age, so that pipes opened together don't end together."""
 _REQUEST_GRACE_NS: Final = 60 * SECOND
+_SHUT_OUT_NS: Final = 60 * SECOND
 """A pipe whose time is over may finish its request for this long."""
 
 
@@ -59,11 +61,15 @@ class RequesterPipes:
         self._requests: Shares[NodeId] = Shares()
         self._answers: Shares[NodeId] = Shares()
         self._giving_way: list[int] = []
+        self._shut_out_until_ns: dict[NodeId, int] = {}
         self._gave_way = self._outlived = self._refused_requests = self._not_taken = 0
 
     def admit(self, pipe: int, identity: PeerIdentity, remote: tuple[str, int], now_ns: int) -> bool:
-        """Take in a pipe before its first request. False: all places are taken, each by another identity."""
+        """Take in a pipe before its first request. False: all places are taken, each by another identity, or this one
+        did not take its answers a moment ago."""
         with self._lock:
+            if now_ns < self._shut_out_until_ns.get(identity.node, now_ns):
+                return False
             if self._shares.held(identity.node) >= MAX_PIPES_PER_IDENTITY:
                 self._give_way(identity.node)
             elif len(self._pipes) >= MAX_PIPES:
@@ -112,13 +118,17 @@ class RequesterPipes:
             if (known := self._pipes.get(pipe)) is not None:
                 known.requests -= 1
 
-    def not_taken(self, pipe: int) -> None:
-        """Note that an answer could not be sent in time, because the requester does not read: its pipe is closed."""
+    def not_taken(self, pipe: int, now_ns: int) -> None:
+        """Note that an answer could not be sent in time, because the requester does not read: its pipe is closed, and
+        it gets no other for a minute. An honest one asks one question at a time on a pipe, and so lets none wait."""
         with self._lock:
-            if pipe in self._pipes:
+            known = self._pipes.get(pipe)
+            if known is not None:
                 self._forget(pipe)
                 self._giving_way.append(pipe)
                 self._not_taken += 1
+                shut_out = {node: until_ns for node, until_ns in self._shut_out_until_ns.items() if until_ns > now_ns}
+                self._shut_out_until_ns = {**shut_out, known.identity.node: now_ns + _SHUT_OUT_NS}
 
     @property
     def has_given_way(self) -> bool:

@@ -312,6 +312,18 @@ def test_identity_that_never_reads_its_answers_leaves_threads_for_others(
         eventually(lambda: responder.statistics()["requesters_not_reading"] == 1, "its connection is closed")
 
 
+def test_identity_that_does_not_take_its_answers_gets_no_other_connection_for_a_minute() -> None:
+    """Two of them that connected again at once would have kept most threads of a relay."""
+    pipes, remote = RequesterPipes(2), ("192.0.2.1", 5)
+    bad, good = (PeerIdentity(MESH, Role.VEHICLE, NodeId(node)) for node in ("a", "b"))
+    assert pipes.admit(1, bad, remote, 0)
+    pipes.not_taken(1, 10 * SECOND)
+    assert list(pipes.to_close(10 * SECOND)) == [1]
+    assert not pipes.admit(2, bad, remote, 69 * SECOND)
+    assert pipes.admit(3, good, remote, 69 * SECOND)
+    assert pipes.admit(4, bad, remote, 70 * SECOND)
+
+
 def _tried(requester: Any) -> None:
     with contextlib.suppress(TransportError):
         requester.request(b"x", 5)
