@@ -223,7 +223,7 @@ class Refused(Frame, frozen=True, array_like=True, gc=False, tag=117):
 
 
 class Happened(Frame, frozen=True, array_like=True, gc=False, tag=118):
-    """An event of the node: the name of its type, and its fields by name. :func:`event_of` gives it its type."""
+    """An event of the node: the name of its type, and its fields by name. :func:`event_kind` tells its type."""
 
     kind: Text
     fields: dict[str, Any]
@@ -270,6 +270,8 @@ STATISTICS = dict[str, int]
 DROPS = list[tuple[tuple[str, str, str], int]]
 MODELS = tuple[ModelView, ...]
 POSITION = Position | None
+for _kind in (PEERS, STATISTICS, DROPS, MODELS, POSITION):
+    msgspec.json.Decoder(_kind)  # so that msgspec knows them before threads ask for them, see meshnode.typed
 
 _ERRORS: dict[str, type[MeshError]] = {
     kind.__name__: kind
@@ -291,12 +293,11 @@ def happened(event: Event) -> Happened | None:
     return Happened(type(event).__name__, msgspec.structs.asdict(event)) if event.for_applications else None
 
 
-def event_of(frame: Happened) -> Event | None:
-    """The event in a frame; None for an event that this program does not know. :raises RemoteProtocolError: when a
-    field has the wrong type."""
+def event_kind(frame: Happened) -> type[Event] | None:
+    """What the fields of a frame are :func:`told` as; None for an event that this program does not know."""
     for kind in Event.__subclasses__():  # declared by the capabilities that this program has loaded
         if kind.__name__ == frame.kind and kind.for_applications:
-            return told(frame.fields, kind)
+            return kind
     return None
 
 

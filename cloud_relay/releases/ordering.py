@@ -18,7 +18,7 @@ from cloud_relay.releases.repository import ReleaseRepository
 from cloud_relay.releases.shown import ORDERS_ROLE
 from protocols.base.errors import ReleaseInvalid
 from protocols.base.ids import NodeId
-from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, Cohort, Gates, Order
+from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, ORDERS, Cohort, Gates, Order
 
 State = Literal["running", "paused", "aborted", "promoted"]
 EVERYBODY: Final = Cohort()
@@ -166,7 +166,7 @@ def _list(repository: ReleaseRepository, order: Order) -> None:
             f"the order takes {len(content)} bytes, and {MAX_DESCRIPTION_BYTES} can travel: name fewer"
         )
     try:
-        msgspec.json.decode(content, type=Order)  # what a node will do with it
+        ORDERS.decode(content)  # what a node will do with it
     except msgspec.ValidationError as error:
         raise ReleaseInvalid(f"no node would take this order: {error}") from error
     repository.put(_target(order.serial), content)
@@ -180,7 +180,7 @@ def _order(repository: ReleaseRepository, serial: int) -> Order:
     target = repository.target(_target(serial))
     content = None if target is None else repository.shelf.find(bytes.fromhex(target.hashes["sha256"]))
     try:
-        return msgspec.json.decode(content or b"", type=Order)
+        return ORDERS.decode(content or b"")
     except msgspec.DecodeError as error:
         raise ReleaseInvalid(
             f"the order {serial} is damaged: restore a copy of {repository.folder / 'chunks'}, or take the order out "

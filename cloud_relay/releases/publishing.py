@@ -19,6 +19,7 @@ from meshnode.models.deltas import make_delta
 from protocols.base.errors import ReleaseInvalid
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.releases.catalogue import (
+    DESCRIPTIONS,
     MAX_DESCRIPTION_BYTES,
     MAX_FILES,
     MAX_RELEASES,
@@ -55,7 +56,7 @@ def description_of(repository: ReleaseRepository, path: str, counter: int) -> De
     target = _listed(repository, path, counter)
     content = repository.shelf.find(bytes.fromhex(target.hashes["sha256"]))
     try:
-        return msgspec.json.decode(content or b"", type=Description)
+        return DESCRIPTIONS.decode(content or b"")
     except msgspec.DecodeError as error:
         raise ReleaseInvalid(f"the description of {path} {counter} is damaged: publish it again") from error
 
@@ -152,7 +153,7 @@ def list_release(repository: ReleaseRepository, description: Description) -> Non
             f"the description takes {len(content)} bytes, and {MAX_DESCRIPTION_BYTES} can travel: use fewer files"
         )
     try:
-        msgspec.json.decode(content, type=Description)  # what a node will do with it
+        DESCRIPTIONS.decode(content)  # what a node will do with it
     except msgspec.ValidationError as error:
         raise ReleaseInvalid(f"no node would take this release: {error}") from error
     target = target_of(description.path, description.counter)

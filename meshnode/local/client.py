@@ -28,6 +28,7 @@ from meshnode.local.session import Session
 from meshnode.readings.publishing import Publishing
 from meshnode.readings.subscribing import ReadingCallback, Subscribing
 from meshnode.readings.subscriptions import Subscription
+from meshnode.typed import prepared
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.effects import Event
@@ -66,7 +67,7 @@ from protocols.local import (
     Unsubscribe,
     Welcome,
     error_named,
-    event_of,
+    event_kind,
     told,
 )
 from protocols.peers import PeerView
@@ -366,9 +367,9 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, ConnectedInfere
             case Refused():
                 self._put_was_refused(frame)
             case Happened():
-                event = event_of(frame)
-                if event is not None:
-                    self._tell(event)
+                kind = event_kind(frame)
+                if kind is not None:
+                    self._tell(told(frame.fields, prepared(kind)))
             case Missed():
                 if self._deliveries.missed(frame.subscription):
                     self._tell(DeadlineMissed(frame.subscription, frame.origin, frame.key))

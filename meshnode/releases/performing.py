@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import MeshError, MetadataInvalid, StorageError
 from protocols.inference.signature import breaks
-from protocols.releases.catalogue import Content, Description, Order, ReleaseCatalogue
+from protocols.releases.catalogue import DESCRIPTIONS, ORDERS, Content, Description, ReleaseCatalogue
 from protocols.releases.events import (
     DropRelease,
     KeepChunk,
@@ -47,6 +47,7 @@ from protocols.releases.events import (
 )
 from protocols.releases.machine import Releases
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "releases"
 _STORE, _METADATA = "store", "metadata"
@@ -310,7 +311,7 @@ class ReleasePerformer:
         self._tell(lambda machine, now: machine.bundle_verified(digest, catalogue, now))
 
     def _describe(self, effect: ReadDescription) -> None:
-        description = _parsed(self._store.get(effect.digest), Description)
+        description = _parsed(self._store.get(effect.digest), DESCRIPTIONS)
         if description is not None and self._is_listed(effect.digest, description):
             self._descriptions = {**self._descriptions, (description.path, description.counter): description}
         self._tell(lambda machine, now: machine.described(effect.digest, description, now))
@@ -323,7 +324,7 @@ class ReleasePerformer:
         return any(each.digest == digest and (each.path, each.counter) == name for each in releases)
 
     def _read_order(self, effect: ReadOrder) -> None:
-        order = _parsed(self._store.get(effect.digest), Order)
+        order = _parsed(self._store.get(effect.digest), ORDERS)
         self._tell(lambda machine, now: machine.ordered(effect.digest, order, now))
 
     def _needed(self) -> set[bytes]:
@@ -466,9 +467,9 @@ def contents_of(description: Description) -> list[Content]:
     return [content for content in contents if content.size_bytes]
 
 
-def _parsed(data: bytes | None, kind: type[Any]) -> Any:
+def _parsed(data: bytes | None, decoder: "msgspec.json.Decoder[_T]") -> _T | None:
     """A document of signed metadata; None: it is not there, or malformed."""
     try:
-        return msgspec.json.decode(data or b"", type=kind)
+        return decoder.decode(data or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
 _log = logging.getLogger(__name__)
 _PAUSE_S: Final = 10.0
 _MAX_BYTES: Final = 4 * 1024 * 1024
+_DECODER: Final = msgspec.json.Decoder(RolloutsState)
 
 _T = TypeVar("_T")
 Look = Callable[[Callable[[int], _T]], _T]
@@ -40,7 +41,7 @@ class KeptRollouts:
         """Give the rollouts what was kept. Called under the engine's lock, before anything else is told to them."""
         try:
             content = self._path.read_bytes()[:_MAX_BYTES]
-            state = msgspec.json.decode(content, type=RolloutsState)
+            state = _DECODER.decode(content)
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -25,6 +25,9 @@ class PinOrder(Struct, forbid_unknown_fields=True):
     """None: follow orders again."""
 
 
+_PINS: Final = msgspec.json.Decoder(PinOrder)
+
+
 class ReleasesShown(Protocol):
     """What the routes need of the part. Its methods block for milliseconds."""
 
@@ -47,7 +50,7 @@ def release_routes(releases: ReleasesShown, body: Body) -> list[Route]:
     async def pin(request: Request) -> Response:
         async with body(request, _MAX_BODY_BYTES) as content:
             try:
-                order = msgspec.json.decode(content, type=PinOrder)
+                order = _PINS.decode(content)
             except msgspec.DecodeError as error:
                 raise BadRequest(f"the body is no order to pin a release: {error}") from error
         await asyncio.to_thread(releases.pin, order.path, order.counter)

@@ -8,6 +8,7 @@ and parses; machines get the result. Everything below a description is checked b
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
+from msgspec.json import Decoder
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
@@ -183,3 +184,8 @@ class ReleaseCatalogue(Struct, frozen=True):
     """Whether nothing new may be installed by it."""
     releases: tuple[Listed, ...]
     orders: tuple[ListedOrder, ...]
+
+
+# Made here, and not by whoever decodes: two threads that do so for the first time would end the process.
+DESCRIPTIONS: Final = Decoder(Description)
+ORDERS: Final = Decoder(Order)

@@ -17,6 +17,7 @@ from meshnode.models.cutting.orders import CuttingOrder, CuttingReply, RefusalRe
 from protocols.base.errors import ModelInvalid, StorageError
 
 _MAX_WHY: Final = 500
+_REPLIES: "Final[msgspec.json.Decoder[CuttingReply]]" = msgspec.json.Decoder(CuttingReply)
 _NEEDED: Final = ("onnx", "onnx_ir")
 NEEDS: Final = "the packages onnx and onnx-ir are needed, install them with: pip install 'meshnode[split]'"
 _LOOK_S: Final = 0.2
@@ -60,7 +61,7 @@ def ask_child(order: CuttingOrder, limit_s: float, end: threading.Event) -> Cutt
             child.kill()
             raise
     try:
-        reply: CuttingReply = msgspec.json.decode(content, type=CuttingReply)
+        reply: CuttingReply = _REPLIES.decode(content)
     except msgspec.DecodeError as error:
         words = " ".join(said.decode("utf-8", "replace").split())[-_MAX_WHY:]
         raise ModelInvalid(

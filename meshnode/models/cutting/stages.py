@@ -56,6 +56,10 @@ class _Described(Struct, frozen=True):
     graph_digest: str
 
 
+_DESCRIBED: Final = msgspec.json.Decoder(_Described)
+_MADE: Final = msgspec.json.Decoder(MadeStage)
+
+
 class _Subject(Struct, frozen=True):
     """What a description is of."""
 
@@ -188,7 +192,7 @@ class StageFolder:
         """The description and the file of the graph, from disk or made now."""
         name = f"{subject.key}.json"
         with self._lock:
-            held = self._parsed(name, _Described)
+            held = self._parsed(name, _DESCRIBED)
             if held is not None and held.description.digest == subject.digest:
                 if (graph := self.find(ModelDigest(held.graph_digest))) is not None:
                     return held, graph
@@ -203,16 +207,16 @@ class StageFolder:
             return held, self._files.folder / made[0]
 
     def _known_stage(self, subject: _Subject, first: int | None, last: int | None) -> StageFile | None:
-        held = self._parsed(_stage_name(subject, first, last), MadeStage)
+        held = self._parsed(_stage_name(subject, first, last), _MADE)
         path = self.find(held.digest) if held is not None else None
         return _as_file(held, path) if held is not None and path is not None else None
 
-    def _parsed(self, name: str, kind: type[_T]) -> _T | None:
+    def _parsed(self, name: str, decoder: "msgspec.json.Decoder[_T]") -> _T | None:
         content = self._files.read(name)
         if content is None:
             return None
         try:
-            return msgspec.json.decode(content, type=kind)
+            return decoder.decode(content)
         except msgspec.MsgspecError:
             self._files.remove(name)
             return None

@@ -77,6 +77,9 @@ class _Kept(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = 1
 
 
+_DECODER: Final = msgspec.json.Decoder(_Kept)
+
+
 class InstallJournal:
     """The file. What changes it may be called from any thread once it is open, and :attr:`paths` may be read on any."""
 
@@ -95,7 +98,7 @@ class InstallJournal:
         try:
             self._disk.make_folder(self._path.parent)
             with self._path.open("rb") as file:
-                self.paths = msgspec.json.decode(file.read(_MAX_BYTES + 1), type=_Kept).paths
+                self.paths = _DECODER.decode(file.read(_MAX_BYTES + 1)).paths
         except FileNotFoundError:
             return
         except OSError as error:

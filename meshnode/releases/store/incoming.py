@@ -21,7 +21,7 @@ from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.stick import BUNDLE, found_on
 from protocols.base.errors import StorageError
 from protocols.releases.bundle import unpack_untrusted_bundle
-from protocols.releases.catalogue import Content, Description
+from protocols.releases.catalogue import DESCRIPTIONS, Content
 
 FOLDER: Final = "incoming"
 
@@ -167,7 +167,7 @@ def contents_in(bundle: bytes, chunk: Callable[[bytes], bytes | None]) -> Iterat
     """The contents of all releases in a bundle whose descriptions are there. Nothing of it is believed."""
     for digest in targets_in(bundle):
         try:
-            description = msgspec.json.decode(chunk(digest) or b"", type=Description)
+            description = DESCRIPTIONS.decode(chunk(digest) or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue  # an order, or not here
         contents = [file.content for file in description.files] + [delta.content for delta in description.deltas]
