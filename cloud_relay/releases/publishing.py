@@ -99,9 +99,11 @@ def publish(
         )
     progress(f"checking {source.model.name}", 0)
     model = lint(source, name)
+    signature_since = counter if breaks_signature else 0
     if before and not breaks_signature:
         last = description_of(repository, path, before[-1])
         check_signature(previous_model(repository.shelf, last, name), model.signature, f"release {last.counter}")
+        signature_since = last.signature_since
     description = Description(
         path=path,
         counter=counter,
@@ -110,7 +112,7 @@ def publish(
         licence=source.manifest.licence[:MAX_TEXT_CHARS],
         changelog=changelog[:4_000],
         runtime=runtime,
-        breaks_signature=breaks_signature,
+        signature_since=signature_since,
     )
     for earlier in before[-deltas:] if deltas > 0 else ():
         description = with_deltas(repository, description, earlier, progress)

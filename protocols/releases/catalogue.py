@@ -83,8 +83,14 @@ class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The version of ONNX Runtime that it needs at least, as in ``1.17``; empty: any."""
     licence: Annotated[str, Meta(max_length=limits.MAX_TEXT_CHARS)] = ""
     changelog: Annotated[str, Meta(max_length=4_000)] = ""
-    breaks_signature: bool = False
-    """Whether its inputs or outputs differ from those of the release before, as its publisher declared."""
+    signature_since: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    """The last release up to this one whose inputs or outputs differed from those of the release before, as their
+    publisher declared; 0: none did. A node that was away may miss the release that broke them."""
+
+    @property
+    def breaks_signature(self) -> bool:
+        """Whether it is such a release itself."""
+        return self.signature_since == self.counter
 
     @property
     def size_bytes(self) -> int:

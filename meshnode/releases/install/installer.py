@@ -146,7 +146,8 @@ class Installer:
         try:
             serving = self._stand.models.get(name)
             if serving is not None:
-                if not description.breaks_signature:
+                current = self.journal.of(description.path).current
+                if description.signature_since <= current < description.counter:  # otherwise a break was declared
                     _check_signature(serving.signature, model.signature)
                 _check_finite(serving, model)
             return model.digest

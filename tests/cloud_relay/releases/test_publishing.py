@@ -135,6 +135,8 @@ def test_publish_other_signature_is_refused_unless_declared(
         publish(repository, other)
     assert "--breaks-signature" in str(refused.value)
     assert publish(repository, other, breaks_signature=True).breaks_signature
+    after = publish(repository, other)
+    assert (after.counter, after.signature_since, after.breaks_signature) == (3, 2, False)
 
 
 def test_publish_wider_signature_is_taken(repository: ReleaseRepository, tmp_path: Path) -> None:

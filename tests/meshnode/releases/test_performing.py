@@ -138,7 +138,7 @@ def test_shadow_takes_live_inputs_unless_its_release_breaks_the_signature(
 ) -> None:
     """A publisher may declare a break, and its canaries must come to an end all the same."""
     bench.site.install(release(1))
-    published = publish(2, {"adder.onnx": model_bytes(inputs)}, breaks_signature=True)
+    published = publish(2, {"adder.onnx": model_bytes(inputs)}, signature_since=2)
     published.put_into(bench.site.store)
     bench.site.installer.stage(published.description)
     bench.performer.performers()[ShadowRelease](ShadowRelease(PATH, 2))

@@ -172,8 +172,21 @@ def test_declared_break_and_right_golden_vectors_are_taken(tmp_path: Path, facto
     with site(tmp_path / "releases", factory) as here:
         here.install(publish(1, golden(1.0)))
         assert here.answer() == 1
-        here.install(publish(2, {"adder.onnx": model_bytes([1, 3])}, breaks_signature=True))
+        here.install(publish(2, {"adder.onnx": model_bytes([1, 3])}, signature_since=2))
         assert here.compute.models[NAME].inputs[0].shape == (1, 3)
+
+
+def test_node_that_missed_a_declared_break_takes_what_came_after_it_and_goes_back(
+    tmp_path: Path, factory: Path
+) -> None:
+    """A vehicle was parked while the model changed. The release after that declares no break, and was refused there."""
+    with site(tmp_path / "releases", factory) as here:
+        here.install(publish(1, golden(1.0)))
+        here.install(publish(3, {"adder.onnx": model_bytes([1, 3])}, signature_since=2))
+        assert here.compute.models[NAME].inputs[0].shape == (1, 3)
+        here.installer.drop(PATH, 1)
+        here.install(publish(1, golden(1.0)))
+        assert here.answer() == 1
 
 
 def test_wider_input_is_taken_without_a_declared_break_and_a_wider_output_is_not(tmp_path: Path, factory: Path) -> None:
@@ -192,7 +205,7 @@ def test_release_that_crashes_while_it_is_tried_takes_nobody_along(tmp_path: Pat
     """A model is a program that somebody else wrote."""
     big = model_bytes([4], "Identity", repeat=100_000)
     with site(tmp_path / "releases", factory) as here:
-        published = publish(1, {"adder.onnx": big, "adder.toml": b"memory_mib = 16\n"}, breaks_signature=True)
+        published = publish(1, {"adder.onnx": big, "adder.toml": b"memory_mib = 16\n"}, signature_since=1)
         published.put_into(here.store)
         with pytest.raises(InstallRefused) as refused:
             here.installer.stage(published.description)
