@@ -111,8 +111,8 @@ class Shadow:
                 self._runs.note(job.asked_by, is_bad=True)  # the one that serves has answered the same input
             return
         is_worse = any(_is_worse(before, now) for before, now in given)
-        self._runs.note(job.asked_by, is_bad=is_worse)
         self._compared.note(job.asked_by, is_bad=is_worse or not all(agree(before, now) for before, now in given))
+        self._runs.note(job.asked_by, is_bad=is_worse)  # last: whoever sees the run sees what came of it
 
     def counted(self) -> tuple[int, int]:
         """Runs that count, and errors among them."""
