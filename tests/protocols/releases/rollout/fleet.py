@@ -21,6 +21,7 @@ from protocols.releases.events import (
 )
 from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
+from protocols.releases.rollout.tally import FAILED, HEALTHY
 from protocols.wire.releases import HEALTH_KIND, ReportedRelease, RolloutHealth
 
 PATH = "models/plate"
@@ -201,3 +202,27 @@ class Installer:
     def said(self) -> tuple[ReportedRelease, ...]:
         """All that it says."""
         return msgspec.msgpack.decode(self.body, type=RolloutHealth).releases if self.body else ()
+
+
+ALL = order(1, 1, ())
+"""Everybody serves release 1."""
+NEW = order(2, 2)
+"""Release 2 is tried by the canaries."""
+
+
+def canary(*orders: object, name: str = "c1") -> Installer:
+    """A canary that serves release 1, and knows the orders."""
+    node = Installer(name)
+    node.learn(ALL)
+    assert node.served == 1
+    if orders:
+        node.learn(*orders)  # type: ignore[arg-type]
+    return node
+
+
+def speak(node: Installer, *, healthy: int = 0, failed: int = 0, serial: int = 2, counter: int = 2) -> None:
+    """Canaries other than ``c1`` say what they think."""
+    words = [HEALTHY] * healthy + [FAILED] * failed
+    for name, verdict in zip(CANARIES[1:], words, strict=False):
+        node.rollouts.heard(said(name, verdict, serial, counter), node.now)
+    node.settle()
