@@ -289,8 +289,8 @@ class ReleaseRepository:
         different = len({signer.public_key.keyid for signer in root_signers})
         if threshold < 2 or different < threshold:
             raise ReleaseInvalid(
-                f"root has {different} different keys and the threshold {threshold}: give at least two and a "
-                "threshold of two, so that one stolen key is not enough"
+                f"root needs at least two different keys and a threshold of two, so that one stolen key is not enough: "
+                f"it was given {different} and the threshold {threshold}"
             )
         root = Root(consistent_snapshot=True)
         for signer in root_signers:

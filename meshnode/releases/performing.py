@@ -463,8 +463,7 @@ def _refusal(error: Exception) -> InstallRefused:
 
 def contents_of(description: Description) -> list[Content]:
     """The contents of a release: its files, and deltas to them."""
-    contents = [file.content for file in description.files] + [delta.content for delta in description.deltas]
-    return [content for content in contents if content.size_bytes]
+    return [content for content in description.contents if content.size_bytes]
 
 
 def _parsed(data: bytes | None, decoder: "msgspec.json.Decoder[_T]") -> _T | None:

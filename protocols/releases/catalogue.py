@@ -93,6 +93,11 @@ class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.signature_since == self.counter
 
     @property
+    def contents(self) -> "list[Content]":
+        """Those of its files and of the deltas to them."""
+        return [file.content for file in self.files] + [delta.content for delta in self.deltas]
+
+    @property
     def size_bytes(self) -> int:
         """What its files take on a disk."""
         return sum(file.content.size_bytes for file in self.files)

@@ -88,7 +88,7 @@ class Fetching:
         lone = [(self._bundle, ANY_RELEASE)]
         lone += [(digest, ANY_RELEASE) for digest in self._listed_orders]
         lone += [(listed.digest, listed.path) for listed in self._listed.values()]
-        contents = [(content, known.path) for known in self.descriptions.values() for content in _contents(known)]
+        contents = [(content, known.path) for known in self.descriptions.values() for content in known.contents]
         self._shelf.keep_only(lone, contents)
 
     def _read_held(self) -> None:
@@ -122,12 +122,12 @@ class Fetching:
             elif (description.path, description.counter) != release:  # another one may list it rightly
                 self._false.add(release)
                 self._say(*release, "refused", f"its description is that of {description.path} {description.counter}")
-            elif not all(self._shelf.agrees(content) for content in _contents(description)):
+            elif not all(self._shelf.agrees(content) for content in description.contents):
                 self._false.add(release)
                 self._say(*release, "refused", "it names a file of another release, and says that it has another size")
             else:
                 self.descriptions[release] = description
-                for content in _contents(description):
+                for content in description.contents:
                     self._shelf.describe(content, description.path)
         self.is_changed = True
 
@@ -312,7 +312,3 @@ class Fetching:
 
     def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:
         self._decisions.events.append(ReleaseState(path, counter, state, detail))
-
-
-def _contents(description: Description) -> list[Content]:
-    return [file.content for file in description.files] + [delta.content for delta in description.deltas]

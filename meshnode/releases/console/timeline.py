@@ -22,7 +22,7 @@ _DECISIONS: Final = {
 _OTHER: Final = "#555555"
 """Of states that are not known here: a newer node may have more."""
 _LEFT, _WIDTH, _RIGHT = 210, 900, 30
-_TOP: Final = 96
+_TOP: Final = 112
 _ROW: Final = 16
 _HEADING: Final = 34
 _STEPS_S: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
@@ -85,7 +85,6 @@ def timeline(histories: Sequence[ReleaseHistory]) -> str:
             parts += [part for row in rows for part in row]
             y += _ROW * len(rows) + 6 * bool(rows)
     width, height = _LEFT + _WIDTH + _RIGHT, y + 40
-    used = [state for state in (*_COLOURS, *_DECISIONS) if any(step.state == state for step in steps)]
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return "\n".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
@@ -93,7 +92,7 @@ def timeline(histories: Sequence[ReleaseHistory]) -> str:
         f'<style>{TEXT_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>',
         svg_text(24, 32, "Releases", "head"),
         svg_text(24, 52, scale.described(), "soft"),
-        *_legend(used), *scale.lines(_TOP, y), *parts, "</svg>",
+        *_legend(steps), *scale.lines(_TOP, y), *parts, "</svg>",
     )) + "\n"  # fmt: skip
 
 
@@ -126,13 +125,14 @@ class _Scale:
             at_s += step_s
 
 
-def _legend(states: Iterable[str]) -> Iterator[str]:
-    for number, state in enumerate(states):
-        x = 24 + number * 92
-        colour = _COLOURS.get(state) or _DECISIONS[state]
-        size = 'width="10" height="10"' if state in _COLOURS else 'width="3" height="12"'
-        yield f'<rect x="{x}" y="68" {size} fill="{colour}"/>'
-        yield svg_text(x + 15, 77, state.replace("_", " "), "soft")
+def _legend(steps: Iterable[ReleaseStep]) -> Iterator[str]:
+    """The states that occur in one line, and the decisions below."""
+    seen = {step.state for step in steps}
+    for y, colours, size in ((68, _COLOURS, 'width="10" height="10"'), (88, _DECISIONS, 'width="3" height="12"')):
+        for number, state in enumerate(each for each in colours if each in seen):
+            x = 24 + number * 92
+            yield f'<rect x="{x}" y="{y}" {size} fill="{colours[state]}"/>'
+            yield svg_text(x + 15, y + 9, state.replace("_", " "), "soft")
 
 
 def _rows(node: str, steps: Sequence[ReleaseStep], scale: _Scale, top: float) -> Iterator[list[str]]:

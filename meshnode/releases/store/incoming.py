@@ -170,8 +170,7 @@ def contents_in(bundle: bytes, chunk: Callable[[bytes], bytes | None]) -> Iterat
             description = DESCRIPTIONS.decode(chunk(digest) or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue  # an order, or not here
-        contents = [file.content for file in description.files] + [delta.content for delta in description.deltas]
-        yield from (content for content in contents if content.size_bytes)
+        yield from (content for content in description.contents if content.size_bytes)
 
 
 def targets_in(bundle: bytes) -> Iterator[bytes]:
