@@ -28,6 +28,8 @@ class InboundPipe:
     """The monotonic instant at which it is closed, so that a new pipe proves the certificate again."""
     announcing: threading.Lock = field(default_factory=threading.Lock)
     announced: bool = False
+    ending: bool = False
+    """Its time was over, and its end was asked for: NNG tells of the end when it comes."""
     gone: bool = False
 
 
@@ -56,9 +58,12 @@ class InboundPipes:
             return {(pipe.remote_host, pipe.remote_port): pipe.pipe for pipe in self._pipes.values()}
 
     def outlived(self, now_ns: int) -> list[int]:
-        """The pipes whose time is over."""
+        """The pipes whose time is over, each once."""
         with self._lock:
-            return [pipe.pipe for pipe in self._pipes.values() if pipe.ends_ns <= now_ns and not pipe.gone]
+            found = [p for p in self._pipes.values() if p.ends_ns <= now_ns and not p.ending and not p.gone]
+            for pipe in found:
+                pipe.ending = True
+            return [pipe.pipe for pipe in found]
 
     def announce(self, pipe: InboundPipe) -> None:
         """Tell the observer of a new pipe, unless it knows already."""

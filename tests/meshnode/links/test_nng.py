@@ -105,6 +105,15 @@ def test_pipe_whose_dialler_does_not_end_it_is_ended_by_the_inbox(
     assert b.transport.statistics()["outlived_connections_closed"] == 1
 
 
+def test_pipe_whose_time_is_over_is_ended_once_however_late_the_library_tells_of_its_end() -> None:
+    pipes = InboundPipes(Recorder(), 2)
+    assert pipes.admit(InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1, 100))
+    assert pipes.admit(InboundPipe(8, PeerIdentity(MESH, Role.RSU, node_id("c")), "127.0.0.1", 2, 200))
+    assert pipes.outlived(99) == []
+    assert pipes.outlived(100) == [7]
+    assert pipes.outlived(200) == [8]
+
+
 def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
     told, inside, go_on = Recorder(), threading.Event(), threading.Event()
