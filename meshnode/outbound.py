@@ -97,7 +97,7 @@ class Outbound:
             return
         with link.lock:
             while True:
-                frame = link.in_hand
+                frame, waits = link.in_hand, True
                 waited = frame is not None
                 if frame is None:
                     # Before looking: a thread that queues something after the look must find 0 and notify the lane.
@@ -113,7 +113,7 @@ class Outbound:
                         link.along = ()
                         if pace.active and frame is not None and link.replaceable:
                             link.along = self._engine.lanes.take_along(link.dial, len(frame), now)
-                        waits = full and frame is None and self._engine.lanes.waits(link.dial)
+                        waits = (full or frame is not None) and self._engine.lanes.waits(link.dial)
                     if frame is None:
                         if waits or (pace.active and link.replaceable):
                             lane.watch(waits)
@@ -124,6 +124,8 @@ class Outbound:
                 link.in_hand = None
                 if waited or link.draining is not None:
                     self._note_pace(link, len(frame) if waited else None)
+                elif not waits and not pace.active:
+                    return  # it was the last; whoever has queued something since found ``gathered`` at 0
 
     def _note_pace(self, link: Link, size_bytes: int | None) -> None:
         """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.

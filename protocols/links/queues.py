@@ -120,7 +120,7 @@ class LaneQueue:
         self._newest: dict[tuple[str, str], _Waiting] = {}  # conflated readings by stream: a newer one replaces them
 
     def __bool__(self) -> bool:
-        return self._waits() or bool(self._background)
+        return bool(self.waiting_readings or self._controls or self._heartbeat is not None or self._background)
 
     def _waits(self) -> bool:
         """Whether anything waits but frames of the background, which do not make a lane behind."""

@@ -354,7 +354,8 @@ class Inbound(Connection):
             if not self.open and not self._enter(tls):
                 return
             self._receive()
-            self._answer_key_updates()
+            if self._outgoing.pending:
+                self._answer_key_updates()
             if got < NET_BYTES:
                 break  # the kernel has no more: asking again would cost a system call for each message
         if self._held_up:
@@ -365,7 +366,8 @@ class Inbound(Connection):
         assert self._tls is not None, "it has taken a step"
         if self._enter(self._tls):
             self._receive()
-            self._answer_key_updates()
+            if self._outgoing.pending:
+                self._answer_key_updates()
             if self._held_up:
                 self.hub.postpone(self)
 
@@ -385,7 +387,7 @@ class Inbound(Connection):
         return True
 
     def _answer_key_updates(self) -> None:
-        if self._outgoing.pending and not self._hand_over():
+        if not self._hand_over():
             raise Closed("it asks for key updates and does not read the answers")
 
     def _go_on(self) -> None:

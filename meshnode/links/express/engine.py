@@ -345,23 +345,22 @@ class ExpressLinks:
                 self.guarded(lambda: self._inbox.accept(self))
             for _ in range(len(tasks)):  # what these tasks post has the next turn, so that events don't wait for ever
                 self.guarded(tasks.popleft())
-            self._end_round()
+            if self._lookout.lanes or self._buried:
+                self._end_round()
         self._bury()
         self._epoll.close()
 
     def _end_round(self) -> None:
-        if self._lookout:
-            for lane in self._lookout.news(time.monotonic_ns()):
-                if not self.silent:
-                    self.guarded(partial(self.observer.lane_writable, lane))
-        if self._buried:
-            self._bury()
+        for lane in self._lookout.news(time.monotonic_ns()):
+            if not self.silent:
+                self.guarded(partial(self.observer.lane_writable, lane))
+        self._bury()
 
     def _wait(self, left_ns: int) -> list[tuple[int, int]]:
         """The descriptors with their events. After ``_BRISK`` waits shorter than ``spin_ns`` it polls again and again
         before it sleeps: a peer that answers an answer does not wait, and ten readings a second never make it spin."""
         poll, spin_ns = self._epoll.poll, self._spin_ns
-        if self._lookout:
+        if self._lookout.lanes:
             left_ns = min(left_ns, LOOK_NS)
         if not spin_ns:
             return poll(left_ns / SECOND, _EVENTS)

@@ -7,22 +7,19 @@ class Lookout:
     """A lane stays until there is news of it, or until it is closed. I/O thread only."""
 
     def __init__(self) -> None:
-        self._lanes: list[ExpressLane] = []
+        self.lanes: list[ExpressLane] = []
         self._look_ns = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._lanes)
 
     def add(self, lane: ExpressLane) -> None:
         """Look at a lane from now on."""
-        self._lanes.append(lane)
+        self.lanes.append(lane)
 
     def news(self, now: int) -> list[ExpressLane]:
         """Look, if it is time. Returns the lanes of which there is news."""
         if now < self._look_ns:
             return []
         self._look_ns = now + LOOK_NS
-        lanes, self._lanes = self._lanes, []
+        lanes, self.lanes = self.lanes, []
         told = []
         for lane in lanes:
             if lane.closed or lane.finished:
@@ -31,5 +28,5 @@ class Lookout:
                 lane.waits = lane.watched = False
                 told.append(lane)
             else:
-                self._lanes.append(lane)
+                self.lanes.append(lane)
         return told
