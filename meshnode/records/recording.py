@@ -30,7 +30,7 @@ from meshnode.records.waiting import Waiting, WaitingRecords
 from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
-from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
+from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role, UtcNs
 from protocols.base.keys import matches
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
@@ -129,8 +129,7 @@ class Recorder:
         thread, and never blocks."""
         derived: Sequence[ReadingDerived] = ()
         with self._lock:
-            now = MonotonicNs(time.monotonic_ns())
-            outputs = self._curator.receive(reading, reading.origin == self._node, now)
+            outputs = self._curator.receive(reading, reading.origin == self._node, _now(), UtcNs(time.time_ns()))
             if outputs:
                 derived = self._keep(outputs, reading, alone)
             is_sooner = self._has_patterns and self._curator.next_timer_at() < self._due_ns

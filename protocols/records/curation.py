@@ -5,9 +5,9 @@ outputs: records, and readings derived from others, which the node publishes as 
 
 Rules choose single readings. They are tried in order, and the first whose key expression and source match decides
 alone: when its interval has not passed, no later rule is asked. A pattern looks at several readings, or at their
-absence, and is shown each reading whatever the rules decide. A derived reading has the name of its pattern in its
-lineage, and a pattern is not shown what was derived through its own name, here or at a neighbour: so patterns may build
-on one another, and can't feed themselves for ever.
+absence, and is shown each reading that it considers, whatever the rules decide. A derived reading has the name of its
+pattern in its lineage, and a pattern is not shown what was derived through its own name, here or at a neighbour: so
+patterns may build on one another, and can't feed themselves for ever.
 
 The memory of the rules is bounded, whatever keys neighbours invent: ``MAX_CACHED_KEYS`` own keys and as many of other
 nodes, which share them. When they are full, the node that holds most of them gives way. When a key was forgotten, its
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from protocols.base.effects import Effect
 from protocols.base.errors import LocalProtocolError
-from protocols.base.ids import MonotonicNs
+from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
@@ -69,15 +69,23 @@ class Pattern(Protocol):
     def expressions(self) -> tuple[str, ...]:
         """Key expressions of the readings that it wants from neighbours."""
 
-    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
-        """A reading came; ``is_own``: this node published it. What the pattern derives has the lineage of what it was
-        derived from; the curator puts the name of the pattern before it."""
+    def considers(self, key: str, is_own: bool) -> bool:
+        """Whether it wants to be shown readings of a key that this node publishes (``is_own``), or that come from
+        neighbours. The answer for a key stays the same, and is kept."""
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
+        """A reading came that it considers; ``is_own``: this node published it. What the pattern derives has the
+        lineage of what it was derived from; the curator puts the name of the pattern before it."""
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
         """Do what is due."""
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+
+
+_Concerned = tuple[CurationRule | None, tuple[Pattern, ...]]
+"""The rule that decides on the readings of a key, and the patterns that consider them."""
 
 
 class Curator:
@@ -90,8 +98,8 @@ class Curator:
         for name in names:
             if names.count(name) > 1:
                 raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
-        self._deciding_own: OrderedDict[str, CurationRule | None] = OrderedDict()
-        self._deciding_others: OrderedDict[str, CurationRule | None] = OrderedDict()
+        self._concerned_own: OrderedDict[str, _Concerned] = OrderedDict()
+        self._concerned_others: OrderedDict[str, _Concerned] = OrderedDict()
         self._last_own = LastChosen()
         self._last_others = LastChosen()
         self._chosen = self._limited = self._derived = 0
@@ -103,18 +111,20 @@ class Curator:
         of_patterns = (expression for pattern in self._patterns for expression in pattern.expressions)
         return tuple(dict.fromkeys((*of_rules, *of_patterns)))
 
-    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """What becomes of a reading that was published here (``is_own``) or came from a neighbour, in order."""
-        rule = self._rule_for(reading.key, is_own)
+        rule, patterns = self._concerned_by(reading.key, is_own)
         if rule is None or (rule.min_interval_ns and not self._is_due(rule, reading, is_own, now)):
             outputs: Sequence[CurationOutput] = ()
         else:
             self._chosen += 1
             priority = reading.priority if rule.priority is None else rule.priority
             outputs = (RecordChosen(rule.name, reading, priority, rule.lifespan_ms),)
-        for pattern in self._patterns:
+        for pattern in patterns:
             if pattern.name not in reading.how.lineage:
-                outputs = (*outputs, *self._counted(pattern, pattern.receive(reading, is_own, now)))
+                derived = pattern.receive(reading, is_own, now, utc_now)
+                if derived:
+                    outputs = (*outputs, *self._counted(pattern, derived))
         return outputs
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
@@ -162,13 +172,13 @@ class Curator:
         last.note(stream, reading.origin, now)
         return True
 
-    def _rule_for(self, key: str, is_own: bool) -> CurationRule | None:
-        deciding = self._deciding_own if is_own else self._deciding_others
-        if key in deciding:
-            deciding.move_to_end(key)
-            return deciding[key]
-        found = next((r for r in self._rules if (is_own or r.source == "any") and matches(r.keys, key)), None)
-        deciding[key] = found
-        if len(deciding) > MAX_CACHED_KEYS:
-            deciding.popitem(last=False)
+    def _concerned_by(self, key: str, is_own: bool) -> "_Concerned":
+        known = self._concerned_own if is_own else self._concerned_others
+        if key in known:
+            known.move_to_end(key)
+            return known[key]
+        rule = next((r for r in self._rules if (is_own or r.source == "any") and matches(r.keys, key)), None)
+        found = known[key] = rule, tuple(p for p in self._patterns if p.considers(key, is_own))
+        if len(known) > MAX_CACHED_KEYS:
+            known.popitem(last=False)
         return found

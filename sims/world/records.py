@@ -115,7 +115,8 @@ class Records:
         host = self._hosts[node.name]
         if host.ledger is not None:
             now = MonotonicNs(node.local(self._driver.now))
-            self._perform(node, host, host.curator.receive(reading, reading.origin == node.name, now))
+            utc_now = UtcNs(now + node.utc_less_mono_ns)
+            self._perform(node, host, host.curator.receive(reading, reading.origin == node.name, now, utc_now))
 
     def _handle_timer(self, node: SimNode) -> None:
         host = self._hosts[node.name]

@@ -12,7 +12,7 @@ import meshnode
 from meshnode.records.recording import Recorder
 from meshnode.records.running import RunningRecords
 from protocols.base.errors import ValueUnsupported
-from protocols.base.ids import Incarnation, MeshName, MonotonicNs
+from protocols.base.ids import Incarnation, MeshName, MonotonicNs, UtcNs
 from protocols.base.limits import MS
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived, RecordChosen
@@ -71,7 +71,10 @@ class Silence:
         self._last: Reading | None = None
         self._due_ns = NEVER
 
-    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+    def considers(self, key: str, is_own: bool) -> bool:
+        return not is_own
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         self._last, self._due_ns = reading, now + 50 * MS
         return ()
 

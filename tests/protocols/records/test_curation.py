@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, InvalidKey, LocalProtocolError
-from protocols.base.ids import MonotonicNs
+from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_DOUBLE_WILDCARDS, SECOND
 from protocols.base.time import NEVER
@@ -18,6 +18,8 @@ from protocols.records.curation import CurationOutput, Curator, ReadingDerived, 
 from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from tests.tools.strategies import EXPRESSIONS, MODEST
+
+UTC = UtcNs(1_700_000_000 * SECOND)
 
 
 def reading(key: str, lineage: tuple[str, ...] = (), origin: str = "v-1") -> Reading:
@@ -31,7 +33,7 @@ def at(seconds: float) -> MonotonicNs:
 
 def chosen(curator: Curator, key: str, now_s: float, is_own: bool = True) -> str | None:
     """The rule that chose a reading of that key."""
-    outputs = curator.receive(reading(key), is_own, at(now_s))
+    outputs = curator.receive(reading(key), is_own, at(now_s), UTC)
     assert len(outputs) <= 1
     return outputs[0].rule if outputs else None
 
@@ -70,7 +72,7 @@ def test_choose_invented_keys_keep_memory_bounded(monkeypatch: pytest.MonkeyPatc
     curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND)])
     for number in range(100):
         assert chosen(curator, f"veh/{number}/speed", 1.0) == "all"
-    assert len(curator._last_own) == len(curator._deciding_own) == 8
+    assert len(curator._last_own) == len(curator._concerned_own) == 8
     assert chosen(curator, "veh/99/speed", 1.5) is None, "a recent key is still limited"
 
 
@@ -81,7 +83,7 @@ def test_choose_invented_keys_of_one_node_leave_the_intervals_of_others(monkeypa
     curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND, source="any")])
 
     def is_chosen(key: str, origin: str, now_s: float) -> bool:
-        return bool(curator.receive(reading(key, origin=origin), origin == "me", at(now_s)))
+        return bool(curator.receive(reading(key, origin=origin), origin == "me", at(now_s), UTC))
 
     assert all(is_chosen(f"veh/{origin}/{n}", origin, 1.0) for origin in ("me", "v-1", "v-2") for n in range(2))
     for number in range(100):
@@ -116,8 +118,8 @@ def test_curator_two_rules_of_one_name_are_refused() -> None:
 def test_record_has_the_priority_and_lifespan_of_its_rule() -> None:
     """The outbox evicts by priority, and only the rule knows what the relay needs."""
     curator = Curator([CurationRule("a", "a", priority=7, lifespan_ms=5), CurationRule("rest", "**", lifespan_ms=0)])
-    assert curator.receive(reading("a"), True, at(1)) == (RecordChosen("a", reading("a"), 7, 5),)
-    assert curator.receive(reading("b"), True, at(1)) == (RecordChosen("rest", reading("b"), 4, 0),)
+    assert curator.receive(reading("a"), True, at(1), UTC) == (RecordChosen("a", reading("a"), 7, 5),)
+    assert curator.receive(reading("b"), True, at(1), UTC) == (RecordChosen("rest", reading("b"), 4, 0),)
 
 
 # --- patterns ------------------------------------------------------------------------------------------------------
@@ -129,9 +131,11 @@ class Silence:
         self._last: Reading | None = None
         self._due_ns = NEVER
 
-    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
-        if reading.key == self._key:
-            self._last, self._due_ns = reading, now + 2 * SECOND
+    def considers(self, key: str, is_own: bool) -> bool:
+        return key == self._key
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
+        self._last, self._due_ns = reading, now + 2 * SECOND
         return ()
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
@@ -150,9 +154,9 @@ def test_pattern_of_absence_gives_a_record_and_a_derived_reading_when_its_time_h
     """That nothing came is known by the clock alone."""
     curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND)], [Silence("silence", "rsu/1/light")])
     assert (curator.next_timer_at(), curator.expressions) == (NEVER, ("rsu/1/light",))
-    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(1))
+    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(1), UTC)
     assert curator.next_timer_at() == at(3)
-    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(2))
+    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(2), UTC)
     assert list(curator.handle_timer(at(3))) == []
     assert curator.next_timer_at() == at(4)
     record, derived = curator.handle_timer(at(4))
@@ -167,7 +171,7 @@ def test_derived_reading_is_shown_to_rules_and_other_patterns_but_not_to_its_own
     """Patterns build on one another; one that sees what it derived would feed itself for ever."""
     first, second = Silence("first", "a"), Silence("second", "a/silent")
     curator = Curator([CurationRule("silent", "*/silent")], [first, second, Silence("again", "a/silent")])
-    outputs = curator.receive(reading("a/silent", ("first", "again")), True, at(1))
+    outputs = curator.receive(reading("a/silent", ("first", "again")), True, at(1), UTC)
     assert [output.rule for output in outputs] == ["silent"]
     derived = [output for output in curator.handle_timer(at(3)) if isinstance(output, ReadingDerived)]
     assert [(output.rule, output.how.lineage) for output in derived] == [("second", ("second", "first", "again"))]
