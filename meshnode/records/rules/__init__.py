@@ -1,0 +1,1 @@
+"""Rules of curation in files: how they are written, checked and compiled."""
