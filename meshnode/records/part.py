@@ -17,9 +17,10 @@ def _start(host: "Host") -> "RunningPart":
 
 
 def _sections() -> "Sequence[type[PartSection]]":
+    from meshnode.records.rules.section import RulesSection
     from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 
-    return (CurationRulesSection, OutboxSection, RelaySection)
+    return (CurationRulesSection, RulesSection, OutboxSection, RelaySection)
 
 
 RECORDS: Final = Part("records", _start, _sections)

@@ -1,10 +1,11 @@
 """Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.readings.publisher import PublishedWatch
+from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, RelaySection
 from meshnode.running import Host, RunningPart
 from protocols.records.events import UplinkState
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from meshnode.records.recording import Recorder
+    from meshnode.records.rules.compiling import Rule
 
 _FLUSH_S: Final = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
@@ -27,7 +29,8 @@ class RunningRecords(RunningPart):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._relay = host.config.given(RelaySection)
-        self._wanted = bool(host.config.of(CurationRulesSection).rules) or self._relay is not None
+        self._files = host.config.of(RulesSection).files
+        self._wanted = bool(host.config.of(CurationRulesSection).rules or self._files) or self._relay is not None
         self._recorder: Recorder | None = None
 
     def watches_published(self) -> PublishedWatch | None:
@@ -41,7 +44,7 @@ class RunningRecords(RunningPart):
             from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
 
             recorder = Recorder(
-                host.config, host.mesh, host.incarnation, self._count_drop, host.publish, troubles=host.troubles
+                host.config, host.mesh, host.incarnation, self._count_drop, host.publish, self._rules(), host.troubles
             )
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
@@ -51,6 +54,13 @@ class RunningRecords(RunningPart):
         """Let rules choose from readings of neighbours too."""
         if self._recorder is not None:
             self._recorder.listen(self.host.subscribe)
+
+    def _rules(self) -> "Sequence[Rule]":
+        if not self._files:
+            return ()
+        from meshnode.records.rules.compiling import rules_in  # the evaluator, which only such a node pays for
+
+        return rules_in(self._files, self.host.config.node.id)
 
     def _count_drop(self, key: str, reason: str) -> None:
         self.host.driver.look(lambda engine, _: engine.drops.count("", key, reason))

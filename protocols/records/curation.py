@@ -69,6 +69,11 @@ class Pattern(Protocol):
     def expressions(self) -> tuple[str, ...]:
         """Key expressions of the readings that it wants from neighbours."""
 
+    @property
+    def record_lifespan_ms(self) -> int | None:
+        """What it derives becomes a record, which expires when it is not delivered this long after (0: never), and no
+        rule is asked; None: rules decide as on any other reading."""
+
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether it wants to be shown readings of a key that this node publishes (``is_own``), or that come from
         neighbours. The answer for a key stays the same, and is kept."""
@@ -95,6 +100,11 @@ class Curator:
         """:raises LocalProtocolError: when two of them have one name, because their records could not be told apart."""
         self._rules, self._patterns = tuple(rules), tuple(patterns)
         names = [rule.name for rule in self._rules] + [pattern.name for pattern in self._patterns]
+        self._recording = {
+            pattern.name: pattern.record_lifespan_ms
+            for pattern in self._patterns
+            if pattern.record_lifespan_ms is not None
+        }
         for name in names:
             if names.count(name) > 1:
                 raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
@@ -114,14 +124,21 @@ class Curator:
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """What becomes of a reading that was published here (``is_own``) or came from a neighbour, in order."""
         rule, patterns = self._concerned_by(reading.key, is_own)
-        if rule is None or (rule.min_interval_ns and not self._is_due(rule, reading, is_own, now)):
-            outputs: Sequence[CurationOutput] = ()
+        lineage = reading.how.lineage
+        if lineage and is_own and lineage[0] in self._recording:
+            self._chosen += 1
+            name = lineage[0]
+            outputs: Sequence[CurationOutput] = (
+                RecordChosen(name, reading, reading.priority, self._recording[name]),
+            )  # fmt: skip
+        elif rule is None or (rule.min_interval_ns and not self._is_due(rule, reading, is_own, now)):
+            outputs = ()
         else:
             self._chosen += 1
             priority = reading.priority if rule.priority is None else rule.priority
             outputs = (RecordChosen(rule.name, reading, priority, rule.lifespan_ms),)
         for pattern in patterns:
-            if pattern.name not in reading.how.lineage:
+            if pattern.name not in lineage:
                 derived = pattern.receive(reading, is_own, now, utc_now)
                 if derived:
                     outputs = (*outputs, *self._counted(pattern, derived))

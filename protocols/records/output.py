@@ -8,6 +8,7 @@ from protocols.base.errors import BoundExceeded, LocalProtocolError
 from protocols.base.ids import NodeId
 from protocols.base.keys import checked_key
 from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
+from protocols.records.rules import MAX_RECORD_LIFESPAN_MS
 
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 _PLACES: Final = frozenset({"node", "partition"})
@@ -27,8 +28,8 @@ class Output:
     unit: str
     priority: int = 3
     lifespan_ms: int = 0
-    record: bool = True
-    """Whether they become records for the relay."""
+    record_lifespan_ms: int | None = 86_400_000
+    """They become records, which expire when they are not delivered this long after (0: never); None: no records."""
 
     def __post_init__(self) -> None:
         for place in _PLACE.findall(self.key):
@@ -45,6 +46,8 @@ class Output:
             raise LocalProtocolError(f"priority is {self.priority}: use 0 to 7")
         if not 0 <= self.lifespan_ms <= MAX_LIFESPAN_MS:
             raise BoundExceeded(f"lifespan_ms is {self.lifespan_ms}: use 0 to {MAX_LIFESPAN_MS}")
+        if self.record_lifespan_ms is not None and not 0 <= self.record_lifespan_ms <= MAX_RECORD_LIFESPAN_MS:
+            raise BoundExceeded(f"record_lifespan_ms is {self.record_lifespan_ms}: use 0 to {MAX_RECORD_LIFESPAN_MS}")
 
     def filled(self, node: NodeId, partition: str) -> str:
         """The key for a partition. What may not stand in a key becomes ``_``."""

@@ -1,13 +1,14 @@
 """Rules of curation: which readings become records for the relay, and how often."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from protocols.base.errors import BoundExceeded, LocalProtocolError
 from protocols.base.keys import checked_expression
-from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
+from protocols.base.limits import MAX_LIFESPAN_MS, MAX_RECORD_LIFESPAN_S, MAX_TEXT_CHARS
 
 Source = Literal["own", "any"]
+MAX_RECORD_LIFESPAN_MS: Final = 1_000 * MAX_RECORD_LIFESPAN_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class CurationRule:
             raise LocalProtocolError(f"rule {self.name!r}: min_interval_ns is {self.min_interval_ns}: use 0 or more")
         if self.source not in ("own", "any"):
             raise LocalProtocolError(f"rule {self.name!r}: source is {self.source!r}: use 'own' or 'any'")
-        if not 0 <= self.lifespan_ms <= MAX_LIFESPAN_MS:
-            raise BoundExceeded(f"rule {self.name!r}: lifespan_ms is {self.lifespan_ms}: use 0 to {MAX_LIFESPAN_MS}")
+        if not 0 <= self.lifespan_ms <= MAX_RECORD_LIFESPAN_MS:
+            raise BoundExceeded(
+                f"rule {self.name!r}: lifespan_ms is {self.lifespan_ms}: use 0 to {MAX_RECORD_LIFESPAN_MS}"
+            )
         if self.priority is not None and not 0 <= self.priority <= 7:
             raise LocalProtocolError(f"rule {self.name!r}: priority is {self.priority}: use 0 to 7")

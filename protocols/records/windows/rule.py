@@ -77,6 +77,11 @@ class WindowRule:
         """The key expression of its source, when it takes readings of neighbours."""
         return (self._source.keys,) if self._source.source == "any" else ()
 
+    @property
+    def record_lifespan_ms(self) -> int | None:
+        """That of its output."""
+        return self._output.record_lifespan_ms
+
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether its source does."""
         return self._source.considers(key, is_own)

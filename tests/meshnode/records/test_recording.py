@@ -67,6 +67,8 @@ class Silence:
 
     name, expressions = "silence", ("rsu/*/light",)
 
+    record_lifespan_ms = None
+
     def __init__(self) -> None:
         self._last: Reading | None = None
         self._due_ns = NEVER

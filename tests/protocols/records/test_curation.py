@@ -126,6 +126,8 @@ def test_record_has_the_priority_and_lifespan_of_its_rule() -> None:
 class Silence:
     """Says that a key was silent for two seconds, and keeps the reading after which it was."""
 
+    record_lifespan_ms = None
+
     def __init__(self, name: str, key: str) -> None:
         self.name, self.expressions, self._key = name, (key,), key
         self._last: Reading | None = None
@@ -216,3 +218,10 @@ def test_rules_in_any_order_choose_as_their_description_says(
             expected = rule.name
             last_s[rule.name, key] = now_s
         assert chosen(curator, key, now_s, is_own) == expected
+
+
+def test_record_may_wait_as_long_as_the_configuration_allows() -> None:
+    """A parked vehicle delivers after weeks. The rule refused what the configuration had accepted."""
+    assert CurationRule("a", "a", lifespan_ms=366 * 86_400_000).lifespan_ms == 366 * 86_400_000
+    with pytest.raises(BoundExceeded, match="lifespan_ms"):
+        CurationRule("a", "a", lifespan_ms=367 * 86_400_000)

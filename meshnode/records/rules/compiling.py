@@ -1,0 +1,143 @@
+"""Compiles files of rules into the machines that carry them out. Everything that can be wrong is found here, before a
+node uses a rule: names, units, expressions, and how much memory a rule may need."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from meshnode.config.parsing import Problem, TableReader, problem_report, shown
+from meshnode.config.toml import read_toml
+from meshnode.records.rules.expressions import CompiledExpression, ExpressionInvalid, compiled
+from meshnode.records.rules.sketches import DATA_SKETCHES
+from meshnode.records.rules.tables import OutputTable, RuleFile, RuleTable, WindowTable
+from protocols.base.errors import ConfigError, MeshError
+from protocols.base.ids import NodeId
+from protocols.base.limits import SECOND
+from protocols.records.each import EachRule
+from protocols.records.output import Output
+from protocols.records.sources import Source
+from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
+from protocols.records.windows.rule import WindowRule, by_key, by_origin, undivided
+from protocols.records.windows.summary import Functions
+from protocols.wire.readings import Reading
+
+Rule = WindowRule | EachRule
+"""A rule that a node can use."""
+
+_PARTITIONS: Final[dict[str, Callable[[Reading], object]]] = {"key": by_key, "origin": by_origin, "none": undivided}
+_LONGEST: Final = 60
+"""How many gaps a session may last when nothing else is said."""
+
+
+def rules_in(paths: Sequence[Path], node: NodeId) -> list[Rule]:
+    """The rules of all files, in order. :raises ConfigError: with all that is wrong in the first file that has faults,
+    or with two rules of one name."""
+    rules: list[Rule] = []
+    places: dict[str, Path] = {}
+    for path in paths:
+        for rule in rules_of_file(path, node):
+            if rule.name in places:
+                raise ConfigError(f"rule {rule.name!r} is in {places[rule.name]} and in {path}: give each its own name")
+            places[rule.name] = path
+            rules.append(rule)
+    return rules
+
+
+def rules_of_file(path: Path, node: NodeId) -> list[Rule]:
+    """The rules of a file. :raises ConfigError: with all that is wrong in it."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: correct the path, or write a [[rule]] into it")
+    reader = TableReader()
+    file = reader.read_table(RuleFile, read_toml(path), "")
+    if reader.problems or not isinstance(file, RuleFile):
+        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+    text = path.read_text(encoding="utf-8")
+    problems: list[Problem] = []
+    rules = [
+        _rule(table, node, f"rule[{index}]", _Lines(text, index), problems) for index, table in enumerate(file.rule)
+    ]
+    if problems:
+        raise ConfigError(problem_report(str(path), tuple(problems)))
+    return [rule for rule in rules if rule is not None]
+
+
+class _Lines:
+    """Where the keys of the rule with number ``index`` stand in a file, so that an error can name the line."""
+
+    def __init__(self, text: str, index: int) -> None:
+        starts = [found.start() for found in re.finditer(r"(?m)^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", text)]
+        self._text, self._start = text, starts[index] if index < len(starts) else 0
+        self._end = starts[index + 1] if index + 1 < len(starts) else len(text)
+
+    def of(self, key: str) -> tuple[int, int]:
+        """The line of a key, and the column at which its text begins, both from 1; 0, 0: not found."""
+        found = re.compile(rf"(?m)^[ \t]*{key}[ \t]*=[ \t]*(\"\"\"\n?|'''\n?|\"|')").search(
+            self._text, self._start, self._end
+        )
+        if found is None:
+            return 0, 0
+        at = found.end()
+        return self._text.count("\n", 0, at) + 1, at - self._text.rfind("\n", 0, at)
+
+
+def _rule(table: RuleTable, node: NodeId, place: str, lines: _Lines, problems: list[Problem]) -> Rule | None:
+    before = len(problems)
+
+    def expression(key: str, text: str | None, wanted: tuple[str, ...] = ()) -> CompiledExpression | None:
+        if text is None:
+            return None
+        try:
+            found = compiled(text)
+        except ExpressionInvalid as error:
+            line, column = lines.of(key)
+            where = f"column {error.column}" if error.line == 1 else f"line {error.line}, column {error.column} of it"
+            if line:
+                column = error.column + (column - 1 if error.line == 1 else 0)
+                where = f"line {line + error.line - 1}, column {column}"
+            problems.append(Problem(f"{place}.{key}", shown(text), f"{where}: {error.complaint}"))
+            return None
+        if wanted and found.type_name not in (*wanted, "DYN"):
+            problems.append(Problem(
+                f"{place}.{key}", shown(text), f"gives {found.type_name}: it has to give {' or '.join(wanted)}"
+            ))  # fmt: skip
+        return found
+
+    where = expression("where", table.where, ("BOOL",))
+    value = expression("value", table.value)
+    partition = _PARTITIONS.get(table.by) or expression("by", table.by, ("STRING", "INT", "UINT", "BOOL"))
+    if len(problems) > before or partition is None:
+        return None
+    try:
+        source = Source(table.keys, table.source, table.unit, where, value)
+        output = _output(table.output)
+        if table.window is None:
+            return EachRule(table.name, node, source, output, partition)
+        return WindowRule(
+            table.name, node, source, _window(table.window), Functions(table.compute, DATA_SKETCHES), output, partition,
+            table.max_partitions,
+        )  # fmt: skip
+    except MeshError as error:
+        problems.append(Problem(place, shown(table.name), str(error)))
+        return None
+
+
+def _window(table: WindowTable) -> Window:
+    late_ns = _ns(table.late_s)
+    if table.size_s is not None:
+        size_ns = _ns(table.size_s)
+        return TimeWindow(size_ns, size_ns if table.every_s is None else _ns(table.every_s), late_ns)
+    if table.gap_s is not None:
+        gap_ns = _ns(table.gap_s)
+        return SessionWindow(gap_ns, _LONGEST * gap_ns if table.max_s is None else _ns(table.max_s), late_ns)
+    assert table.count is not None, "a window is of one kind"
+    return CountWindow(table.count, table.every or table.count)
+
+
+def _output(table: OutputTable) -> Output:
+    record_lifespan_ms = table.record_lifespan_s * 1_000 if table.record else None
+    return Output(table.key, table.unit, table.priority, table.lifespan_s * 1_000, record_lifespan_ms)
+
+
+def _ns(span_s: float) -> int:
+    return round(span_s * 1_000) * (SECOND // 1_000)

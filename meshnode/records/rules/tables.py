@@ -1,0 +1,152 @@
+"""Files of rules: their tables.
+
+A file has a list of tables ``[[rule]]``. Each rule takes readings, and derives others out of them, which this node
+publishes and which become records for the relay.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from meshnode.config.kinds import Expression
+from meshnode.config.parsing import Problem, Section, shown
+from protocols.base import limits
+from protocols.records.windows.kinds import MAX_COUNT, MAX_SPAN_NS
+from protocols.records.windows.rule import MAX_PARTITIONS
+
+_MAX_SPAN_S: Final = MAX_SPAN_NS / limits.SECOND
+_Text = Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
+_Cel = Annotated[str, Meta(min_length=1, max_length=1_000)]
+_Seconds = Annotated[float, Meta(ge=0.01, le=_MAX_SPAN_S)]
+_Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+
+
+class WindowTable(Section, frozen=True, kw_only=True):
+    """Which readings are summarised together: by time (`size_s`), by pauses (`gap_s`) or by their number (`count`)."""
+
+    size_s: Annotated[_Seconds | None, Meta(description="How long a window is.")] = None
+    every_s: Annotated[
+        _Seconds | None,
+        Meta(description="How often one begins.", extra={"default": "`size_s`: windows follow one another"}),
+    ] = None
+    gap_s: Annotated[_Seconds | None, Meta(description="A window ends when nothing was sensed for so long.")] = None
+    max_s: Annotated[
+        _Seconds | None, Meta(description="The longest that such a window may be.", extra={"default": "60 × `gap_s`"})
+    ] = None
+    count: Annotated[_Count | None, Meta(description="How many readings make a window.")] = None
+    every: Annotated[
+        _Count | None,
+        Meta(description="After how many readings one ends.", extra={"default": "`count`: windows follow one another"}),
+    ] = None
+    late_s: Annotated[
+        float,
+        Meta(
+            ge=0, le=_MAX_SPAN_S,
+            description="How much longer a window of time stays open for readings that come late.",
+        ),
+    ] = 1.0  # fmt: skip
+
+    def conflicts(self) -> Iterator[Problem]:
+        """More than one kind of window, or none."""
+        kinds = [name for name in ("size_s", "gap_s", "count") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            yield Problem(
+                "", None, f"{'no' if not kinds else ' and '.join(kinds)} window: give one of size_s, gap_s, count"
+            )
+            return
+        for name, needs in (("every_s", "size_s"), ("max_s", "gap_s"), ("every", "count")):
+            if getattr(self, name) is not None and kinds[0] != needs:
+                yield Problem(name, shown(getattr(self, name)), f"goes with {needs} only: remove it")
+
+
+class OutputTable(Section, frozen=True, kw_only=True):
+    """The readings that a rule derives."""
+
+    key: Annotated[
+        _Text,
+        Meta(description="Their key. `{node}` stands for this node, `{partition}` for the partition."),
+    ]
+    unit: Annotated[
+        str, Meta(max_length=limits.MAX_TEXT_CHARS, description="Their unit, a UCUM symbol; `1` for a bare number.")
+    ] = ""
+    priority: Annotated[int, Meta(ge=0, le=7, description="7 is the most urgent.")] = 3
+    lifespan_s: Annotated[
+        int, Meta(ge=0, le=limits.MAX_RECORD_LIFESPAN_S, description="They are worthless so long after; 0: never.")
+    ] = 0
+    record: Annotated[bool, Meta(description="Whether they become records for the relay.")] = True
+    record_lifespan_s: Annotated[
+        int,
+        Meta(
+            ge=1, le=limits.MAX_RECORD_LIFESPAN_S,
+            description="A record not delivered by then is dropped and counted as expired.",
+        ),
+    ] = 86_400  # fmt: skip
+
+
+class RuleTable(Section, frozen=True, kw_only=True):
+    """A rule."""
+
+    name: Annotated[_Text, Meta(description="Its name, which its records carry.")]
+    keys: Annotated[Expression, Meta(description="Key expression of the readings that it takes.")]
+    source: Annotated[
+        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
+    ] = "own"
+    unit: Annotated[
+        _Text | None, Meta(description="Readings in another unit are left out and counted.", extra={"default": "any"})
+    ] = None
+    where: Annotated[
+        _Cel | None, Meta(description="CEL: only readings for which it is true are taken.", extra={"default": "all"})
+    ] = None
+    value: Annotated[
+        _Cel | None, Meta(description="CEL: what is taken of a reading.", extra={"default": "its value"})
+    ] = None
+    by: Annotated[
+        _Cel,
+        Meta(
+            description="What divides the readings into partitions, each with windows of its own: `key`, `origin`, "
+            "`none`, or CEL."
+        ),
+    ] = "none"
+    max_partitions: Annotated[
+        int,
+        Meta(ge=1, le=MAX_PARTITIONS, description="How many there may be at one time; the largest source gives way."),
+    ] = 1_000
+    window: Annotated[
+        WindowTable | None,
+        Meta(
+            description="Which readings are summarised together.", extra={"default": "a reading is derived from each"}
+        ),
+    ] = None
+    compute: Annotated[
+        tuple[_Text, ...],
+        Meta(
+            max_length=16,
+            description="What is computed of a window: `count`, `min`, `max`, `sum`, `mean`, `first`, `last`, "
+            "`distinct`, or a percentile such as `p95`.",
+        ),
+    ] = ()
+    output: Annotated[OutputTable, Meta(description="What it publishes.")]
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A window without functions, or functions without a window."""
+        if self.window is not None and not self.compute:
+            yield Problem("compute", None, 'is missing: say what is computed of a window, as in ["count", "mean"]')
+        if self.window is None and self.compute:
+            yield Problem("compute", shown(list(self.compute)), "needs a window: add window = { size_s = 10 }")
+        if self.window is not None and not self.output.unit:
+            yield Problem("output.unit", None, "is missing: give the unit of what is computed, or '1'")
+
+
+class RuleFile(Section, frozen=True, kw_only=True):
+    """A file of rules."""
+
+    rule: Annotated[tuple[RuleTable, ...], Meta(min_length=1, max_length=256, description="The rules.")]
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Rules of the same name."""
+        seen: set[str] = set()
+        for index, rule in enumerate(self.rule):
+            if rule.name in seen:
+                yield Problem(f"rule[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
+            seen.add(rule.name)
