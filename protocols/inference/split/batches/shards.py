@@ -164,7 +164,7 @@ class Shards:
         """Give shards to the nodes that have places."""
         sharded.look_ns = now + LOOK_NS
         every = self._sharing.able(sharded.model, sharded.demand, self._busy(sharded), sharded.deadline_ns, now)
-        able = {each.node: each for each in every if each.node not in sharded.doubted}
+        able = {each.node: self._when_late(sharded, each, now) for each in every if each.node not in sharded.doubted}
         handed_bytes = 0
         for _ in range(HANDED_AT_ONCE):
             if handed_bytes >= HANDED_BYTES_AT_ONCE:
@@ -176,6 +176,20 @@ class Shards:
             if node in able:
                 able[node] = able[node].with_one_more()
         sharded.look_ns = now + HAND_PAUSE_NS
+
+    def _when_late(self, sharded: _Sharded, able: AbleNode, now: int) -> AbleNode:
+        """A node that is late with a shard by its own prediction is not done with the next one as soon as predicted.
+        Others are asked again when a shard becomes late."""
+        late_ns = 0
+        for shard in sharded.under_way.values():
+            for run in self._runs(shard):
+                if run.node != able.node:
+                    continue
+                if run.late_at <= now:
+                    late_ns = max(late_ns, _end_ns(run, now) - now)
+                else:
+                    sharded.look_ns = min(sharded.look_ns, run.late_at)
+        return able._replace(done_ns=max(able.done_ns, late_ns + able.pace_ns)) if late_ns else able
 
     def _hand_one(self, sharded: _Sharded, able: Sequence[AbleNode], now: int) -> NodeId | None:
         """Begin one more run. Returns where; None: there is none to begin now."""

@@ -332,6 +332,16 @@ def test_any_batch_at_any_speeds_is_whole_and_in_order(
     assert answered.took_ns <= count * here_ns + 4 * a_shard_ns + 20 * MS  # it begins without any measurement
 
 
+def test_node_that_is_idle_does_not_wait_for_a_neighbour_that_is_late() -> None:
+    """What it predicts of itself knows nothing of a shard that has been running for ten times as long: the last row
+    waited behind that one, while this node had nothing to do."""
+    mesh, (asker, _) = mesh_of(572_000, 2_476_000)
+    asker.ask_rows(69, 10 * SECOND, size=17)
+    answered = answer_of(mesh, asker, 10 * SECOND)
+    check_right(answered, 69)
+    assert answered.took_ns < 50 * MS  # 39 ms alone, and two shards are begun without any measurement
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_batch_under_way_when_a_release_takes_over_ends_with_the_file_with_which_it_began(is_kept: bool) -> None:
     """Rows of two releases in one answer would be worse than none; but an update is no reason for a failure."""
