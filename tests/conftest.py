@@ -60,8 +60,9 @@ TRACED = (
 )  # fmt: skip
 """Where the coverage of ``protocols/`` comes from: when the list was made, all other tests together reached no line and
 no branch beside. Tracing makes a simulation twice as slow."""
-TIMED = ("test_worst_frame.py", "test_worst_frames.py")
-"""Files that bound processor time, which tracing would lengthen. One that counts steps is not among them."""
+UNTRACED = ("test_worst_frame.py", "test_worst_frames.py", "test_full_channel.py")
+"""Files that bound processor time, which tracing would lengthen (one that counts steps is not among them), and minutes
+of a jam, which reach no line that the tests of pace and queues don't reach."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,7 +89,7 @@ class _Tracing:
 
     def follow(self, item: pytest.Item) -> None:
         """Before a test and its fixtures."""
-        wanted = any(item.path.is_relative_to(place) for place in self._places) and item.path.name not in TIMED
+        wanted = any(item.path.is_relative_to(place) for place in self._places) and item.path.name not in UNTRACED
         if self._measurement is not None and wanted is not self._on:
             (self._measurement.start if wanted else self._measurement.stop)()
             self._on = wanted

@@ -207,7 +207,7 @@ def test_listen_on_foreign_address_names_it(pki: Any, engine: str) -> None:
     transport.close()
 
 
-@pytest.mark.parametrize(("engine", "count"), [("express", 2_000), ("nng", 150)], ids=["express", "nng"])
+@pytest.mark.parametrize(("engine", "count"), [("express", 1_000), ("nng", 150)], ids=["express", "nng"])
 def test_thousands_of_lanes_leave_no_descriptor_no_thread_and_no_memory(
     pki: Any, end: Any, engine: str, count: int
 ) -> None:

@@ -41,7 +41,7 @@ DIGEST: Final = "1" * 64
 NEIGHBOURS: Final = 60
 IMAGE: Final = (NamedTensor("x", tensor_of(bytes(1_000))),)
 ANY: Final = TensorSignature("x", "u1", (None,), ("n",))
-ROUNDS: Final = 150
+ROUNDS: Final = 60
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
