@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 from meshnode.part import Part
 
 if TYPE_CHECKING:
+    import click
+
     from meshnode.config.sections import PartSection
     from meshnode.running import Host, RunningPart
 
@@ -23,4 +25,10 @@ def _sections() -> "Sequence[type[PartSection]]":
     return (CurationRulesSection, RulesSection, OutboxSection, RelaySection)
 
 
-RECORDS: Final = Part("records", _start, _sections)
+def _commands() -> "Sequence[click.Command]":
+    from meshnode.records.console.rules import rules
+
+    return (rules,)
+
+
+RECORDS: Final = Part("records", _start, _sections, _commands)

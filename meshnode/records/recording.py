@@ -69,6 +69,7 @@ class Recorder:
         self._node = NodeId(config.node.id)
         patterns = tuple(patterns)
         self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
+        self._patterns = patterns
         self._expressions = self._curator.expressions
         self._lock = threading.Lock()
         self._due_ns = NEVER
@@ -101,6 +102,11 @@ class Recorder:
         await self.keeper.open()
         self._storing = asyncio.create_task(self._store(), name="recorder")
         self._storing.add_done_callback(_told)
+
+    def rule_counters(self) -> dict[str, dict[str, int]]:
+        """What became of the readings that came to each rule, by its name."""
+        with self._lock:
+            return {pattern.name: dict(pattern.counters()) for pattern in self._patterns}
 
     @property
     def outbox(self) -> Outbox | None:

@@ -1,5 +1,6 @@
 """Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
@@ -86,18 +87,22 @@ class RunningRecords(RunningPart):
         recorder = self._recorder
         if recorder is None:
             return {}
-        return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored}
+        of_rules: Counter[str] = Counter()
+        for counters in recorder.rule_counters().values():
+            of_rules.update({f"rules_{name}": number for name, number in counters.items()})
+        return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored} | of_rules
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
         """``uplink``: the state of the link to the relay."""
         return {"uplink": lambda _: self.uplink_state}
 
     def node_view(self) -> Mapping[str, Any]:
-        """``relay``."""
+        """``relay``, and ``rules`` with the counters of each."""
+        rules = {} if self._recorder is None else self._recorder.rule_counters()
         if self._relay is None:
-            return {"relay": None}
+            return {"relay": None, "rules": rules}
         state, _, detail = self.uplink_state.partition(" ")
-        return {"relay": {"address": str(self._relay.address), "state": state, "detail": detail}}
+        return {"rules": rules, "relay": {"address": str(self._relay.address), "state": state, "detail": detail}}
 
     def metrics(self) -> "Iterable[Metric]":
         """Whether the relay answers."""

@@ -15,7 +15,7 @@ next reading is chosen: pressure on the memory can add records but never suppres
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, assert_never
 
 from msgspec.structs import replace
@@ -73,6 +73,9 @@ class Pattern(Protocol):
     def record_lifespan_ms(self) -> int | None:
         """What it derives becomes a record, which expires when it is not delivered this long after (0: never), and no
         rule is asked; None: rules decide as on any other reading."""
+
+    def counters(self) -> Mapping[str, int]:
+        """How many readings it has derived, has taken, and has left out, each by its reason."""
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether it wants to be shown readings of a key that this node publishes (``is_own``), or that come from

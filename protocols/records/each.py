@@ -27,22 +27,22 @@ class EachRule:
     ) -> None:
         """``partition`` gives what stands for ``{partition}`` in the key of the output."""
         self.name = name
-        self._node, self._source, self._output, self._partition = node, source, output, partition
+        self._node, self.source, self.output, self._partition = node, source, output, partition
         self._counts: Counter[str] = Counter()
 
     @property
     def expressions(self) -> tuple[str, ...]:
         """The key expression of its source, when it takes readings of neighbours."""
-        return (self._source.keys,) if self._source.source == "any" else ()
+        return (self.source.keys,) if self.source.source == "any" else ()
 
     @property
     def record_lifespan_ms(self) -> int | None:
         """That of its output."""
-        return self._output.record_lifespan_ms
+        return self.output.record_lifespan_ms
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether its source does."""
-        return self._source.considers(key, is_own)
+        return self.source.considers(key, is_own)
 
     def counters(self) -> Mapping[str, int]:
         """Readings derived, and readings left out by reason."""
@@ -50,15 +50,15 @@ class EachRule:
 
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
-        value = self._source.taken(reading, self._counts)
+        value = self.source.taken(reading, self._counts)
         if value is NOT_TAKEN:
             return ()
         try:
-            key = self._output.filled(self._node, str(self._partition(reading)))
+            key = self.output.filled(self._node, str(self._partition(reading)))
         except ExpressionFailed:
             self._counts["failed"] += 1
             return ()
-        output, how = self._output, reading.how
+        output, how = self.output, reading.how
         if len(how.lineage) >= MAX_LINEAGE:
             self._counts["unfit"] += 1
             return ()

@@ -106,6 +106,10 @@ def _rule(table: RuleTable, node: NodeId, place: str, lines: _Lines, problems: l
     where = expression("where", table.where, ("BOOL",))
     value = expression("value", table.value)
     partition = _PARTITIONS.get(table.by) or expression("by", table.by, ("STRING", "INT", "UINT", "BOOL"))
+    if partition is undivided and "{partition}" in table.output.key:
+        problems.append(Problem(
+            f"{place}.output.key", shown(table.output.key), "has {partition}, and nothing divides: add by = \"origin\""
+        ))  # fmt: skip
     if len(problems) > before or partition is None:
         return None
     try:

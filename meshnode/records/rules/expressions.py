@@ -6,7 +6,8 @@ deep it is nested, and one loop (``all``, ``exists``, ``exists_one``, ``map``, `
 another one would square what it costs. It has no value for a reading of more than ``MAX_ELEMENTS`` elements or a text
 of more than ``MAX_TEXT`` characters. Regular expressions are those of RE2, which take linear time.
 
-An expression sees one reading. :data:`VARIABLES` names what it may use.
+An expression sees one reading. :data:`VARIABLES` names what it may use. All numbers in ``value`` are decimal ones
+(``double``), so that ``value * 2.0`` is right, and ``value * 2`` is refused.
 """
 
 import re
@@ -37,6 +38,19 @@ def _value(reading: Reading) -> Any:
         raise ExpressionFailed(f"the value of {reading.key} has more than {MAX_ELEMENTS} elements")
     if kind in (str, bytes) and len(value) > MAX_TEXT:
         raise ExpressionFailed(f"the value of {reading.key} is longer than {MAX_TEXT}")
+    return _decimal(value)
+
+
+def _decimal(value: Any) -> Any:
+    """A value whose whole numbers are decimal ones: CEL adds, subtracts and multiplies only numbers of one kind, and a
+    sensor that gives 0.5 now and 1 then would break every other evaluation."""
+    kind = type(value)
+    if kind is int:
+        return float(value)
+    if kind is list:
+        return [_decimal(element) for element in value]
+    if kind is dict:
+        return {key: _decimal(element) for key, element in value.items()}
     return value
 
 
@@ -66,6 +80,7 @@ _LOOP: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 _CHAIN: Final = re.compile(rf"(?:[!-]\s*){{{MAX_DEPTH},}}|(?:\?[^?]*){{{MAX_DEPTH},}}")
 """Signs before an operand and conditions in one another are as deep as brackets."""
 _NAME: Final = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+_MIXED: Final = re.compile(r"no matching overload for '_[-+*/%]_' applied to '\((?:double, int|int, double)\)'")
 _COMPLAINT: Final = re.compile(r"ERROR: [^:]*:(\d+):(\d+): ([^\n]*)")
 
 
@@ -110,28 +125,37 @@ def compiled(text: str) -> CompiledExpression:
     :raises ConfigError: when the evaluator is not installed.
     """
     _check_cost(text)
-    environment, error = _environment()
+    environment, of_numbers, error = _environments()
     try:
         expression = environment.compile(text)
     except RuntimeError as raised:
-        found = _COMPLAINT.search(str(raised))
-        if found is None:
-            raise ExpressionInvalid(text, str(raised).partition("\n")[0]) from raised
-        line, column, complaint = int(found.group(1)), int(found.group(2)), found.group(3)
-        raise ExpressionInvalid(text, _helped(complaint), line, column) from raised
+        raise _invalid(text, str(raised)) from raised
+    try:
+        of_numbers.compile(text)
+    except RuntimeError as raised:
+        if _MIXED.search(str(raised)):  # it would fail with every number, and with whatever else a value may be
+            raise _invalid(text, str(raised)) from raised
     used = set(_NAME.findall(_TEXT.sub("''", text)))
     names = tuple((name, read) for name, (_, read) in _READ.items() if name in used)
     return CompiledExpression(text, expression.return_type().name(), expression.eval, names, error)
 
 
 @lru_cache(maxsize=1)
-def _environment() -> "tuple[cel.Env, cel.Type]":
+def _environments() -> "tuple[cel.Env, cel.Env, cel.Type]":
+    """One in which values may be anything, one in which they are numbers, and the type of errors."""
     try:
         from cel_expr_python import cel
     except ImportError as error:
         raise ConfigError("rules need the package cel-expr-python: install meshnode[rules]") from error
     types = {name: getattr(cel.Type, type_name) for name, (type_name, _) in _READ.items()}
-    return cel.NewEnv(variables=types), cel.Type.ERROR
+    return cel.NewEnv(variables=types), cel.NewEnv(variables=types | {"value": cel.Type.DOUBLE}), cel.Type.ERROR
+
+
+def _invalid(text: str, raised: str) -> ExpressionInvalid:
+    found = _COMPLAINT.search(raised)
+    if found is None:
+        return ExpressionInvalid(text, raised.partition("\n")[0])
+    return ExpressionInvalid(text, _helped(found.group(3)), int(found.group(1)), int(found.group(2)))
 
 
 def _check_cost(text: str) -> None:
@@ -161,6 +185,6 @@ def _helped(complaint: str) -> str:
     """What CEL says, with the way out where it is known."""
     if "undeclared reference" in complaint:
         return f"{complaint}; an expression may use {', '.join(VARIABLES)}"
-    if "no matching overload" in complaint and "(double, int)" in complaint:
+    if "no matching overload" in complaint and ("(double, int)" in complaint or "(int, double)" in complaint):
         return f"{complaint}; write numbers beside decimal ones with a point, as in 5.0"
     return complaint

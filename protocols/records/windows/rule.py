@@ -57,7 +57,7 @@ class WindowRule:
         """``partition`` gives the name of the partition of a reading; :raises BoundExceeded: when the windows could
         need more than ``MAX_STATE_BYTES``."""
         self.name, self.window, self.functions = name, window, functions
-        self._node, self._source, self._output, self._partition = node, source, output, partition
+        self._node, self.source, self.output, self._partition = node, source, output, partition
         self.max_rows = (1 if partition is undivided else max_partitions) * window.max_open
         self.max_state_bytes = self.max_rows * functions.max_bytes
         if not 1 <= max_partitions <= MAX_PARTITIONS:
@@ -75,16 +75,16 @@ class WindowRule:
     @property
     def expressions(self) -> tuple[str, ...]:
         """The key expression of its source, when it takes readings of neighbours."""
-        return (self._source.keys,) if self._source.source == "any" else ()
+        return (self.source.keys,) if self.source.source == "any" else ()
 
     @property
     def record_lifespan_ms(self) -> int | None:
         """That of its output."""
-        return self._output.record_lifespan_ms
+        return self.output.record_lifespan_ms
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether its source does."""
-        return self._source.considers(key, is_own)
+        return self.source.considers(key, is_own)
 
     def counters(self) -> Mapping[str, int]:
         """Readings taken and left out, by reason, and windows derived."""
@@ -93,7 +93,7 @@ class WindowRule:
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
         counts = self._counts
-        value = self._source.taken(reading, counts)
+        value = self.source.taken(reading, counts)
         if value is NOT_TAKEN:
             return ()
         try:
@@ -119,7 +119,7 @@ class WindowRule:
 
     def _derived(self, closed: ClosedWindow) -> ReadingDerived:
         self._counts["derived"] += 1
-        summary, output = closed.summary, self._output
+        summary, output = closed.summary, self.output
         half_ns = (closed.end_ns - closed.start_ns) // 2
         when = EventTime(closed.start_ns + half_ns, half_ns + summary.uncertainty_ns)
         how = Provenance(f"rule {self.name}", output.unit, summary.quality, "", summary.lineage[: MAX_LINEAGE - 1])

@@ -73,6 +73,9 @@ class Silence:
         self._last: Reading | None = None
         self._due_ns = NEVER
 
+    def counters(self) -> dict[str, int]:
+        return {}
+
     def considers(self, key: str, is_own: bool) -> bool:
         return not is_own
 

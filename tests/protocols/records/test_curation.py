@@ -133,6 +133,9 @@ class Silence:
         self._last: Reading | None = None
         self._due_ns = NEVER
 
+    def counters(self) -> dict[str, int]:
+        return {}
+
     def considers(self, key: str, is_own: bool) -> bool:
         return key == self._key
 

@@ -1,0 +1,173 @@
+"""``meshnode rules``: check rules of curation, try them on readings in a file, and say what they do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from meshnode.console.printing import print_json, printable
+from protocols.base.errors import ConfigError
+from protocols.base.ids import NodeId
+from protocols.base.limits import SECOND
+
+if TYPE_CHECKING:
+    from meshnode.records.rules.compiling import Rule
+    from meshnode.records.rules.trying import CaseResult
+    from protocols.records.windows.kinds import Window
+
+_NODE: Final = NodeId("node")
+_LINE_CHARS: Final = 2_000
+_FILES = click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE..."
+)  # fmt: skip
+
+
+@click.group()
+def rules() -> None:
+    """Check, try and explain rules that derive readings and records. It needs the extra meshnode[rules]."""
+
+
+@rules.command()
+@_FILES
+def check(files: Sequence[Path]) -> None:
+    """Check files of rules: names, units, expressions, and how much memory each rule may need.
+
+    The exit status is 1 when something is wrong.
+    """
+    for path, found in _compiled(files):
+        needs = _mib(sum(rule.max_state_bytes for rule in found))
+        click.echo(f"{printable(str(path), _LINE_CHARS)}: {len(found)} rules, at most {needs}")
+
+
+@rules.command("test")
+@_FILES
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def try_cases(files: Sequence[Path], as_json: bool) -> None:
+    """Try rules on readings in files of cases, and compare what they derive with what is expected.
+
+    The exit status is 1 when a case is not as expected.
+    """
+    from meshnode.records.rules.trying import cases_of_file, tried
+
+    results: list[tuple[Path, CaseResult]] = []
+    for path in files:
+        try:
+            rules_file, cases = cases_of_file(path)
+            results += [(path, tried(rules_file, case)) for case in cases]
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from error
+    failed = sum(bool(result.differences) for _, result in results)
+    if as_json:
+        print_json([_as_json(path, result) for path, result in results])
+    else:
+        for path, result in results:
+            outcome = "FAILED" if result.differences else "ok"
+            click.echo(f"{outcome:6} {printable(str(path), _LINE_CHARS)}: {printable(result.name)}")
+            for line in result.differences:
+                click.echo(f"       {printable(line, _LINE_CHARS)}")
+            if result.differences:
+                _echo_counters(result)
+        click.echo(f"{len(results) - failed} of {len(results)} cases are as expected")
+    if failed:
+        raise SystemExit(1)
+
+
+@rules.command()
+@_FILES
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(files: Sequence[Path], as_json: bool) -> None:
+    """Say in words what each rule does, what it may need, and what of it leaves the node."""
+    explained = [(path, rule, _explained(rule)) for path, found in _compiled(files) for rule in found]
+    if as_json:
+        print_json([
+            {"file": str(path), "name": rule.name, "max_state_bytes": rule.max_state_bytes, "text": lines}
+            for path, rule, lines in explained
+        ])  # fmt: skip
+        return
+    for _, rule, lines in explained:
+        click.echo(click.style(printable(rule.name), bold=True))
+        for line in lines:
+            click.echo(f"  {printable(line, _LINE_CHARS)}")
+
+
+def _compiled(files: Sequence[Path]) -> "list[tuple[Path, list[Rule]]]":
+    from meshnode.records.rules.compiling import rules_in, rules_of_file
+
+    try:
+        found = [(path, rules_of_file(path, _NODE)) for path in files]
+        rules_in(files, _NODE)  # names are unique over all files
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    return found
+
+
+def _explained(rule: "Rule") -> list[str]:
+    from protocols.records.windows.rule import WindowRule
+
+    source, output = rule.source, rule.output
+    whose = "this node's readings" if source.source == "own" else "readings of this node and of neighbours"
+    unit = f" in {source.unit}" if source.unit is not None else ""
+    lines = [f"takes {whose} of {source.keys}{unit}"]
+    if source.where is not None:
+        lines.append(f"only where {_text(source.where)}")
+    if source.value is not None:
+        lines.append(f"of each it takes {_text(source.value)}")
+    if isinstance(rule, WindowRule):
+        lines.append(_window_text(rule.window))
+        lines.append(f"each window becomes one reading with {', '.join(rule.functions.names)}")
+        lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
+    else:
+        lines.append("each becomes one reading, and nothing is kept")
+    lines.append(f"published as {output.key} in {output.unit or 'the same unit'}, priority {output.priority}")
+    if output.record_lifespan_ms is None:
+        lines.append("no record: it does not go to the relay")
+    else:
+        lines.append(f"a record for the relay, for {output.record_lifespan_ms // 1_000:,} s at most")
+    return lines
+
+
+def _window_text(window: "Window") -> str:
+    from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow
+
+    match window:
+        case TimeWindow() if window.size_ns == window.every_ns:
+            return f"windows of {_s(window.size_ns)} follow one another, open for {_s(window.late_ns)} longer"
+        case TimeWindow():
+            each = f"a window of {_s(window.size_ns)} begins every {_s(window.every_ns)}"
+            return f"{each}, open for {_s(window.late_ns)} longer"
+        case SessionWindow():
+            return f"a window ends after {_s(window.gap_ns)} without a reading, and after {_s(window.max_ns)}"
+        case CountWindow() if window.size == window.every:
+            return f"every {window.size} readings make a window"
+        case CountWindow():
+            return f"every {window.every} readings make a window of the last {window.size}"
+
+
+def _text(expression: Any) -> str:
+    return getattr(expression, "text", repr(expression))
+
+
+def _s(span_ns: int) -> str:
+    return f"{span_ns / SECOND:g} s"
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.1f} MiB of memory"
+
+
+def _echo_counters(result: "CaseResult") -> None:
+    for name, counters in result.counters.items():
+        parts = ", ".join(f"{what} {number}" for what, number in counters.items())
+        click.echo(f"       rule {printable(name)}: {parts or 'no reading came to it'}")
+
+
+def _as_json(path: Path, result: "CaseResult") -> dict[str, Any]:
+    return {
+        "file": str(path), "case": result.name, "ok": not result.differences, "differences": list(result.differences),
+        "counters": {name: dict(counters) for name, counters in result.counters.items()},
+        "derived": [
+            {"at_s": d.at_s, "rule": d.rule, "key": d.reading.key, "value": d.reading.value, "record": d.record}
+            for d in result.derived
+        ],
+    }  # fmt: skip

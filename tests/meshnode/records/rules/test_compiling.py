@@ -1,0 +1,75 @@
+"""Files of rules: what is wrong in one is named with its place, and what is right does what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from meshnode.records.rules.compiling import rules_in, rules_of_file
+from protocols.base.errors import ConfigError
+from protocols.base.ids import NodeId
+
+ME = NodeId("me")
+GOOD = """
+[[rule]]
+name = "speeds"
+keys = "veh/*/speed"
+where = "value > 1.0"
+by = "origin"
+window = { size_s = 10 }
+compute = ["mean"]
+output = { key = "road/{node}/{partition}", unit = "m/s" }
+"""
+
+
+def test_rules_of_several_files_are_compiled_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    (tmp_path / "b.toml").write_text(GOOD.replace("speeds", "others").replace("size_s = 10", "gap_s = 5"))
+    assert [rule.name for rule in rules_in([tmp_path / "a.toml", tmp_path / "b.toml"], ME)] == ["speeds", "others"]
+
+
+def test_two_rules_of_one_name_in_two_files_are_refused(tmp_path: Path) -> None:
+    """Records carry that name."""
+    for name in ("a.toml", "b.toml"):
+        (tmp_path / name).write_text(GOOD)
+    with pytest.raises(ConfigError, match=r"'speeds' is in .*a\.toml and in .*b\.toml"):
+        rules_in([tmp_path / "a.toml", tmp_path / "b.toml"], ME)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('where = "value > 1.0"', 'where = "value >"', r"rule\[0\].where = 'value >': line 5, column 17: Syntax error"),
+        ('"value > 1.0"', '"""\nvalue > 1.0 &&\n  sped"""', "line 7, column 3: undeclared reference to 'sped'"),
+        ('where = "value > 1.0"', 'where = "value + 1.0"', "gives DOUBLE: it has to give BOOL"),
+        ('where = "value > 1.0"', 'where = "value.all(x, x.all(y, y))"', "2 loops"),
+        ('by = "origin"', 'by = "[1]"', "has to give STRING"),
+        ('by = "origin"', "", "nothing divides"),
+        ("size_s = 10", "size_s = 10, every_s = 3", "multiple of the step"),
+        ("size_s = 10", "size_s = 10, count = 3", "size_s and count window: give one of"),
+        ("size_s = 10", "late_s = 10", "no window: give one of"),
+        ("size_s = 10", "size_s = 10, gap_s = 3", "size_s and gap_s window"),
+        ("size_s = 10", "size_s = 10, every = 3", "goes with count only"),
+        ('["mean"]', '["median"]', "'median' is not a function"),
+        ('["mean"]', "[]", "say what is computed"),
+        ('["mean"]', '["p95", "distinct"]\nmax_partitions = 100_000', "MiB"),
+        ('window = { size_s = 10 }\n', "", "needs a window"),
+        (', unit = "m/s"', "", "output.unit: is missing"),
+        ("road/{node}", "road/{nod}", "{nod} stands for nothing"),
+        ('keys = "veh/*/speed"', 'keys = "veh//speed"', "empty chunk"),
+        ('name = "speeds"', 'nam = "speeds"', "did you mean 'name'"),
+        (GOOD, "", "rule: is missing"),
+        (GOOD, "[[rule", "is not valid TOML"),
+        (GOOD, GOOD + GOOD, r"rule\[1\].name = 'speeds': is used twice"),
+    ],
+)  # fmt: skip
+def test_mistake_in_a_file_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(ConfigError, match=message.replace("{", r"\{")) as raised:
+        rules_of_file(path, ME)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rules\.toml does not exist"):
+        rules_of_file(tmp_path / "rules.toml", ME)

@@ -1,0 +1,156 @@
+"""``meshnode rules``: what its author sees before a rule is on a vehicle."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from meshnode.records.console.rules import rules
+
+RULES = """
+[[rule]]
+name = "by ten seconds"
+keys = "veh/*/speed"
+source = "any"
+unit = "m/s"
+where = "value >= 0.0 && quality > 0.5"
+value = "value * 3.6"
+by = "origin"
+window = { size_s = 10 }
+compute = ["count", "mean"]
+output = { key = "road/{node}/speed/{partition}", unit = "km/h" }
+
+[[rule]]
+name = "too fast"
+keys = "road/*/speed/*"
+where = "value.mean > 40.0"
+value = "value.mean"
+by = "key"
+output = { key = "fast/{partition}", priority = 6, record = false }
+"""
+CASES = """
+rules = "rules.toml"
+
+[[case]]
+name = "one vehicle"
+reading = [
+    { key = "veh/a/speed", value = 10.0, unit = "m/s", at_s = 1, origin = "a" },
+    { key = "veh/a/speed", value = 20, unit = "m/s", at_s = 8, sensed_s = 2, origin = "a" },
+    { key = "veh/a/speed", value = 99, unit = "m/s", at_s = 12, sensed_s = 2, origin = "a" },
+    { key = "veh/a/speed", value = 99, unit = "km/h", at_s = 12, origin = "a" },
+]
+expected = [
+    { key = "road/veh-1/speed/a", value = { start_s = 0, end_s = 10, count = 2, mean = 54 }, at_s = 11, record = true },
+    { key = "fast/road/veh-1/speed/a", value = 54, record = false },
+]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With rules and cases."""
+    (tmp_path / "rules.toml").write_text(RULES)
+    (tmp_path / "cases.toml").write_text(CASES)
+    return tmp_path
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(rules, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output
+
+
+def test_check_says_how_many_rules_there_are_and_what_they_need(folder: Path) -> None:
+    status, output = run("check", folder / "rules.toml")
+    assert status == 0
+    assert "2 rules, at most" in output
+    assert run("check", folder / "none.toml")[0] == 1
+
+
+def test_cases_that_are_as_expected_end_with_zero(folder: Path) -> None:
+    """A late reading, one in another unit, and a rule that builds on another one."""
+    assert run("test", folder / "cases.toml") == (
+        0,
+        f"ok     {folder}/cases.toml: one vehicle\n1 of 1 cases are as expected\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("mean = 54 }", "mean = 55 }", "expected[0].value: {'start_s': 0, 'end_s': 10, 'count': 2, 'mean': 55} was"),
+        ("at_s = 11", "at_s = 10", "expected[0].at_s: 10.0 was expected, 11.0 was derived"),
+        ("record = true", "record = false", "expected[0].record: False was expected, True was derived"),
+        ("count = 2", "number = 2", "was expected"),
+        ("value = 54, record", "value = '54', record", "expected[1].value: '54' was expected, 54.0 was derived"),
+        ("fast/road", "slow/road", "expected[1].key: 'slow/road/veh-1/speed/a' was expected"),
+    ],
+)  # fmt: skip
+def test_case_that_is_not_as_expected_says_what_differs_and_ends_with_one(
+    folder: Path, old: str, new: str, message: str
+) -> None:
+    """A change of a rule that breaks it fails the build of its author, and not the fleet."""
+    at = CASES.index("]\n") if old == "]\n" else CASES.index(old)
+    rest = "\n" if old == "]\n" else CASES[at + len(old) :]
+    (folder / "cases.toml").write_text(CASES[:at] + new + rest)
+    status, output = run("test", folder / "cases.toml")
+    assert status == 1
+    assert message in output
+    assert "rule by ten seconds: derived 1, late 1, taken 2, unit_mismatch 1" in output
+
+
+def test_expected_reading_that_never_comes_is_named(folder: Path) -> None:
+    (folder / "rules.toml").write_text(RULES.replace("value >= 0.0", "value > 1000.0"))
+    status, output = run("test", folder / "cases.toml")
+    assert status == 1
+    assert "fast/road/veh-1/speed/a = 54 was expected and was not derived" in output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("at_s = 8,", "at_s = 0,", "comes before the one above it"),
+        ("value = 20,", "", "value: is missing"),
+        ("expected = [", "expect = [", "did you mean 'expected'"),
+        ('rules = "rules.toml"', 'rules = "other.toml"', "other.toml does not exist"),
+        ("[[case]]", "[[cases]]", "did you mean 'case'"),
+    ],
+)
+def test_mistake_in_a_file_of_cases_is_named(folder: Path, old: str, new: str, message: str) -> None:
+    (folder / "cases.toml").write_text(CASES.replace(old, new))
+    status, output = run("test", folder / "cases.toml")
+    assert status == 1
+    assert message in output
+
+
+def test_explain_says_what_a_rule_takes_keeps_and_sends(folder: Path) -> None:
+    status, output = run("explain", folder / "rules.toml")
+    assert status == 0
+    for part in (
+        "by ten seconds", "takes readings of this node and of neighbours of veh/*/speed in m/s",
+        "only where value >= 0.0 && quality > 0.5", "windows of 10 s follow one another, open for 1 s longer",
+        "each window becomes one reading with count, mean", "MiB of memory",
+        "published as road/{node}/speed/{partition} in km/h, priority 3",
+        "a record for the relay, for 86,400 s at most",
+        "too fast", "takes this node's readings of road/*/speed/*", "each becomes one reading, and nothing is kept",
+        "published as fast/{partition} in the same unit, priority 6", "no record: it does not go to the relay",
+    ):  # fmt: skip
+        assert part in output
+    kinds = {
+        "size_s = 10, every_s = 5": "a window of 10 s begins every 5 s, open for 1 s longer",
+        "gap_s = 5": "a window ends after 5 s without a reading, and after 300 s",
+        "count = 5": "every 5 readings make a window",
+        "count = 6, every = 2": "every 2 readings make a window of the last 6",
+    }
+    for kind, text in kinds.items():
+        (folder / "other.toml").write_text(RULES.replace("size_s = 10", kind))
+        assert text in run("explain", folder / "other.toml")[1]
+
+
+def test_json_of_test_and_explain_is_for_programs(folder: Path) -> None:
+    (case,) = json.loads(run("test", "--json", folder / "cases.toml")[1])
+    assert (case["ok"], case["counters"]["by ten seconds"]["late"]) == (True, 1)
+    assert [derived["rule"] for derived in case["derived"]] == ["by ten seconds", "too fast"]
+    explained = json.loads(run("explain", "--json", folder / "rules.toml")[1])
+    assert [rule["name"] for rule in explained] == ["by ten seconds", "too fast"]
