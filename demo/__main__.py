@@ -18,6 +18,7 @@ from demo.processes import free_port
 from demo.promises import Outcome
 from demo.repeat import repeat, run_as_process
 from demo.stage import compile_packages, write_files
+from demo.traffic import WINDOW_S
 from demo.verdict import Verdict
 from protocols.base.errors import MeshError
 
@@ -140,6 +141,13 @@ def show(summary: dict[str, Any]) -> None:
     for row in summary["records"]:
         table.add_row(*(str(row[key]) for key in ("node", "issued", "delivered", "pending", "lost", "at_relay")))
     console.print(table)
+    if summary["traffic"]:
+        last = summary["traffic"][-1]
+        console.print(
+            f"[bold]Traffic[/]: {len(summary['traffic'])} summaries of {WINDOW_S} s at the relay; the last one by "
+            f"{last['node']}: {last['count']} speeds, mean {last['mean']:.1f}, 95th percentile {last['p95']:.1f} km/h, "
+            f"within {last['where'][2]:.0f} m of {last['where'][0]:.4f}, {last['where'][1]:.4f}"
+        )
     colours = {Outcome.KEPT: "green", Outcome.TOO_SLOW: "yellow", Outcome.BROKEN: "red"}
     for promise in summary["promises"]:
         word = promise["outcome"].upper() if promise["outcome"] != Outcome.KEPT else "kept"

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import private
+from demo import private, traffic
 from meshnode.identity import create_mesh, issue
 from meshnode.models.plate import find_detector, manifest
 from protocols.base.ids import Role
@@ -165,6 +165,7 @@ def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
     (folder / "plate.toml").write_text(manifest(SIDE))
     shutil.copyfile(find_detector(), folder / f"{private.MODEL}.onnx")
     (folder / f"{private.MODEL}.toml").write_text(_PRIVATE_MANIFEST)
+    (folder / "traffic.toml").write_text(traffic.RULES)
     for index, participant in enumerate(ALL):
         home = folder / participant.name
         issue(folder / "authority", participant.role, participant.name, home)
@@ -194,5 +195,5 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
     if participant.camera_hz:
         text += _CAMERA.format(rate_hz=participant.camera_hz, side=SIDE, seed=index)
     if unit:
-        text += _HOST
+        text += _HOST + traffic.SECTION
     return text

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from demo import private
+from demo import private, traffic
 from demo.conductor import MEET_TIMEOUT_S, STOPPING, Conductor
 from demo.machine import Machine
 from demo.promises import Outcome, Promise, Span, about_mesh, percentile
@@ -106,7 +106,7 @@ class Verdict:
             *self.together.promises(),
             self._ended_cleanly(),
         ]
-        return [*promises, *self._records()]
+        return [*promises, *self._records(), self._summarised()]
 
     def outcome(self) -> Outcome:
         """The worst of all promises."""
@@ -350,6 +350,21 @@ class Verdict:
                                f"{there} of {issued}", missed)  # fmt: skip
         return [ledger, once, in_time]
 
+    def _summarised(self) -> Promise:
+        summaries = self.summaries()
+        name = "roadside units summarised the speeds of vehicles"
+        if self._conductor.relay_port is None:
+            derived = sum(report["statistics"].get("rules_derived", 0) for report in self.reports.values())
+            return about_mesh(f"{name}, and the summaries wait on disk", derived > 0, f"{derived} summaries")
+        readings = sum(summary["count"] for summary in summaries)
+        sound = all(0 <= each["min"] <= each["mean"] <= each["max"] for each in summaries)
+        seen = f"{readings} readings became {len(summaries)} records"
+        return about_mesh(f"{name} for the relay", bool(summaries) and sound and readings > 2 * len(summaries), seen)
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """What the relay has of the rule of the roadside units."""
+        return traffic.summaries(self._conductor.folder / "relay-1" / "state" / "relay.sqlite")
+
     def _stopping_s(self) -> float:
         """When all nodes were told to stop; 0 if that never happened."""
         return min((line["at"] for line in self._conductor.timeline if line["what"] == STOPPING), default=0.0)
@@ -387,5 +402,6 @@ class Verdict:
             **self.together.summary(),
             "drops": dict(drops),
             "records": self.records(),
+            "traffic": self.summaries(),
             "timeline": self._conductor.timeline,
         }  # fmt: skip

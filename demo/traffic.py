@@ -1,0 +1,39 @@
+"""The rule of the roadside units: what many readings of vehicles come to, as few records at the relay."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+NAME: Final = "traffic"
+WINDOW_S: Final = 5
+RULES: Final = f"""\
+[[rule]]
+name = "{NAME}"
+keys = "veh/*/speed"
+source = "any"
+unit = "m/s"
+where = "quality > 0.0"
+value = "value * 3.6"
+window = {{ size_s = {WINDOW_S} }}
+compute = ["count", "mean", "min", "max", "p95"]
+output = {{ key = "rsu/{{node}}/traffic", unit = "km/h" }}
+"""
+SECTION: Final = '\n[rules]\nfiles = ["../traffic.toml"]\n'
+
+
+def summaries(store: Path) -> list[dict[str, Any]]:
+    """What the relay has of the rule, oldest first: its values, where they were sensed, and by which node."""
+    if not store.exists():
+        return []
+    with closing(sqlite3.connect(store)) as database:
+        rows = database.execute(
+            "SELECT origin, value, latitude_deg, longitude_deg, accuracy_m FROM records WHERE rule = ? "
+            "ORDER BY event_utc_ns, origin",
+            (NAME,),
+        )
+        return [
+            {"node": node, **json.loads(value), "where": [latitude_deg, longitude_deg, accuracy_m]}
+            for node, value, latitude_deg, longitude_deg, accuracy_m in rows
+        ]
