@@ -48,7 +48,7 @@ class TimeWindow:
     @property
     def max_open(self) -> int:
         """How many panes may be held at one moment: those of open windows, and of what may come from the future."""
-        return self.panes + 2 + -(-(self.late_ns + 2 * FUTURE_NS) // self.every_ns)
+        return self.panes + -(-(self.late_ns + 2 * FUTURE_NS) // self.every_ns)
 
 
 @dataclass(frozen=True, slots=True)
