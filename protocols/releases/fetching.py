@@ -22,6 +22,7 @@ from protocols.releases.catalogue import (
     ReleaseCatalogue,
 )
 from protocols.releases.events import Decisions, ReadDescription, ReadIndex, ReadOrder, ReleaseState
+from protocols.releases.room import NoRoom, Room, sizes_of
 from protocols.releases.swarm.shelf import ANY_RELEASE, DIGEST_BYTES, Shelf
 
 Wanted = tuple[str, int]
@@ -33,7 +34,7 @@ class Fetching:
     """The releases of one node."""
 
     def __init__(self, shelf: Shelf, decisions: Decisions, store_bytes: int = 0) -> None:
-        self._shelf, self._decisions, self._store_bytes = shelf, decisions, store_bytes
+        self._shelf, self._decisions, self._room = shelf, decisions, Room(store_bytes)
         self.catalogue: ReleaseCatalogue | None = None
         self._listed: dict[Wanted, Listed] = {}
         self._digests: frozenset[bytes] = frozenset()  # of the descriptions of these
@@ -52,7 +53,7 @@ class Fetching:
         self._no_room: dict[bytes, int] = {}  # contents that the disk does not take, and when they are tried again
         self._fetched: dict[Wanted, None] = {}
         self._begun: set[Wanted] = set()
-        self._too_large: set[Wanted] = set()  # of those that are wanted
+        self._held_up: dict[Wanted, bool] = {}  # those without room, and whether they wait for some
         self.has_new_orders = False
         """Whether orders were read since the machine looked."""
         self.new_fetched: list[Wanted] = []
@@ -164,7 +165,7 @@ class Fetching:
         if wanted != self._wanted:
             self.new_fetched += [release for release in wanted if release in self._fetched.keys() - self._wanted.keys()]
             self._wanted = wanted
-            self._too_large &= wanted.keys()
+            self._held_up = {release: waits for release, waits in self._held_up.items() if release in wanted}
             self.is_changed = True
 
     def keep(self, releases: Iterable[Wanted]) -> None:
@@ -217,6 +218,7 @@ class Fetching:
             return lone, contents
         self._load_kept()
         held, bases = self._shelf.held, self._bases()
+        without_room = self._without_room(bases) if self._room.store_bytes else {}
         for digest, order in self._listed_orders.items():
             if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
                 lone[digest] = order.size_bytes, _ORDER
@@ -231,23 +233,56 @@ class Fetching:
             if description is None:
                 if digest not in held and 0 < listed.size_bytes <= MAX_CHUNK_BYTES:
                     lone[digest] = listed.size_bytes, _DESCRIPTION
-            elif self._store_bytes and description.size_bytes > self._store_bytes:
-                self._refuse(release, description)
+            elif release in without_room:
+                self._hold_up(release, without_room[release])
             elif not self._needs_of(description, bases, lone, contents) and release not in self._fetched:
                 self._fetched[release] = None
                 self.new_fetched.append(release)
                 self._say(*release, "fetched")
         return lone, contents
 
-    def _refuse(self, release: Wanted, description: Description) -> None:
-        """Say once that a wanted release is too large."""
-        if release not in self._too_large:
-            self._too_large.add(release)
-            why = (
-                f"no_room: its files take {description.size_bytes} bytes, and releases may take {self._store_bytes} "
-                "here. Raise [releases] store_mib, or follow other models"
-            )
-            self.new_unfit.append((release, why))
+    def _without_room(self, bases: Container[str]) -> dict[Wanted, NoRoom]:
+        """The wanted releases that the disk has no room for, beside what is needed."""
+        names = [self._bundle, *self._listed_orders, *self._digests]
+        small_bytes = sum(self._shelf.held.get(name, 0) for name in names)
+        kept = {
+            name: sizes_of(self._takes(self.descriptions[name])) for name in self._kept if name in self.descriptions
+        }
+        found = {}
+        for release in self._room.settle(self._wanted, self._kept, kept, small_bytes):
+            description = self.descriptions.get(release)
+            if description is None:
+                continue
+            files = [file.content for file in description.files]
+            chosen = self._chosen(description, bases)
+            no_room = self._room.admit(release, sizes_of([*files, *chosen]))
+            if no_room is not None and chosen != files:
+                no_room = self._room.admit(release, sizes_of(files))
+                if no_room is None:
+                    self._whole.add(release)  # it is the delta that does not fit
+            if no_room is None:
+                self._held_up.pop(release, None)
+            else:
+                found[release] = no_room
+        return found
+
+    def _takes(self, description: Description) -> list[Content]:
+        """What a release takes on the disk: its files, and deltas that were fetched."""
+        deltas = [delta.content for delta in description.deltas]
+        known = self._shelf.known
+        return [file.content for file in description.files] + [
+            content for content in deltas
+            if (delta := known.get(bytes.fromhex(content.index))) is not None and delta.have
+        ]  # fmt: skip
+
+    def _hold_up(self, release: Wanted, no_room: NoRoom) -> None:
+        """Say once why a wanted release is not fetched."""
+        if self._held_up.get(release) is not no_room.waits:
+            self._held_up[release] = no_room.waits
+            if no_room.waits:
+                self._say(*release, "fetching", no_room.why)
+            else:
+                self.new_unfit.append((release, no_room.why))
 
     def _needs_of(
         self, description: Description, bases: Container[str], lone: dict[bytes, tuple[int, int]],

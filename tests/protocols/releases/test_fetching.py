@@ -7,7 +7,7 @@ import pytest
 from protocols.access import AccessTable
 from protocols.base.limits import PIECE_BYTES
 from protocols.releases.catalogue import Content, Delta, Description, Listed, ReleaseCatalogue, ReleasedFile
-from protocols.releases.events import Decisions, ReadIndex
+from protocols.releases.events import Decisions, ReadIndex, ReleaseState
 from protocols.releases.fetching import Fetching
 from protocols.releases.swarm.shelf import Shelf
 
@@ -21,9 +21,9 @@ def digest(text: str) -> bytes:
 class Files:
     """Two releases of one model, with a delta between them, and what a node holds of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, store_bytes: int = 0) -> None:
         self.decisions, self.shelf = Decisions(), Shelf(AccessTable())
-        self.fetching = Fetching(self.shelf, self.decisions)
+        self.fetching = Fetching(self.shelf, self.decisions, store_bytes)
         self.old, self.new, self.delta = self.content("old", 3), self.content("new", 3), self.content("delta", 1)
         delta = Delta(name="plate.onnx", base=self.old.sha256, method="tensors", content=self.delta)
         self.describe({1: (self.old, ()), 2: (self.new, (delta,))})
@@ -63,6 +63,12 @@ class Files:
         _, contents = self.fetching.needs()
         known = {bytes.fromhex(each.index): each for each in (self.old, self.new, self.delta)}
         return [known[each] for each in contents]
+
+    def said(self) -> list[str]:
+        """What was said of releases that are not fetched for want of room."""
+        refused = [why for _, why in self.fetching.new_unfit]
+        return refused + [event.detail for event in self.decisions.events
+                          if isinstance(event, ReleaseState) and event.detail]  # fmt: skip
 
     def reads(self) -> list[bytes]:
         effects, self.decisions.effects = self.decisions.effects, []
@@ -158,3 +164,85 @@ def test_description_that_is_listed_as_before_is_kept(files: Files) -> None:
     listed = Listed(PATH, 2, digest("description 2"), 100)
     files.fetching.trust(digest("newer bundle"), ReleaseCatalogue(1, 2, bytes(32), False, (listed,), ()))
     assert files.wanted() == [files.new]
+
+
+# --- room ------------------------------------------------------------------------------------------------------------
+FILE_BYTES = 3 * (PIECE_BYTES + 32)
+"""What a file of three chunks takes with its index."""
+
+
+def test_release_that_does_not_fit_beside_the_one_that_serves_is_refused_unfetched() -> None:
+    """It was fetched until the disk took no more, every ten minutes, and each time everything else had to wait."""
+    files = Files(store_bytes=2 * FILE_BYTES - 1)
+    files.hold("old", files.old)
+    files.fetching.want([(PATH, 2)])
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    assert files.wanted() == []
+    (why,) = files.said()
+    assert why.startswith(f"no_room: its files take {FILE_BYTES} bytes, and {FILE_BYTES} of the {2 * FILE_BYTES - 1}")
+    assert "needed for models/plate 1. Raise [releases] store_mib" in why
+    files.fetching.is_changed = True
+    files.wanted()
+    assert len(files.said()) == 1, "it is said once"
+
+
+def test_release_that_fits_beside_the_one_that_serves_is_fetched() -> None:
+    """Of a byte too many counted somewhere nobody would ever hear."""
+    files = Files(store_bytes=2 * FILE_BYTES)
+    files.shelf.add({bytes.fromhex(files.old.index): 96})
+    files.fetching.want([(PATH, 2)])
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    assert files.wanted() == [files.new]
+    assert files.said() == []
+
+
+def test_delta_that_does_not_fit_is_left_out() -> None:
+    """The file that it makes has room, and a delta has to lie beside it."""
+    files = Files(store_bytes=2 * FILE_BYTES)
+    files.hold("old", files.old)
+    files.fetching.want([(PATH, 2)])
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    assert files.wanted() == [files.new]
+
+
+def test_release_that_does_not_fit_beside_one_that_is_fetched_waits_for_it() -> None:
+    """Both fit alone. If both were refused, neither would come; if both were fetched, neither would be complete. A
+    canary that only has to wait must not call a release failed."""
+    files = Files(store_bytes=2 * FILE_BYTES - 1)
+    files.fetching.want([(PATH, 2)])
+    files.fetching.keep([(PATH, 2)])
+    assert files.wanted() == [files.new]
+    files.fetching.want([(PATH, 1), (PATH, 2)])
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    assert files.wanted() == [files.new], "the first goes on"
+    assert files.fetching.new_unfit == []
+    (why,) = files.said()
+    assert "needed for models/plate 2. It waits until those are fetched. Raise [releases] store_mib" in why
+    files.fetching.want([(PATH, 1)])
+    files.fetching.keep([(PATH, 1)])
+    assert files.wanted() == [files.old], "the other is not wanted any more"
+
+
+def test_release_that_waited_for_one_that_is_needed_now_is_refused() -> None:
+    """It would wait for ever."""
+    files = Files(store_bytes=2 * FILE_BYTES - 1)
+    files.fetching.want([(PATH, 1), (PATH, 2)])
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    assert files.wanted() == [files.old]
+    files.hold("old", files.old)
+    files.fetching.want([(PATH, 2)])
+    assert files.wanted() == []
+    assert [release for release, _ in files.fetching.new_unfit] == [(PATH, 2)]
+
+
+def test_release_that_serves_and_is_listed_no_longer_takes_room_all_the_same() -> None:
+    """Its publisher has withdrawn it, and the store keeps what it needs."""
+    files = Files(store_bytes=2 * FILE_BYTES - 1)
+    files.fetching.keep([(PATH, 1), (PATH, 2)])
+    files.hold("old", files.old)
+    files.wanted()
+    listed = Listed(PATH, 2, digest("description 2"), 100)
+    files.fetching.trust(digest("newer bundle"), ReleaseCatalogue(1, 2, bytes(32), False, (listed,), ()))
+    files.fetching.want([(PATH, 2)])
+    assert files.wanted() == []
+    assert [release for release, _ in files.fetching.new_unfit] == [(PATH, 2)]

@@ -205,3 +205,19 @@ def test_release_that_is_too_large_fails_once_in_a_while() -> None:
     assert len(failed(mesh, "b")) == 1
     mesh.run_for(20)
     assert len(failed(mesh, "b")) == 2
+
+
+def test_release_without_room_beside_the_one_that_serves_holds_up_no_other_model() -> None:
+    """Its chunks came until the disk took no more, and then nothing was fetched for a while, again and again."""
+    mesh = mesh_with_small_disks(canaries=())
+    mesh.run_for(20)
+    before = mesh.counter("b", "bytes_received")
+    mesh.publisher.release("models/small", 2, 90_000)
+    mesh.publisher.sign()
+    mesh.publisher.release("models/other", 1, 10_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(20)
+    assert mesh.releases.disk("b").served == {"models/small": 1, "models/other": 1}
+    assert ("models/small", "no_room") in failed(mesh, "b")
+    assert mesh.counter("b", "bytes_received") - before < 50_000
