@@ -433,8 +433,8 @@ class ReleasePerformer:
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
         except Exception as error:  # noqa: BLE001 - as above
             failure = _refusal(error).told
-            if not self._is_closing and watched.counter != effect.counter:  # it may have come to serve meanwhile
-                self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
+            if not self._is_closing:
+                self._tell(lambda machine, now: machine.not_shadowed(effect.path, effect.counter, failure, now))
             return
         serving = self._compute.models.get(model_of(effect.path))
         is_alike = serving is None or not any(breaks(serving.signature, model.signature))

@@ -79,7 +79,7 @@ class ServeRelease(Effect, frozen=True):
 
 class ShadowRelease(Effect, frozen=True):
     """Run a release that is staged beside the one that serves, on live inputs, until it is dropped or another begins to
-    serve. → ``measured``, every few seconds."""
+    serve. → ``measured``, every few seconds, or ``not_shadowed``."""
 
     path: str
     counter: int

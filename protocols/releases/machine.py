@@ -265,6 +265,11 @@ class Releases(Machine):
         self.rollouts.serving(path, counter, failure, now)
         self._go_on(now)
 
+    def not_shadowed(self, path: str, counter: int, failure: str, now: int) -> None:
+        """A release can't be run beside the one that serves. ``failure``: why."""
+        self.rollouts.not_shadowed(path, counter, failure, now)
+        self._go_on(now)
+
     def installed(self, path: str, counters: Sequence[int], now: int) -> None:
         """These releases are on the disk, at the start."""
         self.rollouts.installed(path, counters, now)

@@ -199,9 +199,7 @@ class Following:
         if not failure:
             self._serves(counter, serial, now)
         elif not asked and counter != self.current:
-            if self._followed is not None and self._followed[2].counter == counter:
-                if self._followed[2].phase is Phase.SHADOWING:
-                    self._fail(self._followed[2], failure, now)
+            pass  # it serves no more, and nobody waits for it
         elif self.pinned == counter:
             self.pinned = None  # better an older release than none
             self._tell(counter, "failed", failure)
@@ -218,6 +216,13 @@ class Following:
                 self.prepared.begin_again(counter, now)  # damaged perhaps
             self._tell(counter, "failed", failure)
         self.advance(now)
+
+    def not_shadowed(self, counter: int, failure: str, now: int) -> None:
+        """The driver could not shadow a release. If it is being swapped in meanwhile, the answer to that counts."""
+        if self._followed is not None and self._followed[2].counter == counter:
+            if self._followed[2].phase is Phase.SHADOWING:
+                self._fail(self._followed[2], failure, now)
+                self.advance(now)
 
     def _serves(self, counter: int, serial: int, now: int) -> None:
         left, left_serial = self.current, self._serial

@@ -239,11 +239,16 @@ class Rollouts:
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``ServeRelease``. It may also come unasked: at the start, with the release that is served (0 is
-        the model of the node's own file, or none), and with a failure when that can't be served any more, or when a
-        release can't be shadowed."""
+        the model of the node's own file, or none), and with a failure when that can't be served any more."""
         following = self._following(path)
         following.serving(counter, failure, now)
         self._advance(following, now)
+
+    def not_shadowed(self, path: str, counter: int, failure: str, now: int) -> None:
+        """The answer to ``ShadowRelease`` when the release can't be shadowed."""
+        if (following := self._paths.get(path)) is not None:
+            following.not_shadowed(counter, failure, now)
+            self._advance(following, now)
 
     def installed(self, path: str, counters: Collection[int], now: int) -> None:
         """These releases are on the disk, at the start. Those that nothing needs are dropped: a former life may have

@@ -126,8 +126,9 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(failure=st.sampled_from(FAILURES[3:]))
     def crash(self, failure: str) -> None:
         """The release that serves, or one that is shadowed, stops."""
-        for counter in {self.served, *self.shadowed}:
-            self.rollouts.serving(PATH, counter, failure, self.now)
+        self.rollouts.serving(PATH, self.served, failure, self.now)
+        for counter in sorted(self.shadowed):
+            self.rollouts.not_shadowed(PATH, counter, failure, self.now)
         self._take()
 
     @rule(measures=st.sampled_from((GOOD, GOOD, BAD, Measures(0, 0, 0, 0, 0, 0))))

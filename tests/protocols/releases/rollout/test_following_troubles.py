@@ -137,11 +137,27 @@ def test_release_that_stops_serving_is_left_and_called_failed() -> None:
 def test_release_that_can_not_be_shadowed_is_called_failed() -> None:
     """It loads beside the release before, or it never will."""
     node = canary(NEW, ALL)
-    node.rollouts.serving(PATH, 2, "memory: 900 MiB are allowed", node.now)
+    node.rollouts.not_shadowed(PATH, 2, "memory: 900 MiB are allowed", node.now)
     node.settle()
     assert node.served == 1
     assert node.verdicts(2) == FAILED
     assert node.dropped == [2]
+
+
+def test_shadow_that_fails_while_its_release_is_swapped_in_is_not_the_answer_to_the_swap() -> None:
+    """The swap went on, and the node took it for over: it gave up a release that came to serve a moment later, and
+    could have begun a second swap meanwhile."""
+    node = canary(NEW, ALL)
+    node.holds = frozenset({ServeRelease})
+    node.learn(replace(NEW, state="promoted"), ALL)
+    assert [effect.counter for effect in node.waiting] == [2]
+    node.rollouts.not_shadowed(PATH, 2, "memory: there is not enough for both", node.now)
+    node.settle()
+    assert node.states(2)[-1] == "shadowing"
+    node.answer_all()
+    assert node.served == 2
+    assert node.verdicts(2) == 0
+    assert node.states(2)[-1] == "serving"
 
 
 def test_release_that_fails_long_after_it_proved_itself_is_no_verdict() -> None:
