@@ -293,13 +293,13 @@ class Rollouts:
         self._conclude(now)
 
     def _conclude(self, now: int) -> None:
-        """Note what has changed."""
+        """Note what has changed. A halt that began with silence is told once, also when verdicts bear it out later."""
         self.revision += 1
         for serial, tally in self._tallies.items():
-            decision = tally.decide(now)
-            if self._decisions.get(serial) is not decision:
+            before, state = self._decisions.get(serial), _shown(tally.decide(now))
+            if before is None or _shown(before) != state:
                 order = self._orders[serial]
-                self._events.append(RolloutState(serial, order.path, order.counter, _shown(decision), str(tally)))
+                self._events.append(RolloutState(serial, order.path, order.counter, state, str(tally)))
         self._decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
         self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
         if self._is_informed:  # after a restart the orders come a moment later

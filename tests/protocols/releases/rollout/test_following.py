@@ -214,6 +214,17 @@ def test_silence_takes_canaries_back_until_the_silent_ones_speak() -> None:
     assert node.concluded(2)[-1] == "promoted"
 
 
+def test_halt_by_silence_that_verdicts_bear_out_is_told_once() -> None:
+    """Two halts of one order in the log would be looked for in vain: nothing has changed for anybody."""
+    node = canary(NEW, ALL)
+    node.measures[2] = BAD
+    node.pass_s(SILENCE_S + 1)
+    assert node.rollouts.decision(2) is Decision.SILENT
+    speak(node, failed=2)
+    assert node.rollouts.decision(2) is Decision.HALTED
+    assert node.concluded(2) == ["waiting", "halted"]
+
+
 def test_swap_back_that_fails_is_tried_again_while_the_bad_release_serves() -> None:
     """There is always a model that serves, even when the disk is failing."""
     node = canary(NEW, ALL)
