@@ -20,7 +20,9 @@ def release_view(active: "ActiveReleases") -> dict[str, Any]:
             "path": path,
             "serving": serving,
             "previous": [counter for counter in state.previous if counter != FACTORY],
-            "installed": [{"counter": each.counter, "digest": each.digest} for each in state.installed],
+            "installed": [
+                {"counter": each.counter, "digest": each.digest, "files": each.files} for each in state.installed
+            ],
             "listed": sorted(each.counter for each in catalogue.releases if each.path == path) if catalogue else [],
             "pinned": None if known is None else known.pinned,
             "orders": [] if known is None else [

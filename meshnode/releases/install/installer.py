@@ -22,7 +22,13 @@ from typing import Final
 from meshnode.models import LoadedModel, ModelSpec
 from meshnode.models.model import read_model
 from meshnode.models.worker import WorkerModel
-from meshnode.releases.install.journal import FACTORY, InstalledPath, InstalledRelease, InstallJournal
+from meshnode.releases.install.journal import (
+    FACTORY,
+    InstalledPath,
+    InstalledRelease,
+    InstallJournal,
+    digest_of_files,
+)
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import Staging, check_runtime
 from meshnode.releases.install.stand import Stand
@@ -104,12 +110,12 @@ class Installer:
         path, counter = description.path, description.counter
         try:
             self._check_can_run(description)
-            if self._is_installed(path, counter):
+            if self._is_installed(description):
                 return
             folder = self._staging.put_together(description)
             try:
                 digest = self._tried(description, folder)
-                release = InstalledRelease(counter, description.model, digest)
+                release = InstalledRelease(counter, description.model, digest, digest_of_files(description))
                 self.journal.change(path, lambda state: state.with_installed(release))
             except BaseException:
                 if self.journal.of(path).release(counter) is None:
@@ -118,11 +124,15 @@ class Installer:
         except Exception as error:
             raise refusal_of(error) from error
 
-    def _is_installed(self, path: str, counter: int) -> bool:
-        """Whether a release was staged before, and its files are still right."""
-        release = self.journal.of(path).release(counter)
+    def _is_installed(self, description: Description) -> bool:
+        """Whether a release was staged before, and its files are still right. The one that serves goes on with those
+        that it has, even if other ones are listed under its counter now."""
+        path, state = description.path, self.journal.of(description.path)
+        release = state.release(description.counter)
+        if release is None or not (release.is_of(description) or release.counter == state.current):
+            return False
         try:
-            return release is not None and read_model(self._spec(path, release)).digest == release.digest
+            return read_model(self._spec(path, release)).digest == release.digest
         except ModelInvalid:
             return False
 

@@ -5,6 +5,7 @@ before a release answers its first request, so a crash between the two brings th
 on the way back to an older release it may be written later: a full disk must not keep a bad one serving.
 """
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +18,19 @@ from msgspec import Struct
 
 from meshnode.releases.store.disk import Disk
 from protocols.base.errors import StorageError
+from protocols.releases.catalogue import Description
 
 _log = logging.getLogger(__name__)
 FACTORY: Final = 0
 """The counter that stands for the file that the configuration names, or for none."""
 _MAX_BYTES: Final = 1024 * 1024
+
+
+def digest_of_files(description: Description) -> str:
+    """The SHA-256 that tells releases with other files apart, in hex. It is not that of the description, to which
+    deltas may be added later."""
+    files = sorted((file.name, file.content.sha256) for file in description.files)
+    return hashlib.sha256(msgspec.json.encode((description.model, files))).hexdigest()
 
 
 class InstalledRelease(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +41,12 @@ class InstalledRelease(Struct, frozen=True, forbid_unknown_fields=True):
     """The name of its ONNX file."""
     digest: str
     """What the model has as its digest once it is loaded: of all that changes its results."""
+    files: str = ""
+    """Which files its description named, see :func:`digest_of_files`; empty: it was installed before this was kept."""
+
+    def is_of(self, description: Description) -> bool:
+        """Whether these are the files that a description names, as far as is known."""
+        return not self.files or self.files == digest_of_files(description)
 
 
 class InstalledPath(Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -114,6 +115,33 @@ def test_version_before_stays_warm_and_the_one_before_that_ends(tmp_path: Path, 
         assert not (tmp_path / "releases" / PATH / "2").exists()
         here.installer.drop(PATH, 1)
         assert here.answer() == 1, "what serves is never dropped"
+
+
+def test_release_with_other_files_under_its_counter_is_put_together_anew(tmp_path: Path, factory: Path) -> None:
+    """Its publisher has listed it again. What was staged before was taken for it, and served."""
+    with site(tmp_path / "releases", factory) as here:
+        here.install(release(1))
+        here.install(release(2))
+        (before, _) = here.installer.journal.of(PATH).installed
+        again = publish(1, {"adder.onnx": adder(5)})
+        here.install(again)
+        assert here.answer() == 5
+        now = here.installer.journal.of(PATH).release(1)
+        assert now is not None
+        assert now.is_of(again.description)
+        assert not before.is_of(again.description)
+
+
+def test_release_to_which_deltas_are_added_is_not_put_together_again(tmp_path: Path, factory: Path) -> None:
+    """Its description has another digest then, and its files are the same."""
+    with site(tmp_path / "releases", factory) as here:
+        first = release(1)
+        here.install(first)
+        here.install(release(2))
+        place = tmp_path / "releases" / PATH / "1"
+        before = place.stat().st_ino
+        here.installer.stage(msgspec.structs.replace(first.description, changelog="now with deltas"))
+        assert place.stat().st_ino == before
 
 
 def test_folders_that_the_journal_does_not_know_are_removed_at_the_start(tmp_path: Path, factory: Path) -> None:
