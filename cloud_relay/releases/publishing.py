@@ -58,7 +58,10 @@ def description_of(repository: ReleaseRepository, path: str, counter: int) -> De
     try:
         return DESCRIPTIONS.decode(content or b"")
     except msgspec.DecodeError as error:
-        raise ReleaseInvalid(f"the description of {path} {counter} is damaged: publish it again") from error
+        raise ReleaseInvalid(
+            f"the description of {path} {counter} is damaged: restore a copy of {repository.folder / 'chunks'}, or "
+            "revoke it and publish its model again"
+        ) from error
 
 
 def publish(

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,6 +18,10 @@ from cloud_relay.releases.commands.opening import (
     signing,
 )
 from protocols.base.errors import ReleaseInvalid
+
+if TYPE_CHECKING:
+    from cloud_relay.releases.repository import ReleaseRepository
+    from protocols.releases.catalogue import Description
 
 _ROOT_KEYS = click.option(
     "--root-key", "root_keys", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -130,21 +135,33 @@ def delta(
 @places
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(config_path: Path, folder: Path | None, as_json: bool) -> None:
-    """Show what is published."""
+    """Show what is published. The exit status is 1 when the description of a release is damaged."""
     repository = published_last(config_path, folder)
 
     from cloud_relay.releases.publishing import description_of, listed_releases
 
-    releases = [description_of(repository, *each) for each in listed_releases(repository)]
+    releases, damaged = [], 0
+    for path, counter in listed_releases(repository):
+        try:
+            releases.append(description_of(repository, path, counter))
+        except ReleaseInvalid as error:
+            damaged += 1
+            click.echo(str(error), err=True)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(releases)).decode())
-        return
+    else:
+        _show_releases(repository, releases, damaged)
+    if damaged:
+        raise SystemExit(1)
+
+
+def _show_releases(repository: "ReleaseRepository", releases: "list[Description]", damaged: int) -> None:
     for each in releases:
         bases = f", {len(each.deltas)} deltas" if each.deltas else ""
         breaks = ", breaks the signature" if each.breaks_signature else ""
         click.echo(f"{each.path} {each.counter}: {each.size_bytes} bytes in {len(each.files)} files{bases}{breaks}"
                    f"{', ' + each.licence if each.licence else ''}")  # fmt: skip
-    if not releases:
+    if not releases and not damaged:
         click.echo("nothing is published: 'cloud-relay release publish MODEL.onnx'")
     click.echo(f"timestamp {repository.timestamp.version} until {repository.timestamp.expires:%Y-%m-%d %H:%M} UTC")
 

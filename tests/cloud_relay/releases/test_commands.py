@@ -61,6 +61,24 @@ def test_commands_publish_list_revoke_and_a_node_follows(operator: Operator, tmp
     assert "there is no release 2" in operator("release", "revoke", "plate", "2", status=2)
 
 
+def test_list_names_a_damaged_description_and_shows_the_others(operator: Operator, tmp_path: Path) -> None:
+    """One bad sector of the relay hid everything that is published, and which release it is that is damaged."""
+    write_model(tmp_path / "v1")
+    write_model(tmp_path / "v2", scale=2.001)
+    operator("release", "publish", tmp_path / "v1")
+    operator("release", "publish", tmp_path / "v2", "--deltas", "0")
+    target = ReleaseRepository(operator.folder).load().target("models/plate/1.json")
+    assert target is not None
+    digest = target.hashes["sha256"]
+    (operator.folder / "chunks" / digest[:2] / digest).write_bytes(b"{}")
+    out = operator("release", "list", status=1)
+    assert "the description of models/plate 1 is damaged: restore a copy of" in out
+    assert "models/plate 2: " in out
+    assert '"counter": 2' in operator("release", "list", "--json", status=1)
+    operator("release", "revoke", "plate", "1")
+    assert "damaged" not in operator("release", "list")
+
+
 def test_commands_remove_chunks_that_nothing_leads_to(operator: Operator, tmp_path: Path) -> None:
     """The disk of a relay must not fill with what was revoked."""
     write_model(tmp_path / "v1")
