@@ -105,7 +105,7 @@ class Releases(Machine):
 
     def greetings(self) -> Sequence[Frame]:
         """See :class:`Machine`."""
-        greeting = self.swarm.greeting()
+        greeting = self.swarm.naming.greeting()
         return () if greeting is None else (greeting,)
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:

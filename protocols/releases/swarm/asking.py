@@ -26,10 +26,11 @@ from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.doubts import DOUBT_NS, DoubtedBundles, Forgers, as_bundle
+from protocols.releases.swarm.naming import Naming
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
-from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave, ContentWanted
+from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave
 
 MAX_ASSEMBLED_BYTES: Final = 8 * 1024 * 1024
 MAX_UNDER_WAY: Final = 256
@@ -43,8 +44,6 @@ _BUSY_NS: Final = limits.SECOND // 2
 _SLOW_NS: Final = limits.SECOND // 2
 _SLOW: Final = 4
 """At the end, a piece takes long when it takes this many times what pieces took lately."""
-_NAMES_AGAIN_NS: Final = 30 * limits.SECOND
-"""What is fetched is said again after this time, in case a neighbour has forgotten it."""
 _DISK_PAUSE_NS: Final = 30 * limits.SECOND
 
 
@@ -64,8 +63,7 @@ class Swarm:
         self._present: set[NodeId] = set()
         self._forgers = Forgers()
         self.doubted = DoubtedBundles()
-        self._names: tuple[bytes, ...] = ()
-        self._names_ns = NEVER
+        self.naming = Naming(decisions)
         self._due_ns = NEVER
         self._paused_until_ns = 0  # the disk does not take chunks
         self._budget = _hourly(settings.fetch_bytes_per_hour)
@@ -95,10 +93,6 @@ class Swarm:
             self._drop_stuck(now)
             self.ask(now)
 
-    def greeting(self) -> ContentWanted | None:
-        """What a new neighbour is told."""
-        return ContentWanted(self._names) if self._names else None
-
     # --- what is wanted --------------------------------------------------------------------------------------------
     def want(self, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int], now: int) -> None:
         """Fetch these from now on; see :meth:`ChunkDemand.set`."""
@@ -112,15 +106,8 @@ class Swarm:
                 del supplier.bits[digest]
         for digest in self._keeping:  # it may be wanted again while it is being written
             self.demand.mark(digest, busy=True)
-        names = self.demand.names()
-        if names != self._names:
-            self._tell_names(names, now)
+        self.naming.tell(self.demand.names(), now)
         self.ask(now)
-
-    def _tell_names(self, names: tuple[bytes, ...], now: int) -> None:
-        self._names = names
-        self._names_ns = now + _NAMES_AGAIN_NS if names else NEVER
-        self._decisions.messages.append((None, ContentWanted(names)))
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def have(self, frame: ContentHave, source: NodeId, now: int) -> None:
@@ -452,8 +439,7 @@ class Swarm:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Give up pieces that did not come in time, and ask others for them."""
-        if now >= self._names_ns:
-            self._tell_names(self._names, now)
+        self.naming.handle_timer(now)
         if now < self._due_ns:
             return
         self._due_ns = NEVER
@@ -481,7 +467,7 @@ class Swarm:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
-        return min(self._due_ns, self._names_ns)
+        return min(self._due_ns, self.naming.next_timer_at())
 
     def may_fetch(self, now: int) -> bool:
         """Whether the disk takes chunks, and the budget of this hour is not used up."""
