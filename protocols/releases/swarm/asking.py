@@ -7,26 +7,29 @@ Rules:
    the window of this node does (:mod:`protocols.releases.swarm.window`).
 3. A piece that does not come in time, or is refused, is asked of another neighbour. Whoever does not answer is asked
    less and less, and after half a minute nothing counts that it says it holds.
-4. When nothing else is left to ask for, a piece that takes long is asked of one more neighbour.
-5. The size of a bundle is hearsay: when what a neighbour sends does not fit it, nobody but its author is to blame.
+4. A chunk that a neighbour gives too slowly is asked of another holder, a few times at most
+   (:mod:`protocols.releases.swarm.passing`).
+5. When nothing else is left to ask for, a piece that takes long is asked of one more neighbour.
+6. The size of a bundle is hearsay: when what a neighbour sends does not fit it, nobody but its author is to blame.
    Another chunk whose bytes do not have its digest was forged by the neighbour that all of it came from, which is not
    asked for an hour. When pieces came from several, nobody is blamed: the chunk is fetched again, whole from one.
-6. Chunks that wait for pieces, or to be written, take at most ``MAX_ASSEMBLED_BYTES``.
+7. Chunks that wait for pieces, or to be written, take at most ``MAX_ASSEMBLED_BYTES``.
 """
 
 from random import Random
 from typing import Final
 
 from protocols.base import limits
-from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.releases.events import ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
-from protocols.releases.swarm.demand import ChunkDemand, ContentWish
+from protocols.releases.swarm.budget import HourlyBudget
+from protocols.releases.swarm.demand import ChunkDemand
 from protocols.releases.swarm.doubts import DOUBT_NS, DoubtedBundles, Forgers, as_bundle
 from protocols.releases.swarm.naming import Naming
+from protocols.releases.swarm.passing import PassedOn
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
@@ -40,7 +43,8 @@ BUNDLE_PRIORITY: Final = 0
 """That of chunks whose size is hearsay."""
 _COMING_NS: Final = 15 * limits.SECOND
 """How long a neighbour is believed that it gets a chunk from the relay."""
-_BUSY_NS: Final = limits.SECOND // 2
+_LOOK_NS: Final = 10 * limits.SECOND
+"""While pieces are on their way, it is looked so often whether they come too slowly."""
 _SLOW_NS: Final = limits.SECOND // 2
 _SLOW: Final = 4
 """At the end, a piece takes long when it takes this many times what pieces took lately."""
@@ -60,17 +64,18 @@ class Swarm:
         self._assembled_bytes = 0
         self._under_way = 0
         self._whole: dict[bytes, None] = {}  # chunks that are fetched whole from one neighbour
+        self.passed_on = PassedOn()
         self._present: set[NodeId] = set()
         self._forgers = Forgers()
         self.doubted = DoubtedBundles()
         self.naming = Naming(decisions)
         self._due_ns = NEVER
         self._paused_until_ns = 0  # the disk does not take chunks
-        self._budget = _hourly(settings.fetch_bytes_per_hour)
+        self.budget = HourlyBudget(settings.fetch_bytes_per_hour)
         self.counts = {
             "pieces_asked": 0, "pieces_asked_twice": 0, "pieces_received": 0, "pieces_unasked": 0, "pieces_late": 0,
             "pieces_refused": 0, "bytes_received": 0, "chunks_kept": 0, "chunks_forged": 0, "chunks_mixed": 0,
-            "chunks_unwritten": 0,
+            "chunks_unwritten": 0, "chunks_passed_on": 0,
         }  # fmt: skip
 
     # --- neighbours ------------------------------------------------------------------------------------------------
@@ -151,6 +156,8 @@ class Swarm:
             askers = assembly.asked.get(frame.offset)
             if askers is not None:
                 askers.pop(source, None)
+            if asked is not None and assembly.owner == source:
+                assembly.came(len(frame.data), asked[0], now)
             if len(frame.data) != assembly.piece_bytes(frame.offset):
                 if not self._is_hearsay(frame.digest):
                     self._forged(frame.digest, source, now)
@@ -183,11 +190,9 @@ class Swarm:
         self.counts["pieces_refused"] += 1
         if frame.why == "busy":
             pieces = pieces[-1:]
-            supplier.window.lost(now)
             if supplier.is_always_busy(now) and not supplier.is_silent:
                 supplier.is_silent = True
                 self.demand.forget(supplier, self.suppliers.values())
-            supplier.paused_until_ns = max(supplier.paused_until_ns, now + _BUSY_NS)
             self._due_ns = min(self._due_ns, supplier.paused_until_ns)
         else:
             supplier.lone.pop(frame.digest, None)
@@ -248,6 +253,7 @@ class Swarm:
     def arrived(self, digest: bytes, now: int) -> None:
         """A chunk is held now, wherever it came from."""
         self._drop(digest)
+        self.passed_on.forget(digest)
         self.demand.lone.pop(digest, None)
 
     def _is_hearsay(self, digest: bytes) -> bool:
@@ -286,13 +292,17 @@ class Swarm:
 
     def _withdraw(self, assembly: Assembly) -> None:
         """Stop waiting for pieces of a chunk. They may still come, as late ones."""
-        for offset, askers in assembly.asked.items():
-            for node in askers:
-                supplier = self.suppliers.get(node)
-                if supplier is not None and (assembly.digest, offset) in supplier.asked:
-                    supplier.give_up((assembly.digest, offset))
-                    self._under_way -= 1
+        for node in {node: None for askers in assembly.asked.values() for node in askers}:
+            self._withdraw_from(assembly, node)
         assembly.asked.clear()
+
+    def _withdraw_from(self, assembly: Assembly, node: NodeId) -> None:
+        supplier = self.suppliers.get(node)
+        for offset, askers in assembly.asked.items():
+            asked = askers.pop(node, None) is not None
+            if asked and supplier is not None and (assembly.digest, offset) in supplier.asked:
+                supplier.give_up((assembly.digest, offset))
+                self._under_way -= 1
 
     def _unask(self, piece: tuple[bytes, int], node: NodeId) -> None:
         """A neighbour does not send a piece that it was asked for."""
@@ -320,9 +330,19 @@ class Swarm:
         """Give up chunks of which nothing is on its way and that nobody who answers holds. The relay may have them."""
         answering = [supplier for supplier in self.suppliers.values() if not supplier.is_silent]
         for assembly in list(self._assemblies.values()):
-            if not any(assembly.asked.values()):
-                if not any(self._holds(supplier, assembly.digest, now) for supplier in answering):
-                    self._drop(assembly.digest)
+            holders = (supplier for supplier in answering if self._holds(supplier, assembly.digest, now))
+            if not any(assembly.asked.values()) and not any(holders):
+                self._drop(assembly.digest)
+
+    def _pass_on(self, now: int) -> None:
+        """Have chunks that come too slowly asked of others."""
+        for assembly, owner, is_near in self.passed_on.slow(self._assemblies, self.suppliers, self._holds, now):
+            self.counts["chunks_passed_on"] += 1
+            self.suppliers[owner].pass_over(assembly.digest, now)
+            self._withdraw_from(assembly, owner)
+            assembly.owner = None
+            if assembly.digest in self._whole or not is_near:
+                self._drop(assembly.digest)
 
     def _wake_all(self) -> None:
         for supplier in self.suppliers.values():
@@ -348,7 +368,7 @@ class Swarm:
             self._due_ns = min(self._due_ns, supplier.paused_until_ns)
             return
         while supplier.has_room(now) and self._under_way < int(self.window.size):
-            if self._budget is not None and self._budget.left(now) < 1:
+            if not self.budget.is_left(now):
                 self._due_ns = min(self._due_ns, now + limits.SECOND)
                 return
             chosen = self._next_piece(supplier, now)
@@ -366,9 +386,8 @@ class Swarm:
         supplier.asked[assembly.digest, offset] = now, due_ns
         supplier.late.pop((assembly.digest, offset), None)
         self._under_way += 1
-        self._due_ns = min(self._due_ns, due_ns)
-        if self._budget is not None:
-            self._budget.fine(assembly.piece_bytes(offset))
+        self._due_ns = min(self._due_ns, due_ns, now + _LOOK_NS)
+        self.budget.charge(assembly.piece_bytes(offset))
         self._decisions.messages.append((supplier.node, ChunkWanted(assembly.digest, offset)))
 
     def _next_piece(self, supplier: Supplier, now: int) -> tuple[Assembly, int] | None:
@@ -377,7 +396,7 @@ class Swarm:
                 return assembly, offset
         for assembly in self._assemblies.values():
             if assembly.owner is None and self._holds(supplier, assembly.digest, now):
-                assembly.owner = supplier.node
+                assembly.go_on_with(supplier.node)
                 if (offset := assembly.unasked()) is not None:
                     return assembly, offset
         begun = self._begin(supplier, now)
@@ -388,7 +407,7 @@ class Swarm:
     def _begin(self, supplier: Supplier, now: int) -> Assembly | None:
         """Begin a chunk that a neighbour holds: lone ones first, then the rarest of the most urgent content."""
         for digest, wish in self.demand.lone.items():
-            if wish.busy or digest not in supplier.lone:
+            if wish.busy or digest not in supplier.lone or self._is_passed_over(supplier, digest, now):
                 continue
             shunned = as_bundle(digest, wish.size_bytes) if wish.priority == BUNDLE_PRIORITY else digest
             if not supplier.shuns(shunned, now):
@@ -396,11 +415,20 @@ class Swarm:
             self._due_ns = min(self._due_ns, supplier.shunned[shunned])
         for content in self.demand.contents.values():
             bits = content.open & supplier.bits.get(content.known.digest, 0)
+            for chunk in supplier.passed if bits else ():
+                if self._is_passed_over(supplier, chunk, now):
+                    bits &= ~sum(1 << number for known, number in self._shelf.places(chunk) if known is content.known)
             if bits:
                 number = self.demand.rarest(content, bits, self.suppliers.values())
                 digest, size_bytes = content.known.chunk(number), content.known.size_of(number)
                 return self._assemble(supplier, digest, size_bytes, content.priority)
         return None
+
+    def _is_passed_over(self, supplier: Supplier, digest: bytes, now: int) -> bool:
+        if not supplier.is_passed_over(digest, now):
+            return False
+        self._due_ns = min(self._due_ns, supplier.passed[digest])
+        return True
 
     def _assemble(self, supplier: Supplier, digest: bytes, size_bytes: int, priority: int) -> Assembly | None:
         if self._assembled_bytes + size_bytes > MAX_ASSEMBLED_BYTES:
@@ -412,7 +440,7 @@ class Swarm:
 
     def _overtaken(self, supplier: Supplier, now: int) -> tuple[Assembly, int] | None:
         """A piece that another neighbour was asked for long ago, when nothing else is left to ask for."""
-        if any(self._is_open(content) for content in self.demand.contents.values()):
+        if any(content.open & content.seen for content in self.demand.contents.values()):
             return None
         slow_ns = max(_SLOW * self.window.smoothed_ns, _SLOW_NS)
         for assembly in self._assemblies.values():
@@ -426,11 +454,8 @@ class Swarm:
                     self._due_ns = min(self._due_ns, slow_at_ns)
         return None
 
-    def _is_open(self, content: ContentWish) -> bool:
-        return bool(content.open & content.seen)
-
     def _holds(self, supplier: Supplier, digest: bytes, now: int) -> bool:
-        if supplier.shuns(digest, now):
+        if supplier.shuns(digest, now) or supplier.is_passed_over(digest, now):
             return False
         return digest in supplier.lone or any(
             supplier.bits.get(known.digest, 0) >> number & 1 for known, number in self._shelf.places(digest)
@@ -442,7 +467,6 @@ class Swarm:
         self.naming.handle_timer(now)
         if now < self._due_ns:
             return
-        self._due_ns = NEVER
         for node in self._forgers.forgiven(now):
             if node in self._present:
                 self.met(node)
@@ -461,7 +485,8 @@ class Swarm:
                 self.demand.forget(supplier, self.suppliers.values())
             supplier.is_idle = False
             if supplier.asked:
-                self._due_ns = min(self._due_ns, *(due_ns for _, due_ns in supplier.asked.values()))
+                self._due_ns = min(self._due_ns, now + _LOOK_NS, *(due_ns for _, due_ns in supplier.asked.values()))
+        self._pass_on(now)
         self._drop_stuck(now)
         self.ask(now)
 
@@ -471,16 +496,4 @@ class Swarm:
 
     def may_fetch(self, now: int) -> bool:
         """Whether the disk takes chunks, and the budget of this hour is not used up."""
-        return now >= self._paused_until_ns and (self._budget is None or self._budget.left(now) >= 1)
-
-    def charge(self, size_bytes: int) -> None:
-        """Take bytes that are fetched of somebody else from the budget."""
-        if self._budget is not None:
-            self._budget.fine(size_bytes)
-
-
-def _hourly(bytes_per_hour: int) -> Allowance | None:
-    """The bytes of an hour, of which a tenth may be used at once; None: as many as one likes."""
-    if not bytes_per_hour:
-        return None
-    return Allowance(max(bytes_per_hour // 3_600, 1), max(bytes_per_hour // 10, limits.MAX_CHUNK_BYTES), 0)
+        return now >= self._paused_until_ns and self.budget.is_left(now)

@@ -49,7 +49,7 @@ class Relaying:
 
     def connected(self, is_connected: bool, now: int) -> None:
         """The relay can be asked from now on, or not any more. What was asked for does not come then."""
-        self._connected = is_connected
+        self._connected = self._swarm.passed_on.has_relay = is_connected
         if not is_connected:
             for chunk in list(self._asked):
                 self._swarm.demand.mark(chunk, busy=False)
@@ -108,7 +108,7 @@ class Relaying:
 
     def _charge(self, size_bytes: int) -> None:
         """Take a chunk from the budgets when it is asked for: what can't be written, or is junk, costs the same."""
-        self._swarm.charge(size_bytes)
+        self._swarm.budget.charge(size_bytes)
         if self._budget is not None:
             self._budget.fine(size_bytes)
 

@@ -13,10 +13,13 @@ MOST_PATIENCE_NS: Final = 60 * limits.SECOND
 """Whoever gives way to readings on a full channel sends a piece in eight seconds."""
 SILENT_NS: Final = 30 * limits.SECOND
 """What a neighbour says it holds counts for nothing when it let pieces be late for so long and answered nothing."""
+_BUSY_NS: Final = limits.SECOND // 2
 _PATIENCE: Final = 4
 """A piece is late after this many times what pieces took lately."""
 _LONGEST_PAUSE_NS: Final = 60 * limits.SECOND
 _FORBIDDEN_NS: Final = 600 * limits.SECOND
+PASSED_NS: Final = 60 * limits.SECOND
+"""A neighbour that gave a chunk too slowly is not asked for that one for so long."""
 MAX_SHUNNED: Final = 256
 """Digests for which a neighbour is not asked, because it refused them."""
 
@@ -28,7 +31,7 @@ class Supplier:
     """One neighbour."""
 
     __slots__ = ("asked", "bits", "busy_since_ns", "coming", "is_idle", "is_silent", "late", "lone", "node",
-                 "paused_until_ns", "shunned", "timeouts", "waiting_since_ns", "window")  # fmt: skip
+                 "passed", "paused_until_ns", "shunned", "timeouts", "waiting_since_ns", "window")  # fmt: skip
 
     def __init__(self, node: NodeId) -> None:
         self.node = node
@@ -45,6 +48,8 @@ class Supplier:
         and nobody else's answer has."""
         self.shunned: dict[bytes, int] = {}
         """What it refused, and until when it is not asked for that."""
+        self.passed: dict[bytes, int] = {}
+        """Chunks that it gave too slowly, and until when others are asked for them."""
         self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES, NEIGHBOUR_TARGET_NS)
         self.paused_until_ns = 0
         self.timeouts = 0
@@ -63,7 +68,10 @@ class Supplier:
         return now >= self.paused_until_ns and len(self.asked) < int(self.window.size)
 
     def is_always_busy(self, now: int) -> bool:
-        """Note that it says that it is busy. Returns whether it has said nothing else for ``SILENT_NS``."""
+        """Note that it says that it is busy: it is asked less, and not at once. Returns whether it has said nothing
+        else for ``SILENT_NS``."""
+        self.window.lost(now)
+        self.paused_until_ns = max(self.paused_until_ns, now + _BUSY_NS)
         self.busy_since_ns = self.busy_since_ns or now
         return now - self.busy_since_ns >= SILENT_NS
 
@@ -95,6 +103,18 @@ class Supplier:
         self.shunned[digest] = now + duration_ns
         while len(self.shunned) > MAX_SHUNNED:
             del self.shunned[next(iter(self.shunned))]
+
+    def pass_over(self, digest: bytes, now: int) -> None:
+        """Ask others for a chunk for a while."""
+        self.passed = {each: until_ns for each, until_ns in self.passed.items() if until_ns > now}
+        self.passed[digest] = now + PASSED_NS
+        self.window.lost(now)
+        while len(self.passed) > MAX_SHUNNED:
+            del self.passed[next(iter(self.passed))]
+
+    def is_passed_over(self, digest: bytes, now: int) -> bool:
+        """Whether others are asked for a chunk, because it gave that too slowly."""
+        return bool(self.passed) and self.passed.get(digest, 0) > now
 
     def shuns(self, digest: bytes, now: int) -> bool:
         """Whether it is not asked for that."""

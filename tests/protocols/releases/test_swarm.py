@@ -17,6 +17,7 @@ from protocols.releases.catalogue import Content
 from protocols.releases.events import AskRelay, ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.asking import MAX_ASSEMBLED_BYTES, Swarm
+from protocols.releases.swarm.passing import MAX_PASSED
 from protocols.releases.swarm.relaying import Relaying
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import MAX_SHUNNED
@@ -34,9 +35,11 @@ def sha256(data: bytes) -> bytes:
 class Fetcher:
     """A node that fetches one file and one lone chunk, driven by hand."""
 
-    def __init__(self, chunks: int, seed: int, settings: ReleaseSettings | None = None) -> None:
-        data = Random(seed).randbytes(chunks * CHUNK_BYTES - 5_000)
-        parts = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+    def __init__(
+        self, chunks: int, seed: int, settings: ReleaseSettings | None = None, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        data = Random(seed).randbytes(chunks * chunk_bytes - 5_000)
+        parts = [data[at : at + chunk_bytes] for at in range(0, len(data), chunk_bytes)]
         self.chunks = {sha256(part): part for part in parts} | {sha256(LONE): LONE}
         index = b"".join(sha256(part) for part in parts)
         self.index = sha256(index)
@@ -44,7 +47,7 @@ class Fetcher:
         self.shelf = Shelf(AccessTable())
         self.swarm = Swarm(self.shelf, settings or ReleaseSettings(), self.decisions, Random(seed))
         content = Content(
-            sha256=sha256(data).hex(), size_bytes=len(data), chunk_bytes=CHUNK_BYTES, index=self.index.hex()
+            sha256=sha256(data).hex(), size_bytes=len(data), chunk_bytes=chunk_bytes, index=self.index.hex()
         )
         self.shelf.describe(content, "models/plate")
         self.shelf.add({self.index: len(index)})
@@ -335,3 +338,92 @@ def test_full_disk_stops_the_fetching_for_a_while() -> None:
     assert len(fetcher.asked) == asked
     fetcher.wait(60 * SECOND)
     assert len(fetcher.asked) > asked
+
+
+# --- neighbours that trickle -----------------------------------------------------------------------------------------
+def trickle(fetcher: Fetcher, slow: NodeId, seconds: float, step_ns: int) -> None:
+    """Let time pass. The slow neighbour answers just before nobody would wait for it any longer, all others at the end
+    of each step, and the disk keeps what is whole."""
+    until_ns = fetcher.now + int(seconds * SECOND)
+    while fetcher.now < until_ns and not fetcher.is_done:
+        fetcher.wait(step_ns)
+        for request in fetcher.asked[:]:
+            due_ns = fetcher.swarm.suppliers[request[0]].asked.get(request[1:], (0, 0))[1]
+            if request[0] != slow or fetcher.now < due_ns <= fetcher.now + 2 * step_ns:
+                fetcher.answer(request)
+        fetcher.keep()
+
+
+@pytest.mark.parametrize(("chunks", "is_whole"), [(200, False), (3, True)])
+def test_chunk_that_trickles_is_asked_of_another_neighbour(chunks: int, is_whole: bool) -> None:
+    """A neighbour that sends a piece now and then kept a chunk for a quarter of an hour, and with it the release: as
+    long as there was something else to ask others for, and always when it has to come whole from one neighbour."""
+    fetcher = Fetcher(chunks, 1, chunk_bytes=16 * PIECE_BYTES)
+    slow, other = NODES[:2]
+    fetcher.swarm.met(slow)
+    fetcher.have(slow, 1, lone=False)
+    first = fetcher.asked[0][1]
+    if is_whole:
+        fetcher.swarm._whole[first] = None
+    fetcher.swarm.met(other)
+    fetcher.have(other, (1 << chunks) - 1)
+    trickle(fetcher, slow, 60, 250 * MS)
+    assert fetcher.is_done is is_whole
+    assert first in fetcher.shelf.held
+    assert fetcher.swarm.counts["chunks_passed_on"] == 1
+    assert slow in fetcher.swarm.suppliers, "it is asked for other chunks as before"
+    assert fetcher.decisions.events == []
+
+
+def test_chunk_that_trickles_is_asked_of_the_relay_when_no_neighbour_holds_it() -> None:
+    """A chunk that was on its way was never asked of the relay."""
+    fetcher = Fetcher(1, 1, chunk_bytes=16 * PIECE_BYTES)
+    relaying = Relaying(fetcher.shelf, fetcher.swarm, ReleaseSettings(), fetcher.decisions, Random(1))
+    fetcher.swarm.met(NODES[0])
+    fetcher.have(NODES[0], 1, lone=False)
+    fetcher.swarm.want({}, {fetcher.index: 2}, fetcher.now)  # nothing else
+    (chunk,) = {request[1] for request in fetcher.asked}
+    relaying.connected(True, fetcher.now)
+    for _ in range(80):
+        trickle(fetcher, NODES[0], 1, 250 * MS)
+        relaying.ask(fetcher.now)
+        if AskRelay(chunk) in fetcher.decisions.effects:
+            return
+    raise AssertionError("the relay was not asked")
+
+
+def test_chunk_that_trickles_everywhere_comes_all_the_same() -> None:
+    """On a full channel everybody is slow. A chunk that goes from hand to hand would never be complete."""
+    fetcher = Fetcher(1, 1, chunk_bytes=16 * PIECE_BYTES)
+    fetcher.swarm._whole[next(iter(fetcher.chunks))] = None
+    for node in NODES[:2]:
+        fetcher.swarm.met(node)
+        fetcher.have(node, 1)
+    for _ in range(16 * 60):
+        fetcher.wait(10 * SECOND)
+        asked = fetcher.asked[:]
+        for node in NODES[:2]:  # each gives one piece in ten seconds
+            for request in [each for each in asked if each[0] == node][:1]:
+                fetcher.answer(request)
+        fetcher.keep()
+        if fetcher.is_done:
+            break
+    assert fetcher.is_done
+    assert fetcher.swarm.counts["chunks_passed_on"] <= MAX_PASSED
+
+
+def test_neighbour_that_is_asked_seldom_is_not_slow() -> None:
+    """A node with a small budget asks for a piece in a while, and nobody is to blame for that."""
+    fetcher = Fetcher(2, 1, ReleaseSettings(fetch_bytes_per_hour=1_800_000), chunk_bytes=16 * PIECE_BYTES)
+    for node in NODES[:2]:
+        fetcher.swarm.met(node)
+        fetcher.have(node, 3)
+    for _ in range(1_200):
+        fetcher.wait(SECOND)
+        for request in fetcher.asked[:]:
+            fetcher.answer(request)
+        fetcher.keep()
+        if fetcher.is_done:
+            break
+    assert fetcher.is_done
+    assert fetcher.swarm.counts["chunks_passed_on"] == 0
