@@ -199,7 +199,8 @@ class ReleasePerformer:
         self._import_waits = count is None
         if count:
             self._audit.note("imported", chunks=count)
-            self._tell_held()
+        if count is not None:
+            self._tell_held()  # orders and descriptions too, where nothing of their releases was there
 
     def import_again(self) -> None:
         """Take in what had to wait until its metadata can be checked, on the thread of chunks."""

@@ -21,7 +21,7 @@ from meshnode.releases.trust import Trust
 from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import SECOND
-from protocols.releases.catalogue import Description, ReleasedFile
+from protocols.releases.catalogue import Description, ReleaseCatalogue, ReleasedFile
 from protocols.releases.events import MetadataRefused, ServeRelease, ShadowRelease, StageRelease
 from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import Rollouts
@@ -99,6 +99,18 @@ def test_cut_off_bundle_of_an_import_does_not_keep_the_node_from_starting(bench:
     eventually(lambda: not list(incoming.iterdir()), "what can't be read is removed")
 
 
+def test_order_on_a_stick_without_the_files_of_its_release_is_read(bench: Bench, publisher: Publisher) -> None:
+    """Somebody may carry no more than the news, such as that a release is aborted."""
+    publisher.roll_out(1, 1, "adder", b"a model" * 100)
+    put_in(publisher.folder, bench.folder)
+    small = {"current.bundle", *(each.digest.hex() for each in trusted(bench, publisher).orders)}
+    for chunk in (bench.folder / FOLDER).iterdir():
+        if chunk.name not in small:
+            chunk.unlink()
+    bench.performer.begin()
+    eventually(lambda: bench.machine.fetching.orders, "the order was read")
+
+
 def test_import_before_the_clock_is_set_is_taken_in_afterwards(
     bench: Bench, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +156,11 @@ def test_shadow_takes_live_inputs_unless_its_release_breaks_the_signature(
     bench.performer.performers()[ShadowRelease](ShadowRelease(PATH, 2))
     shadow = eventually(lambda: PATH in bench.performer._watched and bench.performer._watched[PATH].shadow)
     assert shadow.takes_live_inputs is expected
+
+
+def trusted(bench: Bench, publisher: Publisher) -> ReleaseCatalogue:
+    """What the metadata lists."""
+    return Trust(bench.folder / "another", publisher.root_path).verify(publisher.bundle)
 
 
 class HeldDisk(Disk):
