@@ -218,6 +218,11 @@ class ActiveReleases:
         found: tuple[FollowedPath, ...] = self._look(self.rollouts.followed)
         return found
 
+    def wanted(self) -> frozenset[tuple[str, int]]:
+        """The releases whose chunks are fetched, or to be fetched."""
+        found: frozenset[tuple[str, int]] = self._look(lambda _: self.rollouts.wanted())
+        return found
+
     def statistics(self) -> Mapping[str, int]:
         """What the store holds."""
         return {"releases_store_bytes": self.store.size_bytes, "releases_damaged_chunks": self.store.damaged}

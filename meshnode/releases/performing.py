@@ -226,7 +226,8 @@ class ReleasePerformer:
         return None if measures is None else msgspec.structs.asdict(measures)
 
     def progress(self) -> list[dict[str, Any]]:
-        """Releases that are fetched now, with the bytes that are here and those that there are."""
+        """Releases that are not installed and are wanted or kept, with the bytes that are here and those that there
+        are."""
         kept, found = self._kept(), []
         for (path, counter), description in self._descriptions.items():
             if (path, counter) in kept and self._installer.journal.of(path).release(counter) is None:

@@ -12,7 +12,8 @@ def release_view(active: "ActiveReleases") -> dict[str, Any]:
     """Metadata, paths and orders as this node sees them now."""
     catalogue = active.trust.current()
     followed = {each.path: each for each in active.followed()}
-    progress = active.performer.progress()
+    wanted = active.wanted()
+    progress = [each for each in active.performer.progress() if (each["path"], each["counter"]) in wanted]
     paths = []
     for path, serving in active.serving().items():
         state, known = active.installer.journal.of(path), followed.get(path)

@@ -116,7 +116,8 @@ class Following:
         return self._followed is not None and self._followed[2].counter == counter and self._followed[2].phase in JUDGED
 
     def step_of(self, adoption: Adoption) -> str:
-        """How far an adoption has got, as ``ReleaseState.state`` names it."""
+        """How far an adoption has got, as ``ReleaseState.state`` names it; empty when nothing is done about it: its
+        order is not the one that is followed, or its release may not be begun."""
         if adoption.phase is not Phase.READYING:
             return adoption.phase.value
         match self.prepared.readiness(adoption.counter):
@@ -125,7 +126,7 @@ class Following:
             case Readiness.STAGING:
                 return "fetched"
             case _:
-                return "fetching"
+                return "fetching" if adoption.counter in self.prepared.wanted() else ""
 
     def due_ns(self) -> int:
         """When :meth:`advance` has something to do at the latest."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import meshnode
+from cloud_relay.releases.publishing import revoke
 from meshnode.local.section import socket_of
 from meshnode.releases.audit import check_audit
 from meshnode.releases.running import RunningReleases
@@ -168,6 +169,32 @@ async def test_release_that_does_not_fit_is_a_trouble_and_the_model_goes_on(
             assert not trouble.essential
             assert await added(vehicle) == 0.5
             assert vehicle.statistics()["releases_store_bytes"] < 1_000_000
+
+
+async def test_release_that_is_revoked_while_it_is_fetched_is_not_shown_as_being_fetched(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """``meshnode models list --watch`` waited for it for ever."""
+    publish(publisher, 1, 1, padding_bytes=300_000)
+    config = config_of(house, "alone-1", publisher, factory)
+    folder = config.node.state_dir / "releases"
+    put_in(publisher.folder, folder)
+    for chunk in (folder / "incoming").iterdir():
+        if chunk.name != "current.bundle" and chunk.stat().st_size > 4_096:
+            chunk.unlink()  # it has only what is small
+    async with meshnode.open(config) as node:
+        releases = node.part(RunningReleases)
+
+        def shown() -> tuple[int, list[str]]:
+            (path,) = releases.view()["paths"]
+            return len(path["fetching"]), [order["step"] for order in path["orders"]]
+
+        await until(lambda: shown() == (1, ["fetching"]), lambda: str(releases.view()))
+        with publisher.changing() as repository:
+            revoke(repository, PATH, 1)
+        put_in(publisher.folder, folder)
+        releases.imported()
+        await until(lambda: shown() == (0, [""]), lambda: str(releases.view()))
 
 
 async def test_damaged_chunk_is_fetched_again_before_a_release_is_given_up(

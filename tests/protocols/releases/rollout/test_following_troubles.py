@@ -42,6 +42,33 @@ def test_expired_metadata_begins_nothing_and_takes_back_all_the_same() -> None:
     assert node.served == 1
 
 
+def step_of(node: Installer, serial: int) -> str:
+    """What people are told of how far a node has got with an order."""
+    (path,) = node.rollouts.followed(node.now)
+    return next(step for each, _, _, _, step in path.orders if each == serial)
+
+
+def test_release_that_was_aborted_and_revoked_is_not_shown_as_being_fetched() -> None:
+    """Nothing was fetched, and whoever looked waited for it for ever."""
+    node = canary(name="v-1")
+    node.learn(NEW, ALL)
+    assert step_of(node, 2) == "staged"
+    node.learn(replace(NEW, state="aborted"), ALL)
+    assert step_of(node, 2) == ""
+    node.learn(replace(NEW, state="aborted"), ALL, counters=(1,))
+    assert step_of(node, 2) == ""
+
+
+def test_release_that_is_fetched_is_shown_as_that_until_its_metadata_has_expired() -> None:
+    """Expired metadata begins nothing."""
+    node = canary()
+    node.rollouts.releases(listed(1, 2), node.now)
+    node.rollouts.orders((NEW, ALL), node.now)
+    assert step_of(node, 2) == "fetching"
+    node.rollouts.expired(True, node.now)
+    assert step_of(node, 2) == ""
+
+
 def test_release_that_is_not_listed_is_not_begun() -> None:
     """An order alone installs nothing: the release behind it must be signed for by its publisher."""
     node = canary()
