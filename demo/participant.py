@@ -8,6 +8,7 @@ it is told to stop (SIGTERM).
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ from protocols.base.effects import Event
 from protocols.base.errors import MeshError
 from protocols.inference.events import Answered
 from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
+
+_log = logging.getLogger(__name__)
 
 
 class Notebook:
@@ -170,6 +173,15 @@ def _works(node: meshnode.Node, notes: Notebook) -> Iterator[Coroutine[Any, Any,
         yield batch.look_at_tiles(node, {unit.name for unit in UNITS}, notes.batch)
 
 
+async def end_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended. The log says which had failed before."""
+    for task in tasks:
+        task.cancel()
+    for task, outcome in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+        if isinstance(outcome, Exception):
+            _log.error("%s failed", task.get_name(), exc_info=outcome)
+
+
 async def main(config: Path) -> dict[str, Any]:
     """Run until SIGTERM. Returns the report."""
     stop = asyncio.Event()
@@ -195,8 +207,7 @@ async def main(config: Path) -> dict[str, Any]:
                     await stop.wait()
             except TimeoutError:
                 pass
-        for task in tasks:
-            task.cancel()
+        await end_all(tasks)  # before the node closes, which they ask until then
     return notes.report(node)
 
 
