@@ -1,8 +1,8 @@
 """Performs what the machine of releases decides: on the disk, in the models of the node, and at the relay.
 
 Three threads do the work: one for chunks and metadata, whose steps take milliseconds; one that gets releases ready,
-whose steps take seconds or hang; and one for swaps, since a model that is slow to stage must not hold up the way back
-of another. Each result is told to the machine by the method that its effect names.
+whose steps take seconds or hang, and which is relieved then; and one for swaps, since a model that is slow to stage
+must not hold up the way back of another. Each result is told to the machine by the method that its effect names.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from meshnode.releases.install.journal import FACTORY
 from meshnode.releases.install.observing import Shadow, Watched
 from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
 from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete, refusal_of
+from meshnode.releases.relief import RelievedThread
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import take_in
 from meshnode.releases.store.stick import BUNDLE
@@ -82,24 +83,35 @@ class ReleasePerformer:
         self._refetched: Counter[tuple[str, int]] = Counter()
         """How often a release was fetched again, because of damage here."""
         self._disk = ThreadPoolExecutor(1, "release-chunks")
-        self._staging = ThreadPoolExecutor(1, "release-install")
+        self.staging = RelievedThread("release-install")
         self._swaps = ThreadPoolExecutor(1, "release-swap")
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """The functions that perform the effects of the machine, but for those at the relay."""
-        disk, staging = self._disk, self._staging
+        disk, swaps = self._disk, self._swaps
         return {
             VerifyBundle: self._later(disk, self._verify), KeepChunk: self._later(disk, self._keep),
             ReadPiece: self._later(disk, self._read_piece), ReadDescription: self._later(disk, self._describe),
             ReadOrder: self._later(disk, self._read_order), ReadIndex: self._later(disk, self._read_index),
-            StageRelease: self._later(staging, self._stage), ShadowRelease: self._later(staging, self._shadow),
-            DropRelease: self._later(staging, self._drop), ServeRelease: self._later(self._swaps, self._serve),
+            StageRelease: self._in_turn(self._stage), ShadowRelease: self._in_turn(self._shadow),
+            DropRelease: self._in_turn(self._drop), ServeRelease: self._later(swaps, self._serve),
         }  # fmt: skip
 
     def _later(self, thread: ThreadPoolExecutor, do: Callable[[Any], None]) -> Callable[[Any], object]:
         def submit(effect: Any) -> None:
             try:
                 thread.submit(self._safely, do, effect)
+            except RuntimeError:
+                _log.debug("the node closes: %s is not done any more", type(effect).__name__)
+
+        return submit
+
+    def _in_turn(self, do: Callable[[Any], None]) -> Callable[[Any], object]:
+        """Have something done about a release by the thread that gets releases ready."""
+
+        def submit(effect: Any) -> None:
+            try:
+                self.staging.submit((effect.path, effect.counter), lambda: self._safely(do, effect))
             except RuntimeError:
                 _log.debug("the node closes: %s is not done any more", type(effect).__name__)
 
@@ -123,8 +135,9 @@ class ReleasePerformer:
 
     def close(self) -> None:
         """End the threads, after what they do now."""
-        for thread in (self._disk, self._staging, self._swaps):
+        for thread in (self._disk, self._swaps):
             thread.shutdown(cancel_futures=True)
+        self.staging.close()
         self._installer.journal.catch_up()
         for watched in self._watched.values():
             watched.end_shadow()
@@ -162,7 +175,11 @@ class ReleasePerformer:
         self._tell(lambda machine, now: machine.holding(held, now))
 
     def measure(self) -> None:
-        """Tell the machine what was measured, every few seconds."""
+        """Tell the machine what was measured, every few seconds, and see that no release holds up others for ever."""
+        if (hangs := self.staging.relieve()) is not None:
+            path, counter = hangs
+            self._audit.note("hangs", path=path, counter=counter)
+            _log.error("release %d of %s hangs while it is staged: others are staged meanwhile", counter, path)
         for path, watched in list(self._watched.items()):
             shadow = watched.shadow
             for counter in {watched.counter, shadow.counter if shadow is not None else FACTORY} - {FACTORY}:
@@ -349,6 +366,7 @@ class ReleasePerformer:
         failure = ""
         if path not in self._watched:
             self.watch_path(path)
+        self._tell(lambda machine, now: machine.staging(path, counter, now))
         try:
             self._save_plan()
             self._stage_described(path, counter)
@@ -388,6 +406,8 @@ class ReleasePerformer:
 
     def _stage_described(self, path: str, counter: int) -> None:
         """:raises DeltaFailed: the files have to be fetched. :raises InstallRefused: it can't be staged."""
+        if self.staging.is_stuck((path, counter)):
+            raise InstallRefused("hung", "it still hangs from the last time that it was staged: see the disk")
         description = self._descriptions.get((path, counter))
         if description is None:
             raise InstallRefused("other", f"the description of release {counter} of {path} is not here")
@@ -446,6 +466,8 @@ class ReleasePerformer:
     def _drop(self, effect: DropRelease) -> None:
         if (watched := self._watched.get(effect.path)) is not None:
             watched.end_shadow(effect.counter)
+        if self.staging.is_stuck((effect.path, effect.counter)):
+            return  # it is asked for again when that has ended
         try:
             self._installer.drop(effect.path, effect.counter)
         except StorageError as error:

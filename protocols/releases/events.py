@@ -63,7 +63,7 @@ class ReadIndex(Effect, frozen=True):
 
 class StageRelease(Effect, frozen=True):
     """Put the files of a release together, all of whose chunks are held, and try them: digests, golden vectors.
-    → ``staged``."""
+    → ``staging`` when that begins, then ``staged``."""
 
     path: str
     counter: int

@@ -249,6 +249,11 @@ class Releases(Machine):
         self._go_on(now)
 
     # --- installing ------------------------------------------------------------------------------------------------
+    def staging(self, path: str, counter: int, now: int) -> None:
+        """A release is being put together from now on, after it may have waited for others."""
+        self.rollouts.staging(path, counter, now)
+        self._go_on(now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """A release was put together and tried. ``failure``: why it can't be served; empty: it can."""
         self.rollouts.staged(path, counter, failure, now)

@@ -15,7 +15,8 @@ from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 
 STAGING_PATIENCE_NS: Final = 1_800 * SECOND
-"""A release that is not staged by then hangs. Copying 2 GiB on the flash of a vehicle takes a few minutes."""
+"""A release that is not staged so long after that was begun hangs. Copying 2 GiB on the flash of a vehicle takes a few
+minutes. The time in which it waits for others to be staged does not count."""
 MAX_STAGING_CRASHES: Final = 3
 """So many unclean ends of the node while it staged a release count as the fault of the release."""
 
@@ -49,6 +50,8 @@ class Preparation:
     crashes: int = 0
     failure: str = ""
     """Why it is unfit."""
+    is_begun: bool = False
+    """Whether it is being staged. Otherwise it may wait for others."""
     is_proven: bool = False
     """Whether it was staged or served in this life of the node. What a former life staged may be gone from the disk."""
 
@@ -70,12 +73,13 @@ class Preparation:
 
     def enter(self, readiness: Readiness, now: int, failure: str = "") -> None:
         """Go on to a state."""
-        self.readiness, self.since_ns, self.failure = readiness, now, failure
+        self.readiness, self.since_ns, self.failure, self.is_begun = readiness, now, failure, False
 
     @property
     def due_ns(self) -> int:
         """When staging has taken too long; NEVER when the release is not being staged."""
-        return self.since_ns + STAGING_PATIENCE_NS if self.readiness is Readiness.STAGING else NEVER
+        is_under_way = self.readiness is Readiness.STAGING and self.is_begun
+        return self.since_ns + STAGING_PATIENCE_NS if is_under_way else NEVER
 
 
 class Preparations:
@@ -148,6 +152,12 @@ class Preparations:
         if is_wanted:
             self._of[counter].enter(Readiness.STAGING, now)
         return is_wanted
+
+    def begun(self, counter: int, now: int) -> None:
+        """A release that was to be staged has its turn."""
+        prepared = self._of.get(counter)
+        if prepared is not None and prepared.readiness is Readiness.STAGING:
+            prepared.since_ns, prepared.is_begun = now, True
 
     def refused(self, counter: int, failure: str, now: int) -> None:
         """A release that is missing can't be fetched."""

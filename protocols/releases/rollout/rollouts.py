@@ -231,6 +231,12 @@ class Rollouts:
             following.prepared.refused(counter, failure, now)
             self._advance(following, now)
 
+    def staging(self, path: str, counter: int, now: int) -> None:
+        """The driver begins with ``StageRelease``. The time in which that waited for others was no fault of it."""
+        if (following := self._paths.get(path)) is not None:
+            following.prepared.begun(counter, now)
+            self._advance(following, now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``StageRelease``. A failure begins with its reason, as in ``no_room: 12 MB are free``."""
         following = self._following(path)

@@ -199,6 +199,36 @@ def test_model_that_hangs_while_it_is_staged_holds_up_no_way_back_of_another(
             disk.let_go.set()
 
 
+@pytest.mark.processes
+def test_model_that_hangs_while_it_is_staged_holds_up_another_one_for_a_while_only(
+    tmp_path: Path, publisher: Publisher
+) -> None:
+    """A disk that does not answer hangs for ever, and no model was staged any more until the node was restarted."""
+    disk = HeldDisk()
+    publisher.release(1, "plate")
+    with closing(Bench(tmp_path / "releases", publisher, disk)) as bench:
+        put_in(publisher.folder, bench.folder)
+        bench.performer.begin()
+        eventually(lambda: bench.performer.description("models/plate", 1))
+        good, stage = release(1), bench.performer.performers()[StageRelease]
+        good.put_into(bench.site.store)
+        bench.performer._descriptions[PATH, 1] = good.description
+        audit = bench.folder / "audit.jsonl"
+        try:
+            stage(StageRelease("models/plate", 1))
+            assert disk.is_held.wait(LIMIT_S)
+            stage(StageRelease(PATH, 1))
+            bench.performer.measure()
+            assert not bench.performer.staging.is_stuck(("models/plate", 1)), "it may take its time"
+            bench.performer.staging.patience_s = 0
+            bench.performer.measure()
+            assert bench.performer.staging.is_stuck(("models/plate", 1))
+            eventually(lambda: f'"staged", "path": "{PATH}"' in audit.read_text(), "the other one was staged")
+        finally:
+            disk.let_go.set()
+        eventually(lambda: not bench.performer.staging.is_stuck(("models/plate", 1)))
+
+
 def test_bundle_that_made_room_before_it_was_verified_is_verified_once_it_is_here_again(
     bench: Bench, publisher: Publisher
 ) -> None:

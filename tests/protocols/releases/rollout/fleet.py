@@ -140,6 +140,8 @@ class Installer:
                 raise AssertionError("two swaps at once")
             case StageRelease() | ServeRelease() if type(effect) in self.holds:
                 self.waiting.append(effect)
+                if isinstance(effect, StageRelease):
+                    self.rollouts.staging(PATH, effect.counter, self.now)
             case StageRelease() | ServeRelease():
                 self.answer(effect)
             case ShadowRelease(counter=counter):

@@ -100,6 +100,15 @@ class AnyOrder(RuleBasedStateMachine):
         self._take()
 
     @precondition(lambda self: self.waiting)
+    @rule()
+    def begin_staging(self) -> None:
+        """What waited for others has its turn."""
+        for effect in self.waiting:
+            if isinstance(effect, StageRelease):
+                self.rollouts.staging(PATH, effect.counter, self.now)
+        self._take()
+
+    @precondition(lambda self: self.waiting)
     @rule(data=st.data(), failure=st.sampled_from(FAILURES))
     def answer(self, data: st.DataObject, failure: str) -> None:
         """The installer answers one of the things that it was asked for."""

@@ -134,6 +134,22 @@ def test_release_that_hangs_while_it_is_staged_fails_after_a_time() -> None:
     assert node.dropped[-1] == 2
 
 
+def test_release_that_waits_for_others_to_be_staged_is_not_given_up() -> None:
+    """Three models that hung before it took longer than one may take, and it was called failed for ever."""
+    node = canary()
+    node.rollouts.releases(listed(1, 2), node.now)
+    node.rollouts.orders((NEW, ALL), node.now)
+    node.rollouts.complete(PATH, 2, node.now)
+    assert StageRelease(PATH, 2) in node.rollouts.outgoing()
+    node.pass_s(2 * STAGING_PATIENCE_NS / SECOND)
+    assert node.verdicts(2) == 0
+    node.rollouts.staging(PATH, 2, node.now)
+    node.pass_s(STAGING_PATIENCE_NS / SECOND - 1)
+    assert node.verdicts(2) == 0
+    node.pass_s(2)
+    assert node.verdicts(2) == FAILED
+
+
 def test_stuck_path_does_not_hold_up_another() -> None:
     """One model that never completes must not keep security fixes of others away."""
     node = canary()
