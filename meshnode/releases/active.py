@@ -48,6 +48,9 @@ FOLDER: Final = "releases"
 _TICK_S: Final = 2.0
 _EXPIRY_S: Final = 60.0
 _MIB: Final = 1024 * 1024
+_HAVE_ROOM: Final = frozenset({"fetched", "staged", "serving"})
+_GIVEN_UP: Final = frozenset({"aborted", "halted"})
+"""A release of a path had no room. These states of one, and of an order, end that."""
 
 
 class ActiveReleases:
@@ -183,7 +186,7 @@ class ActiveReleases:
         """The functions that handle the events of the machine."""
         return {
             MetadataTaken: self._happened, MetadataRefused: self._was_bad, ChunkForged: self._was_bad,
-            ReleaseState: self._got_on, RolloutState: self._happened,
+            ReleaseState: self._got_on, RolloutState: self._concluded,
         }  # fmt: skip
 
     def _happened(self, event: Event) -> None:
@@ -193,7 +196,15 @@ class ActiveReleases:
     def _got_on(self, event: ReleaseState) -> None:
         self._happened(event)
         if reason_of(event.detail) == "no_room":
-            self._host.troubles.begin(TROUBLE, event.path, f"{event.path} {event.counter}: {event.detail}")
+            why = f"{event.path} {event.counter}: {event.detail}"
+            self._host.troubles.begin(TROUBLE, f"room for {event.path}", why)
+        elif event.state in _HAVE_ROOM:
+            self._host.troubles.end(TROUBLE, f"room for {event.path}")
+
+    def _concluded(self, event: RolloutState) -> None:
+        self._happened(event)
+        if event.state in _GIVEN_UP:
+            self._host.troubles.end(TROUBLE, f"room for {event.path}")
 
     def _was_bad(self, event: Event) -> None:
         _log.warning("%s", event)

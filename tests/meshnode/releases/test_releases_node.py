@@ -169,6 +169,11 @@ async def test_release_that_does_not_fit_is_a_trouble_and_the_model_goes_on(
             assert not trouble.essential
             assert await added(vehicle) == 0.5
             assert vehicle.statistics()["releases_store_bytes"] < 1_000_000
+            publish(publisher, 1, 1, padding_bytes=1_500_000, state="aborted")
+            put_in(publisher.folder, one.node.state_dir / "releases")
+            rsu.part(RunningReleases).imported()
+            await until(lambda: not [each for each in vehicle.troubles.current() if each.part == "releases"],
+                        lambda: str(vehicle.troubles.current()))  # fmt: skip
 
 
 async def test_release_that_is_revoked_while_it_is_fetched_is_not_shown_as_being_fetched(
