@@ -34,6 +34,8 @@ from meshnode.loading import load
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import check_place
 from meshnode.part import Part
+from meshnode.records.egress.advice import shortcomings
+from meshnode.records.egress.section import policy_of
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
@@ -83,6 +85,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _state(config, running)
     if running is None:  # a running node says itself what is wrong, and nobody else may open the file
         yield from _outbox(config)
+    yield from _egress(config)
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)
@@ -244,6 +247,17 @@ def _outbox(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("fail", "outbox", str(error))
     else:
         yield Finding("ok", "outbox", f"{path}" if path.exists() else "there is none yet")
+
+
+def _egress(config: NodeConfig) -> Iterator[Finding]:
+    """What may leave for the relay."""
+    found = [Finding("warn", "egress", text) for text in shortcomings(config)]
+    policy = policy_of(config)
+    if policy is not None and not found:
+        found.append(
+            Finding("ok", "egress", f"what may leave for the relay is said by a policy with rules: {len(policy.rules)}")
+        )
+    yield from found
 
 
 def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:

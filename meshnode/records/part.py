@@ -19,10 +19,11 @@ def _start(host: "Host") -> "RunningPart":
 
 
 def _sections() -> "Sequence[type[PartSection]]":
+    from meshnode.records.egress.section import EgressRulesSection
     from meshnode.records.rules.section import RulesSection
     from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 
-    return (CurationRulesSection, RulesSection, OutboxSection, RelaySection)
+    return (CurationRulesSection, RulesSection, EgressRulesSection, OutboxSection, RelaySection)
 
 
 def _commands() -> "Sequence[click.Command]":

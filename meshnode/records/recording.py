@@ -1,10 +1,12 @@
-"""From readings to records: the curator chooses them, the outbox keeps them, and the uplink carries them.
+"""From readings to records: the curator chooses them, the egress policy lets them through, the outbox keeps them, and
+the uplink carries them.
 
 All readings, those of this node and those of neighbours, enter by :meth:`Recorder.consider`. They are chosen on the
 thread that publishes or receives them and handed to the event loop, where the outbox lives, by a bounded queue. Each
 reading that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason
-``outbox_behind``, ``outbox_failed``, ``no_outbox``, ``outbox_closed`` or ``record_too_large``. A record counts only
-once it is committed.
+``outbox_behind``, ``outbox_failed``, ``no_outbox``, ``outbox_closed``, ``record_too_large`` or ``egress_behind``. A
+record counts only once it is committed. What the egress policy keeps back is dropped as ``egress_kept_back`` and is not
+among ``not_stored``, because somebody wants it so.
 
 Readings that curation derives are published as the node's own; what can't be published is dropped as ``not_derived``.
 """
@@ -22,6 +24,8 @@ from typing import Final, assert_never
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
+from meshnode.records.egress.door import EgressDoor
+from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.outbox import Outbox
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
@@ -35,6 +39,7 @@ from protocols.base.keys import matches
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
+from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
 from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
@@ -64,13 +69,18 @@ class Recorder:
         publish: Callable[..., object], patterns: Iterable[Pattern] = (), troubles: Troubles | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
-        and ``troubles`` are those of the node."""
+        and ``troubles`` are those of the node.
+
+        :raises StorageError: when the key of an egress policy can't be used.
+        """
         self._config, self._dropped, self._publish = config, dropped, publish
         self._node = NodeId(config.node.id)
         patterns = tuple(patterns)
         self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
         self._patterns = patterns
         self._expressions = self._curator.expressions
+        policy = policy_of(config)
+        self.door = None if policy is None else EgressDoor(policy, self._node, config.node.state_dir)
         self._lock = threading.Lock()
         self._due_ns = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -164,10 +174,47 @@ class Recorder:
         return derived
 
     def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
-        key, origin = chosen.reading.key, chosen.reading.origin
-        payer = OWN if origin == self._node else origin
+        original = chosen.reading
+        if self.door is None:
+            self._append(chosen, original, alone)
+            return
         try:
-            encoded = encode_reading(chosen.reading) if alone is None else reading_in_alone(alone)
+            outcome = self.door.judged(original, alone)
+        except ValueUnsupported:
+            self._not_kept(original.key, "record_too_large")
+            return
+        if not isinstance(outcome, WithPictures):
+            self._passed(chosen, outcome, alone if outcome is original else None)
+        elif not self.door.draw(outcome, original.origin == self._node, partial(self._drawn, chosen)):
+            self._not_kept(original.key, "egress_behind")
+
+    def _drawn(self, chosen: RecordChosen, outcome: Reading | KeptBack | None) -> None:
+        """The pictures of a reading have been encoded anew. Called on the thread of pictures."""
+        with self._lock:
+            was_empty = not len(self._waiting)
+            if outcome is None:
+                self._not_kept(chosen.reading.key, "outbox_closed")
+            else:
+                self._passed(chosen, outcome, None)
+            is_first = was_empty and bool(len(self._waiting))
+        if is_first:
+            self._call_soon(self._wake.set)
+
+    def _passed(self, chosen: RecordChosen, outcome: Reading | KeptBack, alone: bytes | None) -> None:
+        """Do what the door said. ``alone``: the bytes of ``outcome``."""
+        assert self.door is not None, "it said so"
+        self.door.count(chosen.reading.key, outcome)
+        if isinstance(outcome, KeptBack):
+            self._dropped(chosen.reading.key, "egress_kept_back")
+        else:
+            self._append(chosen, outcome, alone)
+
+    def _append(self, chosen: RecordChosen, reading: Reading, alone: bytes | None) -> None:
+        """Let a reading wait for the outbox, as it is."""
+        key = chosen.reading.key
+        payer = OWN if chosen.reading.origin == self._node else reading.origin  # the file must not name who may not
+        try:
+            encoded = encode_reading(reading) if alone is None else reading_in_alone(alone)
             curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms, payer)
         except (BoundExceeded, ValueUnsupported):
             # In the outbox it would take its whole group with it. A value is unsupported when a neighbour's reading had

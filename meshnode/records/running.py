@@ -90,19 +90,23 @@ class RunningRecords(RunningPart):
         of_rules: Counter[str] = Counter()
         for counters in recorder.rule_counters().values():
             of_rules.update({f"rules_{name}": number for name, number in counters.items()})
-        return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored} | of_rules
+        egress = {} if recorder.door is None else recorder.door.statistics()
+        return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored} | of_rules | egress
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
         """``uplink``: the state of the link to the relay."""
         return {"uplink": lambda _: self.uplink_state}
 
     def node_view(self) -> Mapping[str, Any]:
-        """``relay``, and ``rules`` with the counters of each."""
-        rules = {} if self._recorder is None else self._recorder.rule_counters()
+        """``relay``, ``egress``, and ``rules`` with the counters of each."""
+        recorder = self._recorder
+        rules = {} if recorder is None else recorder.rule_counters()
+        door = None if recorder is None else recorder.door
+        view = {"egress": None if door is None else door.view(), "rules": rules}
         if self._relay is None:
-            return {"relay": None, "rules": rules}
+            return {"relay": None} | view
         state, _, detail = self.uplink_state.partition(" ")
-        return {"rules": rules, "relay": {"address": str(self._relay.address), "state": state, "detail": detail}}
+        return {"relay": {"address": str(self._relay.address), "state": state, "detail": detail}} | view
 
     def metrics(self) -> "Iterable[Metric]":
         """Whether the relay answers."""

@@ -23,7 +23,7 @@ from protocols.base.limits import MAX_CACHED_KEYS, MAX_KEY_BYTES
 from protocols.records.egress.coarse import coarsened_position, coarsened_time
 from protocols.records.egress.pseudonyms import Pseudonyms
 from protocols.records.egress.rules import EgressPolicy, EgressRule
-from protocols.records.egress.values import Redraw, has_bytes, has_count, redrawn, with_fields, with_wide_window
+from protocols.records.egress.values import Redraw, has_count, redrawn, sizes_bytes, with_fields, with_wide_window
 from protocols.wire.readings import Reading
 
 
@@ -43,6 +43,8 @@ class WithPictures:
 
     rule: EgressRule
     reading: Reading
+    size_bytes: int
+    """Of its pictures."""
 
     def finished(self, redraw: Redraw) -> Reading | KeptBack:
         """The reading as it leaves."""
@@ -98,9 +100,11 @@ class EgressGate:
             changes |= self._without_names(rule, rule.pseudonym_s, reading)
             if len(changes["key"].encode()) > MAX_KEY_BYTES:
                 return KeptBack(rule.name, "key")
+        if changes.get("value") is reading.value:
+            changes.pop("value", None)
         released = replace(reading, **changes) if changes else reading
-        if rule.redraws_pictures and has_bytes(released.value):
-            return WithPictures(rule, released)
+        if rule.redraws_pictures and (sizes := sizes_bytes(released.value)):
+            return WithPictures(rule, released, sum(sizes))
         return released
 
     def count(self, rule: str, kept_back: KeptBack | None) -> None:

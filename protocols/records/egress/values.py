@@ -16,10 +16,12 @@ _ENCODED_SHAPE: Final = 1
 
 
 def with_fields(value: Any, allowed: Collection[str]) -> dict[str, Any] | None:
-    """The allowed fields of a map; None: there are none, or it is no map."""
+    """The allowed fields of a map, which is the map itself if there are no others; None: there are none, or it is no
+    map."""
     if type(value) is not dict:
         return None
-    return {name: item for name, item in value.items() if name in allowed} or None
+    kept = {name: item for name, item in value.items() if name in allowed}
+    return value if len(kept) == len(value) else kept or None
 
 
 def has_count(value: Any, least: int) -> bool:
@@ -40,17 +42,19 @@ def with_wide_window(value: Any, bucket_s: int) -> Any:
     return value | {_START: start_ns, _END: end_ns}
 
 
-def has_bytes(value: Any) -> bool:
-    """Whether there are bytes or an array in a value, at any depth."""
+def sizes_bytes(value: Any) -> list[int]:
+    """The sizes of all bytes and arrays in a value, at any depth."""
     match value:
-        case bytes() | Tensor():
-            return True
+        case bytes():
+            return [len(value)]
+        case Tensor():
+            return [len(value.data)]
         case dict():
-            return any(map(has_bytes, value.values()))
+            return [size for item in value.values() for size in sizes_bytes(item)]
         case list():
-            return any(map(has_bytes, value))
+            return [size for item in value for size in sizes_bytes(item)]
         case _:
-            return False
+            return []
 
 
 def redrawn(value: Any, redraw: Redraw) -> Any:
