@@ -19,12 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
-from meshnode.records.egress.door import EgressDoor
 from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.outbox import Outbox
@@ -45,6 +44,9 @@ from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
+if TYPE_CHECKING:
+    from meshnode.records.egress.door import EgressDoor
+
 _log = logging.getLogger(__name__)
 _GROUP: Final = 256
 """Records put into the outbox at once."""
@@ -59,6 +61,16 @@ def rules_of(config: NodeConfig) -> tuple[CurationRule, ...]:
         )
         for rule in config.of(CurationRulesSection).rules
     )  # fmt: skip
+
+
+def _door_of(config: NodeConfig) -> "EgressDoor | None":
+    """The door of a node with an egress policy."""
+    policy = policy_of(config)
+    if policy is None:
+        return None
+    from meshnode.records.egress.door import EgressDoor  # what reads pictures, which only such a node pays for
+
+    return EgressDoor(policy, config.node.id, config.node.state_dir)
 
 
 class Recorder:
@@ -79,8 +91,7 @@ class Recorder:
         self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
         self._patterns = patterns
         self._expressions = self._curator.expressions
-        policy = policy_of(config)
-        self.door = None if policy is None else EgressDoor(policy, self._node, config.node.state_dir)
+        self.door = _door_of(config)
         self._lock = threading.Lock()
         self._due_ns = NEVER
         self._timer: asyncio.TimerHandle | None = None

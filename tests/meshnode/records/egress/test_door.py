@@ -10,21 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import Raw
 
 import meshnode
 from meshnode.records.egress import drawing
 from meshnode.records.egress.secret import NAME, pseudonym_key
 from meshnode.records.recording import Recorder
 from meshnode.records.running import RunningRecords
+from protocols.access import AccessTable
 from protocols.base.errors import StorageError
 from protocols.records.egress.gate import WithPictures
 from protocols.records.egress.rules import EgressRule
-from protocols.wire.parcels import decode_untrusted_record
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import decode_untrusted_record, encode_reading
 from protocols.wire.readings import Position, Provenance, Reading
+from protocols.wire.records import Acknowledgement, Batch, Record
 from protocols.wire.tensors import Tensor
 from tests.meshnode.records.egress.test_pictures import PLATE, decoded, picture
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, dropped
+from tests.tools.relay_fixture import RelayInProcess
 from tests.tools.strategies import reading
 
 VIN = "WVWZZZ1JZ3W386752"
@@ -240,3 +245,16 @@ async def test_pseudonyms_outlast_a_restart(tmp_path: Path) -> None:
             node.publish("veh/veh-1/seen", {"count": 1}, where=HOME, time_ns=at_ns)
             names.append((await kept(node, count))[-1].origin)
     assert names[0] == names[1] != "veh-1"
+
+
+async def test_relay_takes_records_under_pseudonyms(tmp_path: Path) -> None:
+    """It refuses keys on which their origin may not publish, and the built-in table names the origin in the key."""
+    relay = RelayInProcess(tmp_path / "relay.sqlite", AccessTable())
+    async with meshnode.open(House(tmp_path).file("veh-1", RULES + POLICY)) as node:
+        node.publish("veh/veh-1/seen", {"count": 1, "plate": PLATE.decode()}, where=HOME)
+        recorder_of(node).consider(reading("veh/veh-2/seen", "veh-2", value={"count": 2}, where=HOME))
+        left = await kept(node, 2)
+    records = tuple(Record(number, "all", Raw(encode_reading(one))) for number, one in enumerate(left, 1))
+    assert relay.send(Batch(MAJOR, MINOR, "veh-1", 1, 3, records), "veh-1") == Acknowledgement((1, 2))
+    assert [(row["key"], row["value"]) for row in relay.records()] == [(one.key, one.value) for one in left]
+    relay.store.close()
