@@ -1,4 +1,4 @@
-"""Prints the reference pages that are made from declarations: ``python -m meshnode.cli.reference [manifest]``."""
+"""Prints the reference pages that are made from declarations: ``python -m meshnode.cli.reference [manifest|rules]``."""
 
 from typing import Final, Literal
 
@@ -8,6 +8,12 @@ from meshnode.config.reference import described_table, reference_page
 from meshnode.loading import parts_with, sections_of
 from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
+from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, VARIABLES
+from meshnode.records.rules.tables import OutputTable, RuleTable, WindowTable
+from meshnode.records.rules.trying import Case, ExpectedReading, GivenReading
+from protocols.base.limits import SECOND
+from protocols.records.windows.kinds import FUTURE_NS
+from protocols.records.windows.summary import EXACT
 
 _OPENING: Final = """\
 # Manifests of models
@@ -39,16 +45,98 @@ When there is nothing in 2, the digest is that of 1. `GET /v1/models` tells it.
 """
 
 
+FUTURE_S: Final = FUTURE_NS / SECOND
+_RULES_OPENING: Final = """\
+# Rules
+
+<!-- Made from the declarations by `python -m meshnode.cli.reference rules`; edit those. -->
+
+`[rules] files` in the configuration of a node names TOML files with tables `[[rule]]`. A rule takes readings, and
+derives others out of them. The node publishes these, and they become records for the relay. `meshnode rules check`,
+`test` and `explain` need no node. How to write rules is told in [summarise readings](../howto/summarise-readings.md).
+"""
+_RULES_TABLES: Final = (
+    ("## `[[rule]]`", RuleTable), ("## `window`", WindowTable), ("## `output`", OutputTable),
+)  # fmt: skip
+_RULES_MIDDLE: Final = f"""\
+## Expressions
+
+`where`, `value` and `by` are written in the [Common Expression Language](https://cel.dev). They may use
+{", ".join(f"`{name}`" for name in VARIABLES)}. All numbers in `value` are decimal ones (`double`): write `value > 3.0`,
+and `int(value) % 2` for whole ones. A reading for which an expression has no value (a missing field, a text where a
+number is needed, more than {MAX_ELEMENTS:,} elements) is left out and counted as `failed`.
+
+An expression has at most {MAX_CHARS:,} characters, is nested at most {MAX_DEPTH} deep, and has at most {MAX_LOOPS} loop
+(`all`, `exists`, `exists_one`, `map`, `filter`).
+
+## What a summary is
+
+The value of a reading that is derived from a window is a map: `start_ns` and `end_ns` of the window in UTC, and what
+was computed. Percentiles (nearest rank) and `distinct` are exact to {EXACT:,} readings or values; beyond, they come
+from sketches: the rank of a percentile is wrong by at most 1.65 % (99 % confidence), the number of distinct values by 1.6 %
+(one standard error). The reading was sensed in the middle of the window, with half of the window and the largest
+uncertainty of a reading as its uncertainty; its position is the middle of the rectangle that holds those of its
+readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
+names the rule and what the readings were derived from.
+
+## What becomes of readings
+
+| counter | a reading was |
+|---|---|
+| `taken` | taken |
+| `derived` | derived from others (windows, or single readings) |
+| `filtered` | left out by `where` |
+| `failed` | left out, because an expression had no value for it |
+| `unit_mismatch` | in another unit than `unit` |
+| `unfit` | not what is computed needs (a number, a short text), or its lineage is full |
+| `late` | sensed in windows that were closed when it came |
+| `future` | sensed more than {FUTURE_S:g} s and its uncertainty from now |
+| `doubled` | taken already |
+| `evicted` | taken, and lost because there were too many partitions: the source with most gives way |
+
+`GET /v1/node` has them for each rule under `rules`, and the statistics of the node have their sums, as in `rules_late`.
+"""
+_CASES_OPENING: Final = """\
+## Files of cases
+
+`meshnode rules test FILE` tries rules on readings: it compares what they derive, in order, with what is expected.
+Seconds count from the start of a day in UTC. In an expected value, `start_s` and `end_s` are those of the window.
+
+| key | type | default | meaning |
+|---|---|---|---|
+| `rules` | text | **required** | The file of rules, from the folder of this file. |
+| `case` | list of tables | **required** | See below. |
+"""
+_CASES_TABLES: Final = (
+    ("## `[[case]]`", Case), ("## `reading`", GivenReading), ("## `expected`", ExpectedReading),
+)  # fmt: skip
+
+
+def rules_page() -> str:
+    """The page about rules, as Markdown."""
+    return "\n".join([
+        _RULES_OPENING, *(described_table(heading, rows) for heading, rows in _RULES_TABLES), _RULES_MIDDLE,
+        _CASES_OPENING, *(described_table(heading, rows) for heading, rows in _CASES_TABLES),
+    ]).rstrip() + "\n"  # fmt: skip
+
+
 def manifest_page() -> str:
     """The page about manifests, as Markdown."""
     return "\n".join([_OPENING, *(described_table(heading, rows) for heading, rows in _TABLES), _CLOSING])
 
 
 @click.command()
-@click.argument("page", type=click.Choice(["configuration", "manifest"]), default="configuration")
-def main(page: Literal["configuration", "manifest"]) -> None:
+@click.argument("page", type=click.Choice(["configuration", "manifest", "rules"]), default="configuration")
+def main(page: Literal["configuration", "manifest", "rules"]) -> None:
     """Print a page."""
-    click.echo(reference_page(sections_of(parts_with())) if page == "configuration" else manifest_page(), nl=False)
+    match page:
+        case "configuration":
+            text = reference_page(sections_of(parts_with()))
+        case "manifest":
+            text = manifest_page()
+        case _:
+            text = rules_page()
+    click.echo(text, nl=False)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _bare_type_text(hint: Any) -> str:
         return "text `host:port`"
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return " or ".join(f'`"{member.value}"`' for member in hint)
-    return _NAMES.get(hint, "table")
+    return "any" if hint is Any else _NAMES.get(hint, "table")
 
 
 def _default_text(field: msgspec.structs.FieldInfo, hint: Any) -> str:

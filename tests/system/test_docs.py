@@ -234,6 +234,8 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
     issue(tmp_path / "authority", "vehicle", node, tmp_path)
     for model in table.get("models", {}).values():
         (tmp_path / model["path"]).touch()
+    for name in table.get("rules", {}).get("files", ()):
+        (tmp_path / name).touch()
     if "releases" in table:
         (tmp_path / table["releases"]["root"]).touch()
     assert load(config).node.id == node

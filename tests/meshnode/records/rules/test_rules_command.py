@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from meshnode.cli.reference import rules_page
 from meshnode.records.console.rules import rules
 
 RULES = """
@@ -154,3 +155,22 @@ def test_json_of_test_and_explain_is_for_programs(folder: Path) -> None:
     assert [derived["rule"] for derived in case["derived"]] == ["by ten seconds", "too fast"]
     explained = json.loads(run("explain", "--json", folder / "rules.toml")[1])
     assert [rule["name"] for rule in explained] == ["by ten seconds", "too fast"]
+
+
+def test_reference_page_is_what_the_declarations_make() -> None:
+    page = Path(__file__).parents[4] / "docs" / "reference" / "rules.md"
+    assert page.read_text("utf-8") == rules_page(), (
+        "run: python -m meshnode.cli.reference rules > docs/reference/rules.md"
+    )
+
+
+def test_files_of_the_how_to_work_as_it_says(tmp_path: Path) -> None:
+    """People copy them."""
+    page = (Path(__file__).parents[4] / "docs" / "howto" / "summarise-readings.md").read_text("utf-8")
+    texts = page.split("```text\n")
+    (tmp_path / "traffic.toml").write_text(texts[1].partition("```")[0])
+    (tmp_path / "cases.toml").write_text(texts[2].partition("```")[0])
+    status, output = run("check", tmp_path / "traffic.toml")
+    assert status == 0
+    assert output.partition(": ")[2] in page
+    assert run("test", tmp_path / "cases.toml")[0] == 0
