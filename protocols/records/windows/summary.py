@@ -18,6 +18,7 @@ from msgspec import msgpack
 
 from protocols.base.errors import LocalProtocolError, ValueUnsupported
 from protocols.base.limits import MAX_LINEAGE, MAX_TEXT_CHARS
+from protocols.records.places import enclosing_circle
 from protocols.wire.encoding.values import travelling_value
 from protocols.wire.readings import Position, Reading
 
@@ -27,8 +28,6 @@ _PERCENTILE: Final = re.compile(r"p(\d{1,2}(\.\d{1,3})?)")
 _PLAIN: Final = frozenset({"count", "min", "max", "sum", "mean", "first", "last", "distinct"})
 _NUMERIC: Final = frozenset({"min", "max", "sum", "mean"})
 _SHORT: Final = frozenset({int, float, bool, type(None)})
-_EARTH_RADIUS_M: Final = 6_371_008.8
-"""The mean radius of WGS 84."""
 
 
 class PercentileSketch(Protocol):
@@ -206,15 +205,7 @@ class Summary:
     @property
     def where(self) -> Position:
         """A circle that holds all positions. Readings on both sides of the date line make it too large."""
-        latitude_deg = (self.south_deg + self.north_deg) / 2
-        longitude_deg = (self.west_deg + self.east_deg) / 2
-        to_north_m = math.radians(self.north_deg - self.south_deg) / 2 * _EARTH_RADIUS_M
-        to_east_m = math.radians(self.east_deg - self.west_deg) / 2 * _EARTH_RADIUS_M
-        nearest_equator_deg = (
-            0.0 if self.south_deg <= 0 <= self.north_deg else min(abs(self.south_deg), abs(self.north_deg))
-        )
-        to_east_m *= math.cos(math.radians(nearest_equator_deg))
-        return Position(latitude_deg, longitude_deg, math.hypot(to_north_m, to_east_m) + self.accuracy_m)
+        return enclosing_circle(self.south_deg, self.west_deg, self.north_deg, self.east_deg, self.accuracy_m)
 
     # --- numbers -----------------------------------------------------------------------------------------------------
     def _take_number(self, value: float, functions: Functions) -> None:
