@@ -1,0 +1,163 @@
+"""What all patterns have in common: which readings they take, and the context of what they derive.
+
+A reading is left out, and counted, when no source takes it, when it came before (``doubled``), when it is ``late`` or
+from the ``future`` (see :class:`Nearness`), or when it is ``unfit``: it takes too much memory, or its lineage is full.
+
+What is derived from several readings covers them: its position is a circle that holds all of theirs, its time is the
+interval that holds all of theirs, its quality is that of the worst, and its lineage holds all of theirs, each step
+once. A lineage that is too long would have to lose steps, and with them the promise that a pattern never sees what it
+derived; so readings whose lineages don't fit together are not put together.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from protocols.base.errors import BoundExceeded
+from protocols.base.ids import NodeId
+from protocols.base.limits import MAX_LINEAGE
+from protocols.records.curation import ReadingDerived
+from protocols.records.output import Output
+from protocols.records.patterns.held import MAX_HELD_BYTES, held_bytes
+from protocols.records.patterns.nearness import Nearness
+from protocols.records.places import enclosing_circle
+from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
+from protocols.records.windows.rule import MAX_PARTITIONS, MAX_STATE_BYTES, MIB, undivided
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+
+MAX_HELD: Final = 256
+"""Readings of one partition that are held: each that comes may be compared with all of them."""
+AT_ONCE: Final = 128
+"""What is derived in one timer at most, so that nobody waits for a hundred thousand of them."""
+_PARTITION_CHARS: Final = 200
+
+Partition = Callable[[Reading], object]
+
+
+class PatternRule:
+    """The common part of the rules. ``max_held``: how many readings of one partition are held, of each source."""
+
+    def __init__(
+        self, name: str, node: NodeId, sources: Sequence[Source], nearness: Nearness, output: Output,
+        partition: Partition, max_partitions: int, max_held: int,
+    ) -> None:  # fmt: skip
+        if not 1 <= max_partitions <= MAX_PARTITIONS:
+            raise BoundExceeded(f"max_partitions is {max_partitions}: use 1 to {MAX_PARTITIONS}")
+        if not 1 <= max_held <= MAX_HELD:
+            raise BoundExceeded(f"max_held is {max_held}: use 1 to {MAX_HELD}")
+        self.name, self.nearness = name, nearness
+        self.max_partitions = 1 if partition is undivided else max_partitions
+        self._node, self._sources, self._output, self._partition = node, tuple(sources), output, partition
+        self._seen = Seen()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """The key expressions of its sources that take readings of neighbours."""
+        return tuple(dict.fromkeys(source.keys for source in self._sources if source.source == "any"))
+
+    def considers(self, key: str, is_own: bool) -> bool:
+        """Whether one of its sources does."""
+        return any(source.considers(key, is_own) for source in self._sources)
+
+    def counters(self) -> Mapping[str, int]:
+        """Readings taken and left out, by reason; readings that gave way (``evicted``); and what was derived."""
+        evicted = self._evicted()
+        return self._counts | Counter({"evicted": evicted} if evicted else {})
+
+    def _evicted(self) -> int:
+        raise NotImplementedError
+
+    def _check_state(self, state_bytes: int, max_held: int) -> int:
+        """What the state may take. :raises BoundExceeded: when that is more than a rule may have."""
+        if state_bytes > MAX_STATE_BYTES:
+            raise BoundExceeded(
+                f"{self.max_partitions} partitions that hold {max_held} readings of each source need up to "
+                f"{state_bytes // MIB} MiB, and a rule may have {MAX_STATE_BYTES // MIB}: allow fewer partitions "
+                "(max_partitions) or fewer readings (max_held)"
+            )
+        return state_bytes
+
+    def _taken(self, reading: Reading, is_own: bool, utc_now: int) -> tuple[str, list[Reading | None]] | None:
+        """The partition of a reading, and for each source what it takes: the reading with the value that counts."""
+        counts, reasons = self._counts, Counter[str]()
+        parts: list[Reading | None] = []
+        for source in self._sources:
+            value = source.taken(reading, reasons) if source.considers(reading.key, is_own) else NOT_TAKEN
+            if value is NOT_TAKEN:
+                parts.append(None)
+            else:
+                parts.append(reading if source.value is None else replace(reading, value=value))
+        if all(part is None for part in parts):
+            counts.update(list(reasons)[:1])
+            return None
+        try:
+            partition = str(self._partition(reading))[:_PARTITION_CHARS]
+        except ExpressionFailed:
+            counts["failed"] += 1
+            return None
+        if not self._seen.is_new(reading):
+            counts["doubled"] += 1
+            return None
+        fault = self.nearness.fault(reading, utc_now)
+        if not fault and (len(reading.how.lineage) >= MAX_LINEAGE or not _are_small(parts, partition)):
+            fault = "unfit"
+        counts[fault or "taken"] += 1
+        return None if fault else (partition, parts)
+
+    def _derived(
+        self, partition: str, readings: Sequence[Reading], value: Any, when: EventTime | None = None
+    ) -> list[ReadingDerived]:
+        """What follows from readings: one derived reading, or none when their lineages don't fit together."""
+        lineage = tuple(dict.fromkeys(step for reading in readings for step in reading.how.lineage))
+        if len(lineage) >= MAX_LINEAGE:
+            self._counts["lineage_full"] += 1
+            return []
+        self._counts["derived"] += 1
+        output = self._output
+        quality = min(reading.how.quality for reading in readings)
+        how = Provenance(f"rule {self.name}", output.unit, quality, "", lineage)
+        key = output.filled(self._node, partition)
+        where, when = _where_all(readings), when or _when_all(readings)
+        return [ReadingDerived(self.name, key, value, where, when, how, output.priority, output.lifespan_ms)]
+
+
+def _are_small(parts: Sequence[Reading | None], partition: str) -> bool:
+    return all(part is None or held_bytes(part, partition) <= MAX_HELD_BYTES for part in parts)
+
+
+def described(reading: Reading) -> dict[str, Any]:
+    """How a derived value names a reading that it follows from."""
+    return {
+        "key": reading.key, "origin": reading.origin, "sequence": reading.sequence, "utc_ns": reading.when.utc_ns,
+        "value": reading.value,
+    }  # fmt: skip
+
+
+def fit_together(one: Reading, other: Reading) -> bool:
+    """Whether something may be derived from two readings: their lineages have room in one."""
+    steps, others = one.how.lineage, other.how.lineage
+    return not steps or not others or steps == others or len({*steps, *others}) < MAX_LINEAGE
+
+
+def are_one(one: Reading, other: Reading) -> bool:
+    """Whether they are the same reading, whatever is taken of it."""
+    return one.sequence == other.sequence and one.key == other.key and one.origin == other.origin
+
+
+def _where_all(readings: Sequence[Reading]) -> Position:
+    if len(readings) == 1:
+        return readings[0].where
+    norths_deg = [reading.where.latitude_deg for reading in readings]
+    easts_deg = [reading.where.longitude_deg for reading in readings]
+    accuracy_m = max(reading.where.accuracy_m for reading in readings)
+    return enclosing_circle(min(norths_deg), min(easts_deg), max(norths_deg), max(easts_deg), accuracy_m)
+
+
+def _when_all(readings: Sequence[Reading]) -> EventTime:
+    first_ns = min(reading.when.utc_ns - reading.when.uncertainty_ns for reading in readings)
+    last_ns = max(reading.when.utc_ns + reading.when.uncertainty_ns for reading in readings)
+    half_ns = -((first_ns - last_ns) // 2)
+    return EventTime(max(0, first_ns + half_ns), half_ns)
