@@ -32,6 +32,8 @@ MAX_HELD: Final = 256
 AT_ONCE: Final = 128
 """What is derived in one timer at most, so that nobody waits for a hundred thousand of them."""
 _PARTITION_CHARS: Final = 200
+_MAX_UNCERTAINTY_NS: Final = 1 << 62
+"""More would not fit into what travels: whoever says so says nothing."""
 
 Partition = Callable[[Reading], object]
 
@@ -157,7 +159,8 @@ def _where_all(readings: Sequence[Reading]) -> Position:
 
 
 def _when_all(readings: Sequence[Reading]) -> EventTime:
-    first_ns = min(reading.when.utc_ns - reading.when.uncertainty_ns for reading in readings)
-    last_ns = max(reading.when.utc_ns + reading.when.uncertainty_ns for reading in readings)
+    whens = [(reading.when.utc_ns, min(reading.when.uncertainty_ns, _MAX_UNCERTAINTY_NS)) for reading in readings]
+    first_ns = min(utc_ns - wrong_ns for utc_ns, wrong_ns in whens)
+    last_ns = max(utc_ns + wrong_ns for utc_ns, wrong_ns in whens)
     half_ns = -((first_ns - last_ns) // 2)
     return EventTime(max(0, first_ns + half_ns), half_ns)

@@ -132,17 +132,20 @@ def absences(came: Sequence[Came], nearness: Nearness, is_first: Role, is_then: 
         known_ns = first.when.utc_ns + nearness.span_ns + nearness.late_ns
         if not any(
             is_then(other.reading) and other is not one and other.utc_ns < known_ns
-            and may_answer(first, other.reading, nearness)
+            and may_answer(first, other, nearness)
             for other in everything
         ):  # fmt: skip
             found.append((id_of(first), known_ns))
     return sorted(found)
 
 
-def may_answer(first: Reading, then: Reading, nearness: Nearness) -> bool:
-    """Whether ``then`` came in the span after ``first``, or may have come in it if that is to be certain."""
+def may_answer(first: Reading, came_then: Came, nearness: Nearness) -> bool:
+    """Whether a reading was sensed in the span after ``first``, or may have been if that is to be certain."""
+    then = came_then.reading
     if nearness.certain:
-        return bounds(then)[1] >= bounds(first)[0] and bounds(then)[0] <= bounds(first)[1] + nearness.span_ns
+        start_ns, end_ns = bounds(then)
+        end_ns = min(end_ns, came_then.utc_ns + FUTURE_NS)
+        return end_ns >= bounds(first)[0] and start_ns <= bounds(first)[1] + nearness.span_ns
     return 0 < then.when.utc_ns - first.when.utc_ns <= nearness.span_ns
 
 
