@@ -144,11 +144,6 @@ def fit_together(one: Reading, other: Reading) -> bool:
     return not steps or not others or steps == others or len({*steps, *others}) < MAX_LINEAGE
 
 
-def are_one(one: Reading, other: Reading) -> bool:
-    """Whether they are the same reading, whatever is taken of it."""
-    return one.sequence == other.sequence and one.key == other.key and one.origin == other.origin
-
-
 def _where_all(readings: Sequence[Reading]) -> Position:
     if len(readings) == 1:
         return readings[0].where
