@@ -8,14 +8,14 @@ there are too many, the largest holder gives way.
 from typing import Final
 
 from protocols.base.shares import SharedRows
-from protocols.records.patterns.held import Deadlines, Waiting
+from protocols.records.patterns.held import RowDeadlines, WaitingRow
 
-SPAN_BYTES: Final = 1_400
+SPAN_BYTES: Final = 1_700
 """What a span takes, with its places in the tables and the longest names."""
 _FORGOTTEN_AT_ONCE: Final = 4
 
 
-class _Span(Waiting):
+class _Span(WaitingRow):
     __slots__ = ("first_ns", "last_ns")
 
     def __init__(self, partition: str, first_ns: int, last_ns: int, due_ns: int) -> None:
@@ -30,7 +30,7 @@ class AnsweredTimes:
         self._max_rows = max_rows
         self._spans: dict[str, list[_Span]] = {}
         self._rows: SharedRows[str, _Span] = SharedRows()
-        self._deadlines: Deadlines[_Span] = Deadlines()
+        self._deadlines: RowDeadlines[_Span] = RowDeadlines()
         self.evicted = 0
         """How many spans gave way."""
 

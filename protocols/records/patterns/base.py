@@ -27,8 +27,9 @@ from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.rule import MAX_PARTITIONS, MAX_STATE_BYTES, MIB, undivided
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
-MAX_HELD: Final = 256
-"""Readings of one partition that are held: each that comes may be compared with all of them."""
+MAX_HELD: Final = 1_024
+"""Readings of one partition that are held. Each that comes may be compared with all of them, which takes 1 µs each with
+a distance."""
 AT_ONCE: Final = 128
 """What is derived in one timer at most, so that nobody waits for a hundred thousand of them."""
 _PARTITION_CHARS: Final = 200
@@ -84,7 +85,8 @@ class PatternRule:
 
     def _taken(self, reading: Reading, is_own: bool, utc_now: int) -> tuple[str, list[Reading | None]] | None:
         """The partition of a reading, and for each source what it takes: the reading with the value that counts."""
-        counts, reasons = self._counts, Counter[str]()
+        counts = self._counts
+        reasons: Counter[str] = Counter()
         parts: list[Reading | None] = []
         for source in self._sources:
             value = source.taken(reading, reasons) if source.considers(reading.key, is_own) else NOT_TAKEN

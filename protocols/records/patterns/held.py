@@ -29,7 +29,7 @@ _HELD: Final = (type(None), bool, int, float, str, bytes, list, dict)
 _FORGOTTEN_AT_ONCE: Final = 4
 
 
-class Waiting:
+class WaitingRow:
     """A row that waits in a partition until ``due_ns`` by the monotonic clock."""
 
     __slots__ = ("due_ns", "is_gone", "partition")
@@ -39,22 +39,22 @@ class Waiting:
         self.is_gone = False
 
 
-WaitingT = TypeVar("WaitingT", bound=Waiting)
+RowT = TypeVar("RowT", bound=WaitingRow)
 
 
-class Deadlines(Generic[WaitingT]):
+class RowDeadlines(Generic[RowT]):
     """Which row is due next. A row may come to be due later than when it was added, but not earlier."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, WaitingT]] = []
+        self._heap: list[tuple[int, int, RowT]] = []
         self._adds = self._live = 0
 
-    def add(self, row: WaitingT) -> None:
+    def add(self, row: RowT) -> None:
         """Wait with a row."""
         self._live += 1
         self._push(row)
 
-    def discard(self, row: WaitingT) -> None:
+    def discard(self, row: RowT) -> None:
         """Wait with a row no longer."""
         row.is_gone = True
         self._live -= 1
@@ -62,7 +62,7 @@ class Deadlines(Generic[WaitingT]):
             self._heap = [place for place in self._heap if not place[2].is_gone]
             heapq.heapify(self._heap)
 
-    def next(self) -> WaitingT | None:
+    def next(self) -> RowT | None:
         """The row that is due first."""
         while self._heap:
             due_ns, _, row = self._heap[0]
@@ -73,12 +73,12 @@ class Deadlines(Generic[WaitingT]):
                 self._push(row)
         return None
 
-    def _push(self, row: WaitingT) -> None:
+    def _push(self, row: RowT) -> None:
         self._adds += 1
         heapq.heappush(self._heap, (row.due_ns, self._adds, row))
 
 
-class HeldReading(Waiting):
+class HeldReading(WaitingRow):
     """A reading that a pattern waits with."""
 
     __slots__ = ("reading", "twin")
@@ -90,10 +90,13 @@ class HeldReading(Waiting):
         """The same reading where it is held for another part that it may play."""
 
 
-def time_order(held: HeldReading) -> tuple[int, str, str, int]:
+def time_order(reading: Reading) -> tuple[int, str, str, int]:
     """By time; those of one moment by what identifies them, so that the order in which they came doesn't count."""
-    reading = held.reading
     return reading.when.utc_ns, reading.origin, reading.key, reading.sequence
+
+
+def _place(held: HeldReading) -> tuple[int, str, str, int]:
+    return time_order(held.reading)
 
 
 def _utc_ns(held: HeldReading) -> int:
@@ -125,7 +128,7 @@ class HeldReadings:
         self._max_held = max_held
         self._held: dict[str, list[HeldReading]] = {}
         self._rows: SharedRows[str, HeldReading] = SharedRows()
-        self._deadlines: Deadlines[HeldReading] = Deadlines()
+        self._deadlines: RowDeadlines[HeldReading] = RowDeadlines()
         self.evicted = 0
         """How many readings gave way."""
 
@@ -136,7 +139,7 @@ class HeldReadings:
         """Hold a reading, which takes at most ``MAX_HELD_BYTES``."""
         held = HeldReading(partition, reading, due_ns)
         readings = self._held.setdefault(partition, [])
-        insort(readings, held, key=time_order)
+        insort(readings, held, key=_place)
         self._rows.add(reading.origin, held, held_bytes(reading, partition))
         self._deadlines.add(held)
         if len(readings) > self._max_held:
@@ -161,7 +164,7 @@ class HeldReadings:
         self._deadlines.discard(held)
         self._rows.remove(held)
         readings = self._held[held.partition]
-        del readings[bisect_left(readings, time_order(held), key=time_order)]
+        del readings[bisect_left(readings, _place(held), key=_place)]
         if not readings:
             del self._held[held.partition]
 

@@ -21,7 +21,7 @@ from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput
 from protocols.records.output import Output
 from protocols.records.patterns.base import Partition, PatternRule, described, fit_together
-from protocols.records.patterns.held import HeldReading, HeldReadings, bytes_for
+from protocols.records.patterns.held import HeldReading, HeldReadings, bytes_for, time_order
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.sources import Source
 from protocols.records.windows.rule import undivided
@@ -71,7 +71,7 @@ class RepetitionRule(PatternRule):
             return ()
         for held in group:
             self._held.drop(held)
-        readings = sorted((new, *(held.reading for held in group)), key=lambda one: one.when.utc_ns)
+        readings = sorted((new, *(held.reading for held in group)), key=time_order)
         value = {"count": self.times, "readings": [described(one) for one in readings]}
         return self._derived(partition, readings, value)
 

@@ -67,7 +67,7 @@ def streams(draw: Any, max_size: int = 25) -> list[Came]:
     found, now_ms = [], 10_000
     for sequence in range(draw(st.integers(1, max_size))):
         now_ms += draw(st.integers(0, 4)) * 250
-        delay_ms = draw(st.sampled_from([0, 0, 0, 250, 1_000, 3_000, 9_000, -500, -3_000]))
+        delay_ms = draw(st.sampled_from([0, 0, 0, 250, 1_000, 3_000, 9_000, -500, -2_500, -3_000]))
         one = reading(
             now_ms - delay_ms, draw(st.integers(0, 2)), draw(st.sampled_from(KEYS)), draw(st.sampled_from("abc")),
             sequence, draw(st.sampled_from([0, 0, 200, 600])), place(draw(st.integers(0, 3)) * 100.0),

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.records.patterns.absence import AbsenceRule
+from protocols.records.patterns.answers import AnsweredTimes
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.sources import Source
 from protocols.records.windows.rule import by_key, by_origin
@@ -99,6 +101,30 @@ def test_absence_that_is_to_be_certain_needs_that_nothing_can_have_come(
     for one in (stream, stream[::-1]):
         in_order = [Came(found.reading, UTC_NS + 1_900 * MS) for found in one]
         assert len(run(rule(Nearness(2 * SECOND, certain=certain)), in_order)) == expected
+
+
+def test_answer_that_comes_when_an_absence_is_due_is_too_late_for_it() -> None:
+    """Also when the timer comes after it."""
+    subject = rule(Nearness(SECOND, 0))
+    assert not subject.receive(reading(0, 0), False, MonotonicNs(0), UtcNs(UTC_NS))
+    late = reading(500, 1, sequence=2)
+    assert len(subject.receive(late, False, MonotonicNs(SECOND), UtcNs(UTC_NS + SECOND))) == 1
+
+
+@MODEST
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=12))
+def test_answered_times_are_those_of_all_spans_together(spans: list[tuple[int, int]]) -> None:
+    """Whatever touches becomes one, in whatever order it comes."""
+    answered, expected = AnsweredTimes(100), set[int]()
+    for first, length in spans:
+        answered.add("p", first, first + length, 1_000 + first + length, "a")
+        expected |= set(range(first, first + length + 1))
+    assert [at for at in range(80) if answered.hold("p", at, at)] == sorted(expected)
+    assert len(answered) == sum(at - 1 not in expected for at in expected)
+    for at in range(80):
+        for _ in range(3):  # a few at a time
+            answered.forget_due(1_000 + at)
+        assert all(answered.hold("p", one, one) for one in expected if one > at)
 
 
 def test_one_source_for_both_derives_that_something_fell_silent() -> None:

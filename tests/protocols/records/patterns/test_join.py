@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
+from protocols.records.curation import ReadingDerived
 from protocols.records.patterns.join import JoinRule
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.sources import ExpressionFailed, Source
@@ -75,6 +77,17 @@ def test_join_waits_for_a_nearer_reading_unless_none_can_be_nearer() -> None:
         in_order = [came(found.reading, 100) for found in stream]
         ((one, at_ns),) = run(rule(nearness), in_order)
         assert (one.value["right"]["sequence"], at_ns) == (3, UTC_NS + 100 * MS)
+
+
+def test_reading_that_comes_when_a_join_is_due_is_too_late_for_it() -> None:
+    """Also when the timer comes after it."""
+    subject = rule(Nearness(SECOND, 0))
+    stream = [came(reading(0, 0)), came(reading(500, 1, sequence=2)), came(reading(200, 1, sequence=3), 1_000)]
+    derived = [
+        found for one in stream
+        for found in subject.receive(one.reading, False, MonotonicNs(one.utc_ns - UTC_NS), UtcNs(one.utc_ns))
+    ]  # fmt: skip
+    assert [one.value["right"]["sequence"] for one in derived if isinstance(one, ReadingDerived)] == [2]
 
 
 def test_function_over_both_readings_gives_the_value() -> None:
