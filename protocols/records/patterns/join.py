@@ -1,4 +1,5 @@
-"""Two streams joined by time: each left reading with the nearest right one within *t*.
+"""Two streams joined by time: each left reading with the nearest right one within *t*, which with ``certain`` holds
+the intervals of both (see :mod:`protocols.records.patterns.nearness`).
 
 Nearest is by the middles of their times; of two that are equally near, the earlier one counts, and of one moment the
 one whose origin, key and sequence come first. A join is derived when nothing nearer can come: at once when both were

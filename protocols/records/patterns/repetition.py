@@ -2,8 +2,10 @@
 if that is wanted. "Two vehicles within 150 m brake within 3 s" is one.
 
 It is derived as soon as a reading completes it, in whatever order they come. All of its readings are near one another,
-each to each. Of several groups that a reading completes, the one whose other readings come first in time is taken. Its
-readings are used up: a reading takes part in one repetition at most, and the rule waits for new ones.
+each to each: by the middles of their times and by their positions, unless it is to be ``certain`` (see
+:mod:`protocols.records.patterns.nearness`). Of several groups that a reading completes, the one whose other readings
+come first in time is taken. Its readings are used up: a reading takes part in one repetition at most, and the rule
+waits for new ones.
 
 To find readings that are all near one another among many may take very long. A search ends after ``_MAX_COMPARISONS``
 comparisons of two readings, which take 2 ms, and counts as ``gave_up``; the reading is kept for others.

@@ -1,7 +1,9 @@
 """One reading, then another one: *A then B within t*, and within a distance if that is wanted.
 
 It is derived as soon as both readings are there, in whatever order they come. A *B* takes the nearest *A* before it; an
-*A* that comes after its *B* takes the nearest *B* after it. A reading takes part in one sequence at most.
+*A* that comes after its *B* takes the nearest *B* after it. A reading takes part in one sequence at most. Order goes by
+the middles of their times, also when their clocks are so uncertain that the intervals overlap; with ``certain``, such
+two are no sequence. See :mod:`protocols.records.patterns.nearness`.
 
 The value of a derived reading is a map with the readings ``first`` and ``then``: key, origin, sequence, time and value
 of each.
