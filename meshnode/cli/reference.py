@@ -73,8 +73,8 @@ An expression has at most {MAX_CHARS:,} characters, is nested at most {MAX_DEPTH
 
 The value of a reading that is derived from a window is a map: `start_ns` and `end_ns` of the window in UTC, and what
 was computed. Percentiles (nearest rank) and `distinct` are exact to {EXACT:,} readings or values; beyond, they come
-from sketches: the rank of a percentile is wrong by at most 1.65 % (99 % confidence), the number of distinct values by 1.6 %
-(one standard error). The reading was sensed in the middle of the window, with half of the window and the largest
+from sketches: the rank of a percentile is wrong by at most 1.65 % (99 % confidence), the number of distinct values by
+1.6 % (one standard error). The reading was sensed in the middle of the window, with half of the window and the largest
 uncertainty of a reading as its uncertainty; its position is the middle of the rectangle that holds those of its
 readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
 names the rule and what the readings were derived from.
