@@ -9,7 +9,7 @@ from meshnode.loading import parts_with, sections_of
 from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
 from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, VARIABLES
-from meshnode.records.rules.tables import OutputTable, RuleTable, WindowTable
+from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleTable, WindowTable
 from meshnode.records.rules.trying import Case, ExpectedReading, GivenReading
 from protocols.base.limits import SECOND
 from protocols.records.windows.kinds import FUTURE_NS
@@ -56,7 +56,9 @@ derives others out of them. The node publishes these, and they become records fo
 `test` and `explain` need no node. How to write rules is told in [summarise readings](../howto/summarise-readings.md).
 """
 _RULES_TABLES: Final = (
-    ("## `[[rule]]`", RuleTable), ("## `window`", WindowTable), ("## `output`", OutputTable),
+    ("## `[[rule]]`", RuleTable), ("## `window`", WindowTable),
+    ("## `followed_by`, `not_followed_by`, `joined_with`", OtherTable), ("## `repeated`", RepeatedTable),
+    ("## `output`", OutputTable),
 )  # fmt: skip
 _RULES_MIDDLE: Final = f"""\
 ## Expressions
@@ -79,6 +81,13 @@ uncertainty of a reading as its uncertainty; its position is the middle of the r
 readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
 names the rule and what the readings were derived from.
 
+## What a pattern is
+
+The value of a reading that is derived by a pattern is a map that names its readings, each with `key`, `origin`,
+`sequence`, `utc_ns` and `value`: `first` and `then`; `after` and `until_ns` where nothing followed; `left` and `right`;
+or `count` and a list `readings`. Order is by the time of sensing. With `certain` it must hold over the whole intervals
+that the uncertainties leave, and distances with the errors of both positions added.
+
 ## What becomes of readings
 
 | counter | a reading was |
@@ -92,7 +101,9 @@ names the rule and what the readings were derived from.
 | `late` | sensed in windows that were closed when it came |
 | `future` | sensed more than {FUTURE_S:g} s and its uncertainty from now |
 | `doubled` | taken already |
-| `evicted` | taken, and lost because there were too many partitions: the source with most gives way |
+| `evicted` | taken, and lost because there were too many partitions or readings: the source with most gives way |
+| `gave_up` | not compared with all others, because there were too many (`repeated`) |
+| `lineage_full` | not put together with others, because together they come from too many rules (`repeated`) |
 
 `GET /v1/node` has them for each rule under `rules`, and the statistics of the node have their sums, as in `rules_late`.
 """

@@ -14,6 +14,11 @@ from protocols.base.limits import SECOND
 if TYPE_CHECKING:
     from meshnode.records.rules.compiling import Rule
     from meshnode.records.rules.trying import CaseResult
+    from protocols.records.patterns.absence import AbsenceRule
+    from protocols.records.patterns.join import JoinRule
+    from protocols.records.patterns.repetition import RepetitionRule
+    from protocols.records.patterns.sequence import SequenceRule
+    from protocols.records.sources import Source
     from protocols.records.windows.kinds import Window
 
 _NODE: Final = NodeId("node")
@@ -103,17 +108,17 @@ def _compiled(files: Sequence[Path]) -> "list[tuple[Path, list[Rule]]]":
 
 
 def _explained(rule: "Rule") -> list[str]:
+    from protocols.records.patterns.base import PatternRule
     from protocols.records.windows.rule import WindowRule
 
-    source, output = rule.source, rule.output
-    whose = "this node's readings" if source.source == "own" else "readings of this node and of neighbours"
-    unit = f" in {source.unit}" if source.unit is not None else ""
-    lines = [f"takes {whose} of {source.keys}{unit}"]
-    if source.where is not None:
-        lines.append(f"only where {_text(source.where)}")
-    if source.value is not None:
-        lines.append(f"of each it takes {_text(source.value)}")
-    if isinstance(rule, WindowRule):
+    first, *others = rule.sources if isinstance(rule, PatternRule) else (rule.source,)
+    output = rule.output
+    lines = [f"takes {line}" for line in _source_lines(first)]
+    if isinstance(rule, PatternRule):
+        lines.append(_pattern_text(rule))
+        lines += [f"  {line}" for other in others for line in _source_lines(other)]
+        lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
+    elif isinstance(rule, WindowRule):
         lines.append(_window_text(rule.window))
         lines.append(f"each window becomes one reading with {', '.join(rule.functions.names)}")
         lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
@@ -125,6 +130,34 @@ def _explained(rule: "Rule") -> list[str]:
     else:
         lines.append(f"a record for the relay, for {output.record_lifespan_ms // 1_000:,} s at most")
     return lines
+
+
+def _source_lines(source: "Source") -> list[str]:
+    whose = "this node's readings" if source.source == "own" else "readings of this node and of neighbours"
+    unit = f" in {source.unit}" if source.unit is not None else ""
+    where = "" if source.where is None else f", only where {_text(source.where)}"
+    value = "" if source.value is None else f"; of each it takes {_text(source.value)}"
+    return [f"{whose} of {source.keys}{unit}{where}{value}"]
+
+
+def _pattern_text(rule: "SequenceRule | AbsenceRule | RepetitionRule | JoinRule") -> str:
+    from protocols.records.patterns.absence import AbsenceRule
+    from protocols.records.patterns.join import JoinRule
+    from protocols.records.patterns.repetition import RepetitionRule
+
+    nearness = rule.nearness
+    near = _s(nearness.span_ns) + ("" if nearness.within_m is None else f" and {nearness.within_m:g} m")
+    sure = ", for sure" if nearness.certain else ""
+    match rule:
+        case AbsenceRule():
+            return f"derives a reading when within {near}{sure} after one there is none of"
+        case JoinRule():
+            return f"derives a reading from each and the nearest within {near}{sure} of"
+        case RepetitionRule():
+            origins = " of different nodes" if rule.distinct_origins else ""
+            return f"derives a reading from {rule.times} of them{origins} within {near}{sure}"
+        case _:
+            return f"derives a reading when within {near}{sure} after one there is one of"
 
 
 def _window_text(window: "Window") -> str:

@@ -10,22 +10,29 @@ from meshnode.config.parsing import Problem, TableReader, problem_report, shown
 from meshnode.config.toml import read_toml
 from meshnode.records.rules.expressions import CompiledExpression, ExpressionInvalid, compiled
 from meshnode.records.rules.sketches import DATA_SKETCHES
-from meshnode.records.rules.tables import OutputTable, RuleFile, RuleTable, WindowTable
+from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleFile, RuleTable, WindowTable
 from protocols.base.errors import ConfigError, MeshError
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
 from protocols.records.each import EachRule
 from protocols.records.output import Output
+from protocols.records.patterns.absence import AbsenceRule
+from protocols.records.patterns.join import JoinRule, both_described
+from protocols.records.patterns.nearness import Nearness
+from protocols.records.patterns.repetition import RepetitionRule
+from protocols.records.patterns.sequence import SequenceRule
 from protocols.records.sources import Source
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import WindowRule, by_key, by_origin, undivided
 from protocols.records.windows.summary import Functions
 from protocols.wire.readings import Reading
 
-Rule = WindowRule | EachRule
+Rule = WindowRule | EachRule | SequenceRule | AbsenceRule | RepetitionRule | JoinRule
 """A rule that a node can use."""
 
 _PARTITIONS: Final[dict[str, Callable[[Reading], object]]] = {"key": by_key, "origin": by_origin, "none": undivided}
+_OTHERS: Final = ("followed_by", "not_followed_by", "joined_with")
+"""Kinds of rules with a second source."""
 _LONGEST: Final = 60
 """How many gaps a session may last when nothing else is said."""
 
@@ -72,9 +79,13 @@ class _Lines:
 
     def of(self, key: str) -> tuple[int, int]:
         """The line of a key, and the column at which its text begins, both from 1; 0, 0: not found."""
-        found = re.compile(rf"(?m)^[ \t]*{key}[ \t]*=[ \t]*(\"\"\"\n?|'''\n?|\"|')").search(
-            self._text, self._start, self._end
-        )
+        table, _, key = key.rpartition(".")
+        start = self._start
+        if table:
+            head = re.compile(rf"(?m)^[ \t]*(\[rule\.{table}\]|{table}[ \t]*=)").search(self._text, start, self._end)
+            start = self._end if head is None else head.end()
+        opening = rf"(?m)(?:^|[{{,])[ \t]*{key}[ \t]*=[ \t]*(\"\"\"\n?|'''\n?|\"|')"
+        found = re.compile(opening).search(self._text, start, self._end)
         if found is None:
             return 0, 0
         at = found.end()
@@ -103,27 +114,54 @@ def _rule(table: RuleTable, node: NodeId, place: str, lines: _Lines, problems: l
             ))  # fmt: skip
         return found
 
-    where = expression("where", table.where, ("BOOL",))
-    value = expression("value", table.value)
+    def source(table: RuleTable | OtherTable, place: str = "") -> Source | None:
+        where = expression(f"{place}where", table.where, ("BOOL",))
+        value = expression(f"{place}value", table.value)
+        return None if len(problems) > before else Source(table.keys, table.source, table.unit, where, value)
+
+    first = source(table)
+    others = [source(other, f"{name}.") for name in _OTHERS if (other := getattr(table, name)) is not None]
     partition = _PARTITIONS.get(table.by) or expression("by", table.by, ("STRING", "INT", "UINT", "BOOL"))
     if partition is undivided and "{partition}" in table.output.key:
         problems.append(Problem(
             f"{place}.output.key", shown(table.output.key), "has {partition}, and nothing divides: add by = \"origin\""
         ))  # fmt: skip
-    if len(problems) > before or partition is None:
+    if len(problems) > before or partition is None or first is None:
         return None
     try:
-        source = Source(table.keys, table.source, table.unit, where, value)
-        output = _output(table.output)
-        if table.window is None:
-            return EachRule(table.name, node, source, output, partition)
-        return WindowRule(
-            table.name, node, source, _window(table.window), Functions(table.compute, DATA_SKETCHES), output, partition,
-            table.max_partitions,
-        )  # fmt: skip
+        return _machine(table, node, first, others[0] if others else None, partition)
     except MeshError as error:
         problems.append(Problem(place, shown(table.name), str(error)))
         return None
+
+
+def _machine(
+    table: RuleTable, node: NodeId, first: Source, other: Source | None, partition: Callable[[Reading], object]
+) -> Rule:
+    name, output, most = table.name, _output(table.output), table.max_partitions
+    if table.window is not None:
+        functions = Functions(table.compute, DATA_SKETCHES)
+        return WindowRule(name, node, first, _window(table.window), functions, output, partition, most)
+    if (repeated := table.repeated) is not None:
+        return RepetitionRule(
+            name, node, first, repeated.times, _nearness(repeated), output, repeated.distinct_origins, partition, most,
+            table.max_held,
+        )  # fmt: skip
+    if other is None:
+        return EachRule(name, node, first, output, partition)
+    if (joined := table.joined_with) is not None:
+        return JoinRule(
+            name, node, first, other, _nearness(joined), output, both_described, partition, most, table.max_held
+        )  # fmt: skip
+    if (following := table.followed_by) is not None:
+        return SequenceRule(name, node, first, other, _nearness(following), output, partition, most, table.max_held)
+    missing = table.not_followed_by
+    assert missing is not None, "the other source is of one of the three"
+    return AbsenceRule(name, node, first, other, _nearness(missing), output, partition, most, table.max_held)
+
+
+def _nearness(table: OtherTable | RepeatedTable) -> Nearness:
+    return Nearness(_ns(table.within_s), _ns(table.late_s), table.within_m, table.certain)
 
 
 def _window(table: WindowTable) -> Window:

@@ -12,6 +12,8 @@ from msgspec import Meta
 from meshnode.config.kinds import Expression
 from meshnode.config.parsing import Problem, Section, shown
 from protocols.base import limits
+from protocols.records.patterns.base import MAX_HELD
+from protocols.records.patterns.repetition import MAX_TIMES
 from protocols.records.windows.kinds import MAX_COUNT, MAX_SPAN_NS
 from protocols.records.windows.rule import MAX_PARTITIONS
 
@@ -19,6 +21,7 @@ _MAX_SPAN_S: Final = MAX_SPAN_NS / limits.SECOND
 _Text = Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
 _Cel = Annotated[str, Meta(min_length=1, max_length=1_000)]
 _Seconds = Annotated[float, Meta(ge=0.01, le=_MAX_SPAN_S)]
+_Metres = Annotated[float, Meta(gt=0, le=1e6)]
 _Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 
 
@@ -58,6 +61,51 @@ class WindowTable(Section, frozen=True, kw_only=True):
         for name, needs in (("every_s", "size_s"), ("max_s", "gap_s"), ("every", "count")):
             if getattr(self, name) is not None and kinds[0] != needs:
                 yield Problem(name, shown(getattr(self, name)), f"goes with {needs} only: remove it")
+
+
+class OtherTable(Section, frozen=True, kw_only=True):
+    """The readings that follow, that should have followed, or that are joined, and how near they have to be."""
+
+    keys: Annotated[Expression, Meta(description="Key expression of these readings.")]
+    source: Annotated[
+        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
+    ] = "own"
+    unit: Annotated[
+        _Text | None, Meta(description="Readings in another unit are left out and counted.", extra={"default": "any"})
+    ] = None
+    where: Annotated[
+        _Cel | None, Meta(description="CEL: only readings for which it is true are taken.", extra={"default": "all"})
+    ] = None
+    value: Annotated[
+        _Cel | None, Meta(description="CEL: what is taken of a reading.", extra={"default": "its value"})
+    ] = None
+    within_s: Annotated[_Seconds, Meta(description="The longest time between the two.")]
+    within_m: Annotated[
+        _Metres | None, Meta(description="The longest distance between the two.", extra={"default": "any"})
+    ] = None
+    late_s: Annotated[
+        float, Meta(ge=0, le=_MAX_SPAN_S, description="How much longer is waited for readings that come late.")
+    ] = 1.0
+    certain: Annotated[
+        bool, Meta(description="Whether all of it must hold for whatever the true times and places are.")
+    ] = False
+
+
+class RepeatedTable(Section, frozen=True, kw_only=True):
+    """How often readings have to come, and how near they have to be to one another."""
+
+    times: Annotated[int, Meta(ge=2, le=MAX_TIMES, description="How many readings.")]
+    within_s: Annotated[_Seconds, Meta(description="The longest time between any two of them.")]
+    within_m: Annotated[
+        _Metres | None, Meta(description="The longest distance between any two of them.", extra={"default": "any"})
+    ] = None
+    distinct_origins: Annotated[bool, Meta(description="Whether each must come from another node.")] = False
+    late_s: Annotated[
+        float, Meta(ge=0, le=_MAX_SPAN_S, description="How much longer is waited for readings that come late.")
+    ] = 1.0
+    certain: Annotated[
+        bool, Meta(description="Whether all of it must hold for whatever the true times and places are.")
+    ] = False
 
 
 class OutputTable(Section, frozen=True, kw_only=True):
@@ -118,6 +166,28 @@ class RuleTable(Section, frozen=True, kw_only=True):
             description="Which readings are summarised together.", extra={"default": "a reading is derived from each"}
         ),
     ] = None
+    followed_by: Annotated[
+        OtherTable | None,
+        Meta(description="A reading is derived when one of these follows.", extra={"default": "not a pattern"}),
+    ] = None
+    not_followed_by: Annotated[
+        OtherTable | None,
+        Meta(description="A reading is derived when none of these has followed.", extra={"default": "not a pattern"}),
+    ] = None
+    joined_with: Annotated[
+        OtherTable | None,
+        Meta(
+            description="A reading is derived from each and the nearest of these in time.",
+            extra={"default": "not a pattern"},
+        ),
+    ] = None
+    repeated: Annotated[
+        RepeatedTable | None,
+        Meta(description="A reading is derived when so many have come.", extra={"default": "not a pattern"}),
+    ] = None
+    max_held: Annotated[
+        int, Meta(ge=1, le=MAX_HELD, description="How many readings of a partition a pattern holds at one time.")
+    ] = 32
     compute: Annotated[
         tuple[_Text, ...],
         Meta(
@@ -129,13 +199,20 @@ class RuleTable(Section, frozen=True, kw_only=True):
     output: Annotated[OutputTable, Meta(description="What it publishes.")]
 
     def conflicts(self) -> Iterator[Problem]:
-        """A window without functions, or functions without a window."""
+        """More than one kind of rule, a window without functions, or functions without a window."""
+        kinds = [name for name in KINDS if getattr(self, name) is not None]
+        if len(kinds) > 1:
+            yield Problem(kinds[1], None, f"can't be together with {kinds[0]}: make two rules of it")
         if self.window is not None and not self.compute:
             yield Problem("compute", None, 'is missing: say what is computed of a window, as in ["count", "mean"]')
         if self.window is None and self.compute:
             yield Problem("compute", shown(list(self.compute)), "needs a window: add window = { size_s = 10 }")
-        if self.window is not None and not self.output.unit:
-            yield Problem("output.unit", None, "is missing: give the unit of what is computed, or '1'")
+        if kinds and not self.output.unit:
+            yield Problem("output.unit", None, "is missing: give the unit of what is derived, or '1'")
+
+
+KINDS: Final = ("window", "followed_by", "not_followed_by", "joined_with", "repeated")
+"""What a rule looks for; at most one of them. Without one it derives a reading from each that it takes."""
 
 
 class RuleFile(Section, frozen=True, kw_only=True):

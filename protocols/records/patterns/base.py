@@ -24,7 +24,7 @@ from protocols.records.patterns.held import MAX_HELD_BYTES, held_bytes
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.places import enclosing_circle
 from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
-from protocols.records.windows.rule import MAX_PARTITIONS, MAX_STATE_BYTES, MIB, undivided
+from protocols.records.windows.rule import MAX_PARTITIONS, MAX_STATE_BYTES, MAX_UNCERTAINTY_NS, MIB, undivided
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 MAX_HELD: Final = 1_024
@@ -33,7 +33,6 @@ a distance."""
 AT_ONCE: Final = 128
 """What is derived in one timer at most, so that nobody waits for a hundred thousand of them."""
 _PARTITION_CHARS: Final = 200
-_MAX_UNCERTAINTY_NS: Final = 1 << 62
 """More would not fit into what travels: whoever says so says nothing."""
 
 Partition = Callable[[Reading], object]
@@ -52,18 +51,23 @@ class PatternRule:
             raise BoundExceeded(f"max_held is {max_held}: use 1 to {MAX_HELD}")
         self.name, self.nearness = name, nearness
         self.max_partitions = 1 if partition is undivided else max_partitions
-        self._node, self._sources, self._output, self._partition = node, tuple(sources), output, partition
+        self._node, self.sources, self.output, self._partition = node, tuple(sources), output, partition
         self._seen = Seen()
         self._counts: Counter[str] = Counter()
 
     @property
     def expressions(self) -> tuple[str, ...]:
         """The key expressions of its sources that take readings of neighbours."""
-        return tuple(dict.fromkeys(source.keys for source in self._sources if source.source == "any"))
+        return tuple(dict.fromkeys(source.keys for source in self.sources if source.source == "any"))
+
+    @property
+    def record_lifespan_ms(self) -> int | None:
+        """That of its output."""
+        return self.output.record_lifespan_ms
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether one of its sources does."""
-        return any(source.considers(key, is_own) for source in self._sources)
+        return any(source.considers(key, is_own) for source in self.sources)
 
     def counters(self) -> Mapping[str, int]:
         """Readings taken and left out, by reason; readings that gave way (``evicted``); and what was derived."""
@@ -88,7 +92,7 @@ class PatternRule:
         counts = self._counts
         reasons: Counter[str] = Counter()
         parts: list[Reading | None] = []
-        for source in self._sources:
+        for source in self.sources:
             value = source.taken(reading, reasons) if source.considers(reading.key, is_own) else NOT_TAKEN
             if value is NOT_TAKEN:
                 parts.append(None)
@@ -120,7 +124,7 @@ class PatternRule:
             self._counts["lineage_full"] += 1
             return []
         self._counts["derived"] += 1
-        output = self._output
+        output = self.output
         quality = min(reading.how.quality for reading in readings)
         how = Provenance(f"rule {self.name}", output.unit, quality, "", lineage)
         key = output.filled(self._node, partition)
@@ -156,7 +160,7 @@ def _where_all(readings: Sequence[Reading]) -> Position:
 
 
 def _when_all(readings: Sequence[Reading]) -> EventTime:
-    whens = [(reading.when.utc_ns, min(reading.when.uncertainty_ns, _MAX_UNCERTAINTY_NS)) for reading in readings]
+    whens = [(reading.when.utc_ns, min(reading.when.uncertainty_ns, MAX_UNCERTAINTY_NS)) for reading in readings]
     first_ns = min(utc_ns - wrong_ns for utc_ns, wrong_ns in whens)
     last_ns = max(utc_ns + wrong_ns for utc_ns, wrong_ns in whens)
     half_ns = -((first_ns - last_ns) // 2)

@@ -28,6 +28,8 @@ MAX_PARTITIONS: Final = 100_000
 MIB: Final = 1 << 20
 MAX_STATE_BYTES: Final = 256 * MIB
 """The most memory that the windows of one rule may need."""
+MAX_UNCERTAINTY_NS: Final = 1 << 62
+"""A neighbour may claim any; a sum that no frame can carry would never be published."""
 _AT_ONCE: Final = 128
 _PARTITION_CHARS: Final = 200
 
@@ -121,7 +123,7 @@ class WindowRule:
         self._counts["derived"] += 1
         summary, output = closed.summary, self.output
         half_ns = (closed.end_ns - closed.start_ns) // 2
-        when = EventTime(closed.start_ns + half_ns, half_ns + summary.uncertainty_ns)
+        when = EventTime(closed.start_ns + half_ns, min(half_ns + summary.uncertainty_ns, MAX_UNCERTAINTY_NS))
         how = Provenance(f"rule {self.name}", output.unit, summary.quality, "", summary.lineage[: MAX_LINEAGE - 1])
         value = {"start_ns": closed.start_ns, "end_ns": closed.end_ns} | summary.results(self.functions)
         key = output.filled(self._node, closed.partition)

@@ -19,6 +19,7 @@ window = { size_s = 10 }
 compute = ["mean"]
 output = { key = "road/{node}/{partition}", unit = "m/s" }
 """
+WINDOW = 'window = { size_s = 10 }\ncompute = ["mean"]\n'
 
 
 def test_rules_of_several_files_are_compiled_in_order(tmp_path: Path) -> None:
@@ -57,6 +58,12 @@ def test_two_rules_of_one_name_in_two_files_are_refused(tmp_path: Path) -> None:
         ("road/{node}", "road/{nod}", "{nod} stands for nothing"),
         ('keys = "veh/*/speed"', 'keys = "veh//speed"', "empty chunk"),
         ('name = "speeds"', 'nam = "speeds"', "did you mean 'name'"),
+        ("window = {", "repeated = { times = 2, within_s = 1 }\nwindow = {", "can't be together with window"),
+        (WINDOW, "repeated = { times = 1, within_s = 1 }\n", "times = 1"),
+        (WINDOW, "repeated = { times = 9, within_s = 1 }\nmax_held = 4\n", "allow max_held to be 8"),
+        (WINDOW, 'followed_by = { keys = "a", within_s = 1, where = "value >" }\n', "line 7, column 59: Syntax error"),
+        (WINDOW, 'not_followed_by = { keys = "a", within_s = 1, within_m = 5 }\n', "has no distance"),
+        (WINDOW, 'joined_with = { keys = "a" }\n', "within_s: is missing"),
         (GOOD, "", "rule: is missing"),
         (GOOD, "[[rule", "is not valid TOML"),
         (GOOD, GOOD + GOOD, r"rule\[1\].name = 'speeds': is used twice"),

@@ -130,7 +130,8 @@ def test_explain_says_what_a_rule_takes_keeps_and_sends(folder: Path) -> None:
     assert status == 0
     for part in (
         "by ten seconds", "takes readings of this node and of neighbours of veh/*/speed in m/s",
-        "only where value >= 0.0 && quality > 0.5", "windows of 10 s follow one another, open for 1 s longer",
+        ", only where value >= 0.0 && quality > 0.5; of each it takes value * 3.6",
+        "windows of 10 s follow one another, open for 1 s longer",
         "each window becomes one reading with count, mean", "MiB of memory",
         "published as road/{node}/speed/{partition} in km/h, priority 3",
         "a record for the relay, for 86,400 s at most",
@@ -147,6 +148,73 @@ def test_explain_says_what_a_rule_takes_keeps_and_sends(folder: Path) -> None:
     for kind, text in kinds.items():
         (folder / "other.toml").write_text(RULES.replace("size_s = 10", kind))
         assert text in run("explain", folder / "other.toml")[1]
+
+
+PATTERNS = """
+[[rule]]
+name = "hotspot"
+keys = "veh/*/hazard"
+source = "any"
+repeated = { times = 2, within_s = 3, within_m = 150, distinct_origins = true }
+output = { key = "hotspot", unit = "1", priority = 6 }
+
+[[rule]]
+name = "answered"
+keys = "call"
+followed_by = { keys = "answer", within_s = 5 }
+output = { key = "answered", unit = "1" }
+
+[[rule]]
+name = "unanswered"
+keys = "call"
+not_followed_by = { keys = "answer", within_s = 5, late_s = 0.5 }
+output = { key = "unanswered", unit = "1" }
+
+[[rule]]
+name = "both"
+keys = "rain"
+joined_with = { keys = "grip", within_s = 1 }
+output = { key = "both", unit = "1" }
+"""
+PATTERN_CASES = """
+rules = "rules.toml"
+
+[[case]]
+name = "patterns"
+reading = [
+    { key = "veh/a/hazard", value = 1, at_s = 1, origin = "a" },
+    { key = "veh/a/hazard", value = 2, at_s = 2, origin = "a" },
+    { key = "veh/c/hazard", value = 3, at_s = 2.5, origin = "c", latitude_deg = 48.8 },
+    { key = "veh/b/hazard", value = 4, at_s = 3, origin = "b" },
+    { key = "call", value = "one", at_s = 10 },
+    { key = "answer", value = "yes", at_s = 12 },
+    { key = "call", value = "two", at_s = 20 },
+    { key = "rain", value = 0.3, at_s = 30 },
+    { key = "grip", value = 0.8, at_s = 30 },
+]
+expected = [
+    { key = "hotspot", value = { readings = [{ origin = "a", value = 1 }, { origin = "b", value = 4 }] }, at_s = 3 },
+    { key = "answered", value = { first = { value = "one" }, then = { value = "yes" } }, at_s = 12 },
+    { key = "unanswered", value = { after = { value = "two" } }, at_s = 25.5 },
+    { key = "both", value = { left = { value = 0.3 }, right = { value = 0.8 } }, at_s = 30 },
+]
+"""
+
+
+def test_patterns_find_what_their_tables_say(folder: Path) -> None:
+    """Two vehicles near one another, an answer, a missing one, and two streams side by side."""
+    (folder / "rules.toml").write_text(PATTERNS)
+    (folder / "cases.toml").write_text(PATTERN_CASES)
+    status, output = run("test", folder / "cases.toml")
+    assert status == 0, output
+    explained = run("explain", folder / "rules.toml")[1]
+    for part in (
+        "derives a reading from 2 of them of different nodes within 3 s and 150 m",
+        "derives a reading when within 5 s after one there is one of\n    this node's readings of answer",
+        "derives a reading when within 5 s after one there is none of",
+        "derives a reading from each and the nearest within 1 s of\n    this node's readings of grip",
+    ):
+        assert part in explained
 
 
 def test_json_of_test_and_explain_is_for_programs(folder: Path) -> None:
@@ -169,7 +237,7 @@ def test_files_of_the_how_to_work_as_it_says(tmp_path: Path) -> None:
     page = (Path(__file__).parents[4] / "docs" / "howto" / "summarise-readings.md").read_text("utf-8")
     texts = page.split("```text\n")
     (tmp_path / "traffic.toml").write_text(texts[1].partition("```")[0])
-    (tmp_path / "cases.toml").write_text(texts[2].partition("```")[0])
+    (tmp_path / "cases.toml").write_text(texts[3].partition("```")[0])
     status, output = run("check", tmp_path / "traffic.toml")
     assert status == 0
     assert output.partition(": ")[2] in page
