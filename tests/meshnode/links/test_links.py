@@ -219,7 +219,7 @@ def test_thousands_of_lanes_leave_no_descriptor_no_thread_and_no_memory(
         def round_of(good_count: int, bad_count: int = 5) -> None:
             for told in (a.told, b.told):
                 told.log.clear()
-            good = [a.dial(b) for _ in range(good_count)]
+            good = [a.dial(b, timeout_s=30) for _ in range(good_count)]
             bad = [a.dial(nowhere, timeout_s=20) for _ in range(bad_count)]
             eventually(lambda: len(a.told.all("lane_opened")) == good_count, "all open")
             for lane in good + bad:
