@@ -81,6 +81,10 @@ uncertainty of a reading as its uncertainty; its position is the middle of the r
 readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
 names the rule and what the readings were derived from.
 
+Open windows survive a restart: they are saved every second in which they changed. After a kill those that may have been
+derived already are given up, so that no record comes twice, and the readings in them are counted as `lost`. Windows of
+counts are given up after a kill, and the readings that patterns hold after every end.
+
 ## What a pattern is
 
 The value of a reading that is derived by a pattern is a map that names its readings, each with `key`, `origin`,
@@ -103,6 +107,7 @@ that the uncertainties leave, and distances with the errors of both positions ad
 | `doubled` | taken already |
 | `evicted` | taken, and lost because there were too many partitions or readings: the source with most gives way |
 | `gave_up` | not compared with all others, because there were too many (`repeated`) |
+| `lost` | taken, and in no window any more when the node was killed |
 | `lineage_full` | not put together with others, because together they come from too many rules (`repeated`) |
 
 `GET /v1/node` has them for each rule under `rules`, and the statistics of the node have their sums, as in `rules_late`.

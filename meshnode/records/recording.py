@@ -27,6 +27,7 @@ from meshnode.links.transport import CredentialFiles
 from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.outbox import Outbox
+from meshnode.records.rules.state import EVERY_S, WindowState
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
@@ -41,6 +42,7 @@ from protocols.records.curation import CurationOutput, Curator, Pattern, Reading
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
 from protocols.records.rules import CurationRule
+from protocols.records.windows.rule import WindowRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
@@ -93,6 +95,9 @@ class Recorder:
         self._expressions = self._curator.expressions
         self.door = _door_of(config)
         self._lock = threading.Lock()
+        windows = [pattern for pattern in patterns if isinstance(pattern, WindowRule)]
+        self._state = WindowState(config.node.state_dir, windows, self._lock) if windows else None
+        self._saving: asyncio.Task[None] | None = None
         self._due_ns = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._waiting = WaitingRecords()
@@ -121,8 +126,18 @@ class Recorder:
     async def open(self) -> None:
         """Open the outbox and start to carry. An outbox that can't be used is a trouble, and tried again."""
         await self.keeper.open()
+        if (state := self._state) is not None:
+            await asyncio.to_thread(state.open, _now(), _utc_now())
+            self._saving = asyncio.create_task(self._save(state), name="windows of rules")
+            self._saving.add_done_callback(_told)
+            self._set_timer()
         self._storing = asyncio.create_task(self._store(), name="recorder")
         self._storing.add_done_callback(_told)
+
+    @property
+    def readings_lost(self) -> int:
+        """Readings that rules had taken, and that were lost when the node was killed."""
+        return 0 if self._state is None else self._state.lost
 
     def rule_counters(self) -> dict[str, dict[str, int]]:
         """What became of the readings that came to each rule, by its name."""
@@ -156,7 +171,9 @@ class Recorder:
         thread, and never blocks."""
         derived: Sequence[ReadingDerived] = ()
         with self._lock:
-            outputs = self._curator.receive(reading, reading.origin == self._node, _now(), UtcNs(time.time_ns()))
+            outputs = self._curator.receive(reading, reading.origin == self._node, _now(), _utc_now())
+            if self._state is not None:
+                self._state.count()
             if outputs:
                 derived = self._keep(outputs, reading, alone)
             is_sooner = self._has_patterns and self._curator.next_timer_at() < self._due_ns
@@ -261,6 +278,8 @@ class Recorder:
     def _handle_timer(self) -> None:
         with self._lock:
             derived = self._keep(self._curator.handle_timer(_now()), None, None)
+            if self._state is not None:
+                self._state.count()
         self._derive(derived)
         self._set_timer()
 
@@ -273,6 +292,12 @@ class Recorder:
         self.not_stored += 1
         self._dropped(key, reason)
 
+    async def _save(self, state: WindowState) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            if state.has_changed:
+                await asyncio.to_thread(state.save, _utc_now())
+
     async def _store(self) -> None:
         while True:
             await self._wake.wait()
@@ -283,6 +308,8 @@ class Recorder:
         while True:
             with self._lock:
                 group = self._waiting.take(_GROUP)
+                if not group and self._state is not None:
+                    self._state.stored()
             if not group:
                 return
             await self._put(group)
@@ -316,6 +343,10 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
         await self._drain()
+        if self._saving is not None and self._state is not None:
+            self._saving.cancel()
+            await asyncio.gather(self._saving, return_exceptions=True)
+            await asyncio.to_thread(self._state.close, _utc_now())
         if self._storing is not None:
             self._storing.cancel()
             await asyncio.gather(self._storing, return_exceptions=True)
@@ -326,6 +357,10 @@ class Recorder:
 
 def _now() -> MonotonicNs:
     return MonotonicNs(time.monotonic_ns())
+
+
+def _utc_now() -> UtcNs:
+    return UtcNs(time.time_ns())
 
 
 def _told(task: "asyncio.Task[None]") -> None:

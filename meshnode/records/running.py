@@ -90,6 +90,8 @@ class RunningRecords(RunningPart):
         of_rules: Counter[str] = Counter()
         for counters in recorder.rule_counters().values():
             of_rules.update({f"rules_{name}": number for name, number in counters.items()})
+        if recorder.readings_lost:
+            of_rules["rules_lost"] += recorder.readings_lost
         egress = {} if recorder.door is None else recorder.door.statistics()
         return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored} | of_rules | egress
 

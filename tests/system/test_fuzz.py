@@ -63,8 +63,8 @@ def test_mutator_changes_values_and_stays_messagepack() -> None:
 def test_fuzzing_for_a_short_while_finds_nothing() -> None:
     """The short form of ``python -m tests.fuzz --inputs 10000000``."""
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--seconds", "60"], cwd=ROOT, capture_output=True, text=True, timeout=1_100,
-        check=False,
+        [sys.executable, "-m", "tests.fuzz", "--seconds", "60"], cwd=ROOT, capture_output=True, text=True,
+        timeout=1_100, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     for name in TARGETS:

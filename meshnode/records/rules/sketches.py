@@ -18,14 +18,17 @@ _HLL_LG_K: Final = 12
 class _Percentiles:
     __slots__ = ("kll", "update")
 
-    def __init__(self) -> None:
+    def __init__(self, saved: bytes | None) -> None:
         from datasketches import kll_doubles_sketch  # numpy's size again, which only such a rule pays for
 
-        self.kll: Any = kll_doubles_sketch(_KLL_K)
+        self.kll: Any = kll_doubles_sketch(_KLL_K) if saved is None else kll_doubles_sketch.deserialize(saved)
         self.update = self.kll.update
 
     def merge(self, other: "PercentileSketch") -> None:
         self.kll.merge(cast("_Percentiles", other).kll)
+
+    def saved(self) -> bytes:
+        return bytes(self.kll.serialize())
 
     def percentile(self, share: float) -> float:
         return float(self.kll.get_quantile(share, True))
@@ -34,10 +37,12 @@ class _Percentiles:
 class _Distinct:
     __slots__ = ("hll", "update")
 
-    def __init__(self) -> None:
+    def __init__(self, saved: bytes | None) -> None:
         from datasketches import hll_sketch, tgt_hll_type
 
-        self.hll: Any = hll_sketch(_HLL_LG_K, tgt_hll_type.HLL_8)
+        self.hll: Any = (
+            hll_sketch(_HLL_LG_K, tgt_hll_type.HLL_8) if saved is None else hll_sketch.deserialize(saved)
+        )  # fmt: skip
         self.update = self.hll.update
 
     def merge(self, other: "DistinctSketch") -> None:
@@ -49,16 +54,19 @@ class _Distinct:
         self.hll = union.get_result(tgt_hll_type.HLL_8)
         self.update = self.hll.update
 
+    def saved(self) -> bytes:
+        return bytes(self.hll.serialize_updatable())
+
     def estimate(self) -> float:
         return float(self.hll.get_estimate())
 
 
 class _DataSketches:
-    def percentiles(self) -> "PercentileSketch":
-        return _Percentiles()
+    def percentiles(self, saved: bytes | None = None) -> "PercentileSketch":
+        return _Percentiles(saved)
 
-    def distinct(self) -> "DistinctSketch":
-        return _Distinct()
+    def distinct(self, saved: bytes | None = None) -> "DistinctSketch":
+        return _Distinct(saved)
 
     def digest(self, encoded: bytes) -> int:
         return int.from_bytes(blake2b(encoded, digest_size=8).digest()) >> 1

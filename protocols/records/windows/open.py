@@ -7,13 +7,23 @@ evicted. So a neighbour that invents keys pushes out its own rows first.
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, assert_never
 
 from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
 from protocols.records.windows.kinds import FUTURE_NS, CountWindow, SessionWindow, TimeWindow, Window
+from protocols.records.windows.saving import (
+    UNSURE_NS,
+    Restorable,
+    SavedState,
+    WindowTally,
+    decoded_row,
+    encoded_row,
+    restored,
+)
 from protocols.records.windows.summary import Functions, Summary
 from protocols.wire.readings import Reading
 
@@ -30,9 +40,11 @@ class ClosedWindow:
     """When it ends."""
 
 
-class OpenWindows(Protocol):
+class OpenWindows(Restorable, Protocol):
     """The open windows of one rule."""
 
+    tally: WindowTally
+    """Where readings are that were taken."""
     evicted: int
     """How many readings were lost because there were too many rows."""
 
@@ -72,6 +84,8 @@ class TimeStore:
         self._open: set[int] = set()
         self._closed_through = -NEVER
         self._going: Iterator[ClosedWindow] | None = None
+        self._changed: dict[tuple[int, str], None] = {}
+        self.tally = WindowTally()
         self.evicted = 0
 
     def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
@@ -80,7 +94,7 @@ class TimeStore:
         if when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS):
             return "future"
         number = when.utc_ns // window.every_ns
-        closes_ns = (number + window.panes) * window.every_ns + window.late_ns
+        closes_ns = self._closes_ns(number + window.panes - 1)
         if closes_ns <= utc_now or number + window.panes - 1 <= self._closed_through:
             return "late"
         pane = self._panes.setdefault(number, {})
@@ -96,13 +110,57 @@ class TimeStore:
                 self._evict()
         elif not summary.take(reading, value, self._functions):
             return "unfit"
+        self._changed[number, partition] = None
+        self.tally.held += 1
         for end in range(number, number + window.panes):
             if end not in self._open and end > self._closed_through:
-                closes_ns = (end + 1) * window.every_ns + window.late_ns
+                closes_ns = self._closes_ns(end)
                 if closes_ns > utc_now:
                     self._open.add(end)
                     heapq.heappush(self._ends, (now + closes_ns - utc_now, end))
         return ""
+
+    @property
+    def has_changed(self) -> bool:
+        """See ``Restorable``."""
+        return bool(self._changed)
+
+    def changed(self, most: int) -> list[tuple[str, bytes | None]]:
+        """See ``Restorable``."""
+        rows: list[tuple[str, bytes | None]] = []
+        for row in list(islice(self._changed, most)):
+            del self._changed[row]
+            number, partition = row
+            summary = self._panes.get(number, {}).get(partition)
+            payer = self._rows.payer_of(row) or ""
+            data = None if summary is None else encoded_row(partition, payer, number, (summary,))
+            rows.append((f"{number} {partition}", data))
+        return rows
+
+    def restore(self, rows: Iterable[bytes], state: SavedState, now: int, utc_now: int) -> None:
+        """See ``Restorable``."""
+        for saved in map(decoded_row, rows):
+            number, partition = saved.number, saved.partition
+            ends = [end for end in range(number, number + self._window.panes) if self._is_sure(end, state, utc_now)]
+            if not ends:
+                self._changed[number, partition] = None
+                continue
+            (summary,) = (restored(summary, self._functions) for summary in saved.summaries)
+            self._panes.setdefault(number, {})[partition] = summary
+            self._rows.add(saved.payer, (number, partition))
+            self.tally.held += summary.count
+            for end in ends:
+                if end not in self._open:
+                    self._open.add(end)
+                    heapq.heappush(self._ends, (now + max(self._closes_ns(end) - utc_now, 0), end))
+
+    def _is_sure(self, end: int, state: SavedState, utc_now: int) -> bool:
+        """Whether a window was certainly not derived before the node ended."""
+        closes_ns = self._closes_ns(end)
+        return closes_ns > state.utc_ns and (state.clean or closes_ns > min(state.utc_ns + UNSURE_NS, utc_now))
+
+    def _closes_ns(self, end: int) -> int:
+        return (end + 1) * self._window.every_ns + self._window.late_ns
 
     def due_ns(self) -> int:
         """See ``OpenWindows``."""
@@ -140,13 +198,19 @@ class TimeStore:
         self._open.discard(end)
         oldest = min(self._open, default=end + 1)
         for number in [n for n in self._panes if n <= oldest - window.panes]:
-            for partition in self._panes.pop(number):
+            for partition, part in self._panes.pop(number).items():
+                self.tally.held -= part.count
+                self.tally.gone += part.count
                 self._rows.remove((number, partition))
+                self._changed[number, partition] = None
 
     def _evict(self) -> None:
         number, partition = row = self._rows.next_to_go()
         self._rows.remove(row)
-        self.evicted += self._panes[number].pop(partition).count
+        self._changed[row] = None
+        lost = self._panes[number].pop(partition).count
+        self.evicted += lost
+        self.tally.held -= lost
         self._drop_if_empty(number)
 
     def _drop_if_empty(self, number: int) -> None:
@@ -155,10 +219,10 @@ class TimeStore:
 
 
 class _Session:
-    __slots__ = ("due_ns", "is_gone", "partition", "summary")
+    __slots__ = ("due_ns", "is_gone", "number", "partition", "summary")
 
-    def __init__(self, partition: str) -> None:
-        self.partition, self.summary = partition, Summary()
+    def __init__(self, partition: str, number: int) -> None:
+        self.partition, self.number, self.summary = partition, number, Summary()
         self.due_ns, self.is_gone = NEVER, False
 
 
@@ -171,7 +235,9 @@ class SessionStore:
         self._rows: SharedRows[str, _Session] = SharedRows()
         self._heap: list[tuple[int, int, _Session]] = []
         """When each session is over at the earliest; one that has grown since is put back."""
-        self._puts = 0
+        self._puts = self._begun = 0
+        self._changed: dict[_Session, None] = {}
+        self.tally = WindowTally()
         self.evicted = 0
 
     def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
@@ -183,10 +249,13 @@ class SessionStore:
         if closes_ns <= utc_now:
             return "late"
         near = [session for session in self._sessions.get(partition, ()) if self._reaches(session, when.utc_ns)]
-        session = near[0] if near else _Session(partition)
+        session = near[0] if near else _Session(partition, self._begun)
         if not session.summary.take(reading, value, self._functions):
             return "unfit"
+        self._changed[session] = None
+        self.tally.held += 1
         if not near:
+            self._begun += 1
             self._sessions.setdefault(partition, []).append(session)
             self._rows.add(reading.origin, session)
             if len(self._rows) > self._max_rows:
@@ -221,8 +290,46 @@ class SessionStore:
         """See ``OpenWindows``."""
         while self.due_ns() <= now:
             session = heapq.heappop(self._heap)[2]
+            self.tally.held -= session.summary.count
+            self.tally.gone += session.summary.count
             self._forget(session)
             yield ClosedWindow(session.partition, session.summary, session.summary.first_ns, session.summary.last_ns)
+
+    @property
+    def has_changed(self) -> bool:
+        """See ``Restorable``."""
+        return bool(self._changed)
+
+    def changed(self, most: int) -> list[tuple[str, bytes | None]]:
+        """See ``Restorable``."""
+        rows: list[tuple[str, bytes | None]] = []
+        for session in list(islice(self._changed, most)):
+            del self._changed[session]
+            data = None
+            if not session.is_gone:
+                payer = self._rows.payer_of(session) or ""
+                data = encoded_row(session.partition, payer, session.number, (session.summary,))
+            rows.append((f"{session.number} {session.partition}", data))
+        return rows
+
+    def restore(self, rows: Iterable[bytes], state: SavedState, now: int, utc_now: int) -> None:
+        """See ``Restorable``."""
+        window = self._window
+        for saved in map(decoded_row, rows):
+            session = _Session(saved.partition, saved.number)
+            self._begun = max(self._begun, saved.number + 1)
+            (session.summary,) = (restored(summary, self._functions) for summary in saved.summaries)
+            closes_ns = session.summary.last_ns + window.gap_ns + window.late_ns
+            if not state.clean and state.utc_ns < closes_ns <= min(state.utc_ns + UNSURE_NS, utc_now):
+                session.is_gone = True
+                self._changed[session] = None
+                continue
+            self._sessions.setdefault(saved.partition, []).append(session)
+            self._rows.add(saved.payer, session)
+            session.due_ns = now + max(closes_ns - utc_now, 0)
+            self._puts += 1
+            heapq.heappush(self._heap, (session.due_ns, self._puts, session))
+            self.tally.held += session.summary.count
 
     def _reaches(self, session: _Session, utc_ns: int) -> bool:
         """Whether a reading of that time belongs to a session."""
@@ -238,10 +345,12 @@ class SessionStore:
     def _evict(self) -> None:
         session = self._rows.next_to_go()
         self.evicted += session.summary.count
+        self.tally.held -= session.summary.count
         self._forget(session)
 
     def _forget(self, session: _Session) -> None:
         """A session is over, or was merged into another one. Its place in the heap is dropped when its turn comes."""
+        self._changed[session] = None
         self._rows.remove(session)
         sessions = self._sessions[session.partition]
         sessions.remove(session)
@@ -266,6 +375,8 @@ class CountStore:
         self._counted: dict[str, _Counted] = {}
         self._rows: SharedRows[str, str] = SharedRows()
         self._over: deque[ClosedWindow] = deque()
+        self._changed: dict[str, None] = {}
+        self.tally = WindowTally()
         self.evicted = 0
 
     def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
@@ -279,8 +390,13 @@ class CountStore:
             if len(self._rows) * self._window.max_open > self._max_rows:
                 gone = self._rows.next_to_go()
                 self._rows.remove(gone)
+                self._changed[gone] = None
                 lost = self._counted.pop(gone)
-                self.evicted += lost.pane.count + sum(pane.count for pane in lost.full)
+                lost_count = lost.pane.count + sum(pane.count for pane in lost.full)
+                self.evicted += lost_count
+                self.tally.held -= lost_count
+        self._changed[partition] = None
+        self.tally.held += 1
         if counted.pane.count == self._window.every:
             counted.full.append(counted.pane)
             counted.pane = Summary()
@@ -288,7 +404,9 @@ class CountStore:
                 summary = Summary()
                 for pane in counted.full:
                     summary.merge(pane, self._functions)
-                counted.full.popleft()
+                oldest = counted.full.popleft()
+                self.tally.held -= oldest.count
+                self.tally.gone += oldest.count
                 self._over.append(ClosedWindow(partition, summary, summary.first_ns, summary.last_ns))
         return ""
 
@@ -300,3 +418,31 @@ class CountStore:
         """See ``OpenWindows``."""
         while self._over:
             yield self._over.popleft()
+
+    @property
+    def has_changed(self) -> bool:
+        """See ``Restorable``."""
+        return bool(self._changed)
+
+    def changed(self, most: int) -> list[tuple[str, bytes | None]]:
+        """See ``Restorable``."""
+        rows: list[tuple[str, bytes | None]] = []
+        for partition in list(islice(self._changed, most)):
+            del self._changed[partition]
+            counted = self._counted.get(partition)
+            payer = self._rows.payer_of(partition) or ""
+            data = None if counted is None else encoded_row(partition, payer, 0, (*counted.full, counted.pane))
+            rows.append((partition, data))
+        return rows
+
+    def restore(self, rows: Iterable[bytes], state: SavedState, now: int, utc_now: int) -> None:
+        """See ``Restorable``."""
+        for saved in map(decoded_row, rows):
+            if not state.clean:
+                self._changed[saved.partition] = None
+                continue
+            counted = self._counted[saved.partition] = _Counted()
+            *full, counted.pane = (restored(summary, self._functions) for summary in saved.summaries)
+            counted.full.extend(full)
+            self._rows.add(saved.payer, saved.partition)
+            self.tally.held += sum(summary.count for summary in saved.summaries)

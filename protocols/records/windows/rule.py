@@ -9,7 +9,7 @@ A timer closes at most ``_AT_ONCE`` windows, so that nobody waits for a hundred 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -21,6 +21,7 @@ from protocols.records.output import Output
 from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.kinds import Window
 from protocols.records.windows.open import ClosedWindow, open_windows_for
+from protocols.records.windows.saving import SavedState, WindowTally
 from protocols.records.windows.summary import Functions
 from protocols.wire.readings import EventTime, Provenance, Reading
 
@@ -87,6 +88,23 @@ class WindowRule:
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether its source does."""
         return self.source.considers(key, is_own)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there are rows that have changed."""
+        return self._open.has_changed
+
+    def changed(self, most: int) -> list[tuple[str, bytes | None]]:
+        """See ``Restorable``."""
+        return self._open.changed(most)
+
+    def restore(self, rows: Iterable[bytes], state: SavedState, now: MonotonicNs, utc_now: UtcNs) -> None:
+        """Take the windows of the life before, see ``Restorable``. :raises LocalProtocolError: a row is damaged."""
+        self._open.restore(rows, state, now, utc_now)
+
+    def share(self, tally: WindowTally) -> None:
+        """Count readings in ``tally`` from now on. Called before the first one comes."""
+        self._open.tally = tally
 
     def counters(self) -> Mapping[str, int]:
         """Readings taken and left out, by reason, and windows derived."""

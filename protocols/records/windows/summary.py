@@ -39,6 +39,9 @@ class PercentileSketch(Protocol):
     def merge(self, other: "PercentileSketch") -> None:
         """Take all numbers of another sketch of the same maker."""
 
+    def saved(self) -> bytes:
+        """It as bytes, out of which :meth:`Sketches.percentiles` makes it again."""
+
     def percentile(self, share: float) -> float:
         """The number that ``share`` (0 to 1) of all numbers don't exceed, about."""
 
@@ -52,6 +55,9 @@ class DistinctSketch(Protocol):
     def merge(self, other: "DistinctSketch") -> None:
         """Take all values of another sketch of the same maker."""
 
+    def saved(self) -> bytes:
+        """It as bytes, out of which :meth:`Sketches.distinct` makes it again."""
+
     def estimate(self) -> float:
         """How many distinct values it has taken, about."""
 
@@ -59,11 +65,11 @@ class DistinctSketch(Protocol):
 class Sketches(Protocol):
     """Makes sketches."""
 
-    def percentiles(self) -> PercentileSketch:
-        """An empty sketch."""
+    def percentiles(self, saved: bytes | None = None) -> PercentileSketch:
+        """An empty sketch, or one that was saved. :raises ValueError: the bytes are none."""
 
-    def distinct(self) -> DistinctSketch:
-        """An empty sketch."""
+    def distinct(self, saved: bytes | None = None) -> DistinctSketch:
+        """As :meth:`percentiles`."""
 
     def digest(self, encoded: bytes) -> int:
         """A digest of 63 bits, by which equal values are known."""
