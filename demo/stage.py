@@ -177,7 +177,7 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
     position = _POSITION.format(latitude=48.7655 + index * 0.0005, longitude=11.4237) if unit else ""
     text = _COMMON.format(
         name=participant.name, engine="nng" if mixed and index % 2 else "express", position=position,
-        rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/position",
+        rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/speed",
         rule_source="any" if unit else "own", rule_interval_ms=0 if unit else 1_000,
     )  # fmt: skip
     if unit or participant.camera_hz:  # loading the model takes longer than everything else at the start of a node
@@ -194,6 +194,5 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
         text += _TRACE.format(vehicle=participant.trace_vehicle, start_s=START_S)
     if participant.camera_hz:
         text += _CAMERA.format(rate_hz=participant.camera_hz, side=SIDE, seed=index)
-    if unit:
-        text += _HOST + traffic.SECTION
+    text += _HOST + traffic.SECTION if unit else traffic.EGRESS
     return text

@@ -1,4 +1,8 @@
-"""The rule of the roadside units: what many readings of vehicles come to, as few records at the relay."""
+"""What goes to the relay: few records where there were many readings, and nothing that names a vehicle or its place.
+
+Roadside units summarise the speeds that they hear. Vehicles send a speed a second, by a policy that leaves only the
+cell of 100 m in which it was sensed, and a pseudonym.
+"""
 
 import json
 import sqlite3
@@ -21,6 +25,22 @@ compute = ["count", "mean", "min", "max", "p95"]
 output = {{ key = "rsu/{{node}}/traffic", unit = "km/h" }}
 """
 SECTION: Final = '\n[rules]\nfiles = ["../traffic.toml"]\n'
+CELL_M: Final = 100
+EGRESS: Final = f"""
+[[egress]]
+name = "track"
+keys = "veh/*/speed"
+cell_m = {CELL_M}
+pseudonym = "day"
+"""
+
+
+def tracks(store: Path) -> list[tuple[str, str, float]]:
+    """Key, origin and accuracy of what the relay has of vehicles' own speeds."""
+    if not store.exists():
+        return []
+    with closing(sqlite3.connect(store)) as database:
+        return database.execute("SELECT key, sensing_origin, accuracy_m FROM records WHERE rule = 'track'").fetchall()
 
 
 def summaries(store: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ within the promise."""
 DEAD_WITHIN_S = 1.5
 """The longest time from the kill, when all nodes have long been ready, until the others have noticed it."""
 KILLED = "rsu-2"
+NAMES = tuple(participant.name for participant in ALL)
 LATE = "late"
 """The failure of an inference that ran out of time."""
 HAZARD_LIFESPAN_S = HAZARD_LIFESPAN_MS / 1e3
@@ -106,7 +107,7 @@ class Verdict:
             *self.together.promises(),
             self._ended_cleanly(),
         ]
-        return [*promises, *self._records(), self._summarised()]
+        return [*promises, *self._records(), self._summarised(), *self._veiled()]
 
     def outcome(self) -> Outcome:
         """The worst of all promises."""
@@ -360,6 +361,20 @@ class Verdict:
         sound = all(0 <= each["min"] <= each["mean"] <= each["max"] for each in summaries)
         seen = f"{readings} readings became {len(summaries)} records"
         return about_mesh(f"{name} for the relay", bool(summaries) and sound and readings > 2 * len(summaries), seen)
+
+    def _veiled(self) -> list[Promise]:
+        if self._conductor.relay_port is None:
+            return []
+        tracks = traffic.tracks(self._conductor.folder / "relay-1" / "state" / "relay.sqlite")
+        bare = [
+            (key, origin, accuracy_m)
+            for key, origin, accuracy_m in tracks
+            if accuracy_m < traffic.CELL_M / 2 or any(name in (origin, *key.split("/")) for name in NAMES)
+        ]
+        seen = f"{len(tracks)} records, and {len(bare)} of them tell more"
+        return [
+            about_mesh("speeds left vehicles without their names and exact places", bool(tracks) and not bare, seen)
+        ]
 
     def summaries(self) -> list[dict[str, Any]]:
         """What the relay has of the rule of the roadside units."""
