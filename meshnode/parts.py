@@ -8,6 +8,7 @@ installed changes nothing, and none can take the place of a part that is listed 
 from typing import TYPE_CHECKING, Final
 
 from meshnode.discovery.part import DISCOVERY
+from meshnode.functions.part import FUNCTIONS
 from meshnode.gossip.part import GOSSIP
 from meshnode.grpc.part import GRPC
 from meshnode.http.part import HTTP
@@ -26,7 +27,7 @@ GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, RELEASES, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
-DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, SENSORS)
+DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS)
 """Parts that use all others and open after them."""
 
 

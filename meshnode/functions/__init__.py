@@ -1,0 +1,1 @@
+"""Functions on events: programs that a node runs when a reading comes."""

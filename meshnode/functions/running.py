@@ -1,0 +1,147 @@
+"""Functions at work: readings wait for each, and calls are made of them, one after the other or several at a time.
+
+A function is called once for each reading that comes while it is wanted, and never for what was derived through itself:
+what it publishes has ``function NAME`` first in its lineage. A reading that waits too long for its turn gives way to
+newer ones, and is counted.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import msgspec
+
+from meshnode.functions.calling import Call, call
+from meshnode.functions.section import FunctionSection, FunctionsSection
+from meshnode.http.guard import BadRequest
+from meshnode.http.reading_json import parse_untrusted_publish, reading_form
+from meshnode.readings.subscriptions import Subscription
+from meshnode.running import Host, RunningPart
+from protocols.base.errors import LocalProtocolError, MeshError, ValueUnsupported
+from protocols.base.keys import matches
+from protocols.wire.readings import Reading
+
+MAX_LINES: Final = 100
+"""How many readings one call may publish."""
+
+
+class Function:
+    """One function of a node."""
+
+    def __init__(self, host: Host, section: FunctionSection) -> None:
+        self._host, self._section = host, section
+        first, *rest = section.run
+        self._program = [str((host.folder / first).resolve()) if os.sep in first else first, *rest]
+        self._mark = f"function {section.name}"
+        self.counts: Counter[str] = Counter()
+        self._next_ns = 0
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._section.name
+
+    async def run(self, subscription: Subscription) -> None:
+        """Make calls for the readings of a subscription until it ends."""
+        places = asyncio.Semaphore(self._section.at_once)
+        async with asyncio.TaskGroup() as calls:
+            async for reading in subscription:
+                if self._mark in reading.how.lineage:
+                    continue
+                await places.acquire()
+                await self._wait_for_turn()
+                calls.create_task(self._make(reading, places))
+
+    async def _wait_for_turn(self) -> None:
+        left_ns = self._next_ns - time.monotonic_ns()
+        if left_ns > 0:
+            await asyncio.sleep(left_ns / 1e9)
+        self._next_ns = time.monotonic_ns() + self._section.min_interval_ms * 1_000_000
+
+    async def _make(self, reading: Reading, places: asyncio.Semaphore) -> None:
+        try:
+            given = msgspec.json.encode(reading_form(reading)) + b"\n"
+            section = self._section
+            made = await call(self._program, self._host.folder, given, section.timeout_s, section.memory_mib)
+            self._take(reading, made)
+        except ValueUnsupported:
+            self.counts["unsupported"] += 1
+        finally:
+            places.release()
+
+    def _take(self, reading: Reading, made: Call) -> None:
+        self.counts["called"] += 1
+        if made.outcome != "done":
+            self.counts[made.outcome] += 1
+            self._host.troubles.begin("function", self.name, f"a call for {reading.key} failed: {made.why}")
+            return
+        try:
+            for number, line in enumerate(made.lines):
+                if number >= MAX_LINES:
+                    raise LocalProtocolError(f"it wrote more than {MAX_LINES} lines")
+                self._publish(reading, line)
+        except (MeshError, BadRequest) as error:
+            self.counts["refused"] += 1
+            self._host.troubles.begin(
+                "function", self.name, f"what it wrote for {reading.key} is not published: {error}"
+            )
+            return
+        self._host.troubles.end("function", self.name)
+
+    def _publish(self, reading: Reading, line: bytes) -> None:
+        form = parse_untrusted_publish(line)
+        allowed = self._section.publishes
+        if allowed is None or not matches(allowed, form.key):
+            raise LocalProtocolError(
+                f"{form.key!r} is none of the keys that it may publish ({allowed or 'none'}): set 'publishes'"
+            )
+        where = reading.where if form.position is None else form.position
+        lineage = (self._mark, *reading.how.lineage) if not form.lineage else (self._mark, *form.lineage)
+        self._host.publish(
+            form.key, form.value, unit=form.unit, sensor=form.sensor if form.sensor != "http" else self._mark,
+            where=where, time_ns=form.time_ns, quality=form.quality, calibration=form.calibration, lineage=lineage,
+            priority=form.priority, lifespan_ms=form.lifespan_ms, hops=form.hops,
+        )  # fmt: skip
+        self.counts["published"] += 1
+
+
+class RunningFunctions(RunningPart):
+    """See the module."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._functions = [Function(host, section) for section in host.config.of(FunctionsSection).functions]
+        self._subscriptions: dict[str, Subscription] = {}
+
+    async def serve(self, closing: AsyncExitStack) -> None:
+        """Begin to call functions."""
+        for function, section in zip(self._functions, self.host.config.of(FunctionsSection).functions, strict=True):
+            subscription = self.host.subscribe(
+                section.keys, history=False, own=True, depth=section.max_waiting, every=True
+            )  # fmt: skip
+            self._subscriptions[function.name] = subscription
+            task = asyncio.create_task(function.run(subscription), name=f"function {function.name}")
+            closing.push_async_callback(_ended, task)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Calls by how they ended, readings published, and readings that gave way."""
+        total: Counter[str] = Counter()
+        for function in self._functions:
+            total.update({f"functions_{name}": count for name, count in function.counts.items()})
+        gave_way = sum(subscription.dropped for subscription in self._subscriptions.values())
+        return total | ({"functions_gave_way": gave_way} if self._functions else {})
+
+    def node_view(self) -> Mapping[str, Any]:
+        """``functions``: what became of the calls of each."""
+        return {"functions": {function.name: dict(function.counts) for function in self._functions}}
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,158 @@
+"""Functions on events, with real programs: called once, within their limits, and never able to hold up the node."""
+
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import meshnode
+from meshnode.loading import load
+from protocols.base.errors import ConfigError
+from tests.tools.mesh_fixture import House, until
+
+pytestmark = pytest.mark.processes
+
+Opened = Callable[..., Any]
+
+
+@pytest.fixture(name="opened")
+def given_opened(tmp_path: Path) -> Opened:
+    """Opens a node with functions, whose programs are written beside its configuration."""
+
+    @asynccontextmanager
+    async def opened(program: str, options: str = "", name: str = "f") -> AsyncIterator[meshnode.Node]:
+        config = House(tmp_path).file(
+            "rsu-1",
+            f'[discovery]\nmdns = false\n[[function]]\nname = "{name}"\nkeys = "rsu/*/hotspot"\n'
+            f'run = ["./program", "an argument"]\n{options}\n',
+            role="rsu",
+        )
+        path = config.parent / "program"
+        path.write_text(f"#!/bin/sh\n{program}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        async with meshnode.open(config) as node:
+            yield node
+
+    return opened
+
+
+def count(node: meshnode.Node, name: str) -> int:
+    return node.statistics().get(f"functions_{name}", 0)
+
+
+async def test_program_is_called_once_for_each_reading_and_publishes_what_it_writes(opened: Opened) -> None:
+    """An action: a sign is switched on, and says so."""
+    program = """read line; echo "$line" >> calls; echo "$1" >> arguments
+echo '{"key": "rsu/rsu-1/sign", "value": {"on": true}, "priority": 6}'"""
+    async with opened(program, 'publishes = "rsu/*/sign"') as node:
+        heard = node.subscribe("rsu/*/sign")
+        for number in range(3):
+            node.publish("rsu/rsu-1/hotspot", number, unit="1", lineage=("brakes",))
+        signs = [await heard.next(10.0) for _ in range(3)]
+        assert [(sign.value, sign.priority) for sign in signs] == [({"on": True}, 6)] * 3
+        assert signs[0].how.lineage == ("function f", "brakes")
+        await until(lambda: count(node, "called") == 3, "all calls have ended")
+        assert count(node, "published") == 3
+        folder = node.folder
+    lines = (folder / "calls").read_text().splitlines()
+    assert [f'"value":{number},' in line for number, line in enumerate(lines)] == [True] * 3
+    assert (folder / "arguments").read_text() == "an argument\n" * 3
+
+
+async def test_what_a_function_published_does_not_call_it_again(opened: Opened) -> None:
+    """It would call itself for ever."""
+    program = """echo '{"key": "rsu/rsu-1/hotspot", "value": 1}'"""
+    async with opened(program, 'publishes = "rsu/**"') as node:
+        heard = node.subscribe("rsu/*/hotspot")
+        node.publish("rsu/rsu-1/hotspot", 0)
+        assert [(await heard.next(10.0)).value for _ in range(2)] == [0, 1]
+        node.publish("rsu/rsu-1/hotspot", 2)
+        await until(lambda: count(node, "called") == 2, "both readings of others were given to it")
+        assert count(node, "published") == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "outcome", "why"),
+    [
+        ("echo no sign here >&2; exit 3", "", "failed", "ended with status 3: no sign here"),
+        ("kill -9 $$", "", "failed", "ended by signal 9"),
+        ("sleep 60", "timeout_s = 0.2", "late", "had not ended after 0.2 s"),
+        ("head -c 3000000 /dev/zero", "", "failed", "wrote more than 1048576 bytes"),
+        ("echo '{\"key\": \"rsu/rsu-1/x\", \"value\": 1}'", "", "refused", "set 'publishes'"),
+        ("echo '{\"key\": \"veh/other/x\", \"value\": 1}'", 'publishes = "**"', "refused", "veh/other/x"),
+        ("echo this is no reading", 'publishes = "**"', "refused", "is not a reading"),
+        ("python3 -c 'bytearray(1 << 30)'", "memory_mib = 64", "failed", "MemoryError"),
+    ],
+)  # fmt: skip
+async def test_program_that_does_harm_is_ended_named_and_counted(
+    opened: Opened, program: str, options: str, outcome: str, why: str
+) -> None:
+    async with opened(program, options) as node:
+        node.publish("rsu/rsu-1/hotspot", 1)
+        await until(lambda: count(node, outcome) == 1, f"{outcome}: {node.statistics()}")
+        (trouble,) = node.troubles.current()
+        assert (trouble.part, trouble.name, trouble.essential) == ("function", "f", False)
+        assert why in trouble.why
+
+
+async def test_what_a_program_leaves_behind_is_killed_with_it(opened: Opened) -> None:
+    """A shell that starts something in the background would otherwise gather processes for months."""
+    async with opened("sleep 300 & echo $! > child; wait", "timeout_s = 0.5") as node:
+        node.publish("rsu/rsu-1/hotspot", 1)
+        await until(lambda: count(node, "late") == 1, "the call is late")
+        child = int((node.folder / "child").read_text())
+
+        def is_gone() -> bool:
+            try:
+                return "(sleep)" not in Path(f"/proc/{child}/stat").read_text() or _is_zombie(child)
+            except FileNotFoundError:
+                return True
+
+        await until(is_gone, "the process in the background is gone")
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_closing_node_ends_a_call_under_way_and_does_not_wait_for_it(opened: Opened) -> None:
+    async with opened("echo $$ > pid; sleep 300", "timeout_s = 300") as node:
+        node.publish("rsu/rsu-1/hotspot", 1)
+        pid_file = node.folder / "pid"
+        await until(lambda: pid_file.exists() and pid_file.read_text().strip() != "", "it was called")
+        pid, began_s = int(pid_file.read_text()), time.monotonic()
+    assert time.monotonic() - began_s < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_readings_that_come_faster_than_calls_give_way_and_the_newest_is_called_for(opened: Opened) -> None:
+    async with opened("cat >> calls", "max_waiting = 2\nmin_interval_ms = 100") as node:
+        for number in range(50):
+            node.publish("rsu/rsu-1/hotspot", number)
+        await until(lambda: count(node, "called") + count(node, "gave_way") == 50, f"{node.statistics()}")
+        assert count(node, "gave_way") >= 40
+        assert '"value":49' in (node.folder / "calls").read_text().splitlines()[-1]
+
+
+async def test_program_that_is_not_there_is_a_trouble_that_ends_once_it_is(opened: Opened) -> None:
+    async with opened("exit 0") as node:
+        path = node.folder / "program"
+        path.rename(path.with_name("elsewhere"))
+        node.publish("rsu/rsu-1/hotspot", 1)
+        await until(lambda: count(node, "not_started") == 1, "it can't be started")
+        assert "program can't be started" in node.troubles.current()[0].why
+        path.with_name("elsewhere").rename(path)
+        node.publish("rsu/rsu-1/hotspot", 2)
+        await until(lambda: not node.troubles.current(), "the trouble has ended")
+
+
+def test_two_functions_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = '[[function]]\nname = "f"\nkeys = "a"\nrun = ["true"]\n'
+    with pytest.raises(ConfigError, match=r"function\[1\].name = 'f': is used twice"):
+        load(House(tmp_path).file("rsu-1", table + table))
