@@ -1,32 +1,28 @@
 """The demonstration keeps its promises, and each of them can be broken: a judge who only nods proves nothing."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from demo import batch, private, repeat
+from demo import repeat
 from demo.__main__ import STATUS
-from demo.conductor import STOPPING, Conductor
+from demo.conductor import Conductor
 from demo.machine import LATE_S, OTHERS_SHARE, SLOW_START_S, Machine, Moment, Watch
 from demo.promises import Outcome, percentile
-from demo.stage import ALL, UNITS, VEHICLES
+from demo.stage import ALL, UNITS
 from demo.together import PLAN_WITHIN_S, PRIVATE, WITH_TILES
 from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Verdict
 from meshnode.models.plate import find_detector
 from protocols.base.errors import MeshError
 from tests.tools.eventually import eventually
 from tests.tools.node_fixture import environment
-
-NAMES = [participant.name for participant in ALL]
-SLOW = [participant.name for participant in VEHICLES if participant.slow]
+from tests.tools.piece_fixture import NAMES, SLOW, Piece, idle_machine
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------
@@ -60,93 +56,8 @@ def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None
 
 
 # --- made-up pieces --------------------------------------------------------------------------------------------------
-class Piece:
-    """Everything a verdict reads, of a run in which nothing went wrong; tests damage it."""
-
-    def __init__(self, folder: Path, relay: bool) -> None:
-        self.folder, self.relay, self.met = folder, relay, True
-        self.timeline = [{"at": 100.0 + n / 10, "what": f"start {name}"} for n, name in enumerate(NAMES)]
-        self.timeline += [{"at": 120.0, "what": "kill rsu-2"}, {"at": 127.0, "what": "start rsu-2"}]
-        self.timeline += [{"at": 135.0, "what": STOPPING}]
-        self.seen = [{"kind": "ready", "node": name, "at": 101.0 + n / 10} for n, name in enumerate(NAMES)]
-        self.seen += [{"kind": "ready", "node": "rsu-2", "at": 128.0}]
-        self.seen += [
-            {"kind": "met", "node": a, "about": b, "at": 102.0, "took_ms": 9.0} for a in NAMES for b in NAMES if a != b
-        ]
-        living = [name for name in NAMES if name != "rsu-2"]
-        self.seen += [{"kind": "dead", "node": name, "about": "rsu-2", "at": 121.0} for name in living]
-        self.seen += [{"kind": "met", "node": name, "about": "rsu-2", "at": 128.5, "took_ms": 9.0} for name in living]
-        self.seen += [{"kind": "met", "node": "rsu-2", "about": name, "at": 128.5, "took_ms": 9.0} for name in living]
-        self.machine = idle_machine()
-        self.exit_codes: dict[str, int] = dict.fromkeys(NAMES, 0)
-        waiting = 0 if relay else 5
-        ledger = {"issued": 5, "pending": waiting, "delivered": 5 - waiting, "expired": 0, "evicted": 0, "refused": 0}
-        self.reports: dict[str, dict[str, Any]] = {
-            name: {
-                "latencies_us": [200.0, 300.0],
-                "first_heard": {origin: 102.5 for origin in ("veh-1", "veh-2") if origin != name},
-                "hazards": [
-                    {"origin": origin, "sequence": sequence}
-                    for origin in ("veh-1", "veh-2") for sequence in (7, 8, 9) if origin != name
-                ],
-                "told": [
-                    {"at": 110.0 + sequence, "sequence": sequence}
-                    for sequence in (7, 8, 9) if name in ("veh-1", "veh-2")
-                ],
-                "plates": [], "inferences": [], "drops": [], "private": private.empty_notes(),
-                "batch": batch.empty_notes(),
-                "statistics": {f"outbox_{key}": value for key, value in ledger.items()},
-            }
-            for name in NAMES
-        }  # fmt: skip
-        parts = [{"node": PRIVATE, "took_ms": 30.0}, {"node": UNITS[0].name, "took_ms": 20.0}]
-        self.reports[PRIVATE]["private"] = {
-            "alone": [{"frame": frame, "took_ms": 500.0, "answer": f"answer {frame}"} for frame in (0, 1)],
-            "deadline_ms": 250,
-            "plan": {"at": 110.0, "stages": [[PRIVATE, 0.1], [UNITS[0].name, 0.9]]},
-            "split": [
-                {"frame": frame, "took_ms": 50.0, "answer": f"answer {frame}", "parts": parts} for frame in (0, 1, 0)
-            ],
-        }
-        shards = [(UNITS[0].name, 3, 60.0), (UNITS[1].name, 2, 40.0), (WITH_TILES, 1, 120.0)]
-        self.reports[WITH_TILES]["batch"] = {
-            "tiles": 6, "batches": [{"at": 112.0, "took_ms": 150.0, "parts": shards}], "compared": 3, "equal": 3,
-            "failed": "",
-        }  # fmt: skip
-        for name in SLOW:
-            self.reports[name]["inferences"] = [
-                {"at": 110.0, "ran_on": where, "took_ms": 50.0, "failure": ""} for where in (UNITS[0].name, name)
-            ]
-            self.reports[name]["plates"] = [{"boxes": [[1, 2, 3, 4]]}]
-        self.stored = [(name, sequence) for name in NAMES for sequence in range(1, 6)] if relay else []
-
-    def verdict(self) -> Verdict:
-        """Write it down where a verdict looks for it."""
-        for name, report in self.reports.items():
-            (self.folder / name).mkdir(parents=True)
-            (self.folder / name / "report-0.json").write_text(json.dumps(report))
-        conductor = Conductor(self.folder, 4_000 if self.relay else None)
-        conductor.timeline, conductor.seen, conductor.exit_codes = self.timeline, self.seen, self.exit_codes
-        if self.relay:
-            state = self.folder / "relay-1" / "state"
-            state.mkdir(parents=True)
-            with closing(sqlite3.connect(state / "relay.sqlite")) as database:
-                database.execute("CREATE TABLE records (origin TEXT, sequence INTEGER)")
-                database.executemany("INSERT INTO records VALUES (?, ?)", self.stored)
-                database.commit()
-        return Verdict(conductor, self.met, self.machine)
-
-
 def not_kept(verdict: Verdict) -> dict[str, Outcome]:
     return {promise.name: promise.outcome for promise in verdict.promises() if promise.outcome is not Outcome.KEPT}
-
-
-def idle_machine(**changes: float) -> Machine:
-    """One second after the other in which nobody else wanted anything; ``changes`` are made to every moment."""
-    moments = [
-        Moment(float(at), changes.get("late_s", 0.0), at * changes.get("used", 0.5), at * 0.5) for at in range(90, 150)
-    ]
-    return Machine(changes.get("bare_start_s", 0.01), moments, 2)
 
 
 @pytest.mark.parametrize("relay", [True, False], ids=["relay", "no relay"])
@@ -353,6 +264,8 @@ def _replace_at_relay(piece: Piece) -> None:
 MEETING, TIME_TO_MEET = "everybody met everybody", f"within {MEET_WITHIN_S} s of the ready lines of both"
 NOTICED, TIME_TO_NOTICE = "everybody noticed that the killed unit died", f"within {DEAD_WITHIN_S} s of the kill"
 ANSWERED, TIME_TO_ANSWER = "no inference failed", "every inference was answered within its deadline"
+SUMMARISED = "roadside units summarised the speeds of vehicles for the relay"
+VEILED = "speeds left vehicles without their names and exact places"
 RELAYED = "no curated record is lost or twice at the relay"
 TIME_TO_RELAY = "every curated record reached the relay before its node had stopped"
 CAME_BACK = "the killed unit came back and was met again"
@@ -376,6 +289,32 @@ TIMINGS: list[tuple[Callable[[Piece], None], str]] = [
     (_share_with_one, SHARED),
     (_share_nothing, SHARED),
 ]
+
+
+def _summarise_nothing(piece: Piece) -> None:
+    piece.summary_rule = "another"
+
+
+def _summarise_one_by_one(piece: Piece) -> None:
+    piece.summary["count"] = 1
+
+
+def _summarise_wrongly(piece: Piece) -> None:
+    piece.summary["mean"] = 60.0
+
+
+def _name_the_vehicle(piece: Piece) -> None:
+    piece.track = (piece.track[0], "veh-1", piece.track[2])
+
+
+def _name_the_vehicle_in_the_key(piece: Piece) -> None:
+    piece.track = ("veh/veh-1/speed", *piece.track[1:])
+
+
+def _tell_the_exact_place(piece: Piece) -> None:
+    piece.track = (*piece.track[:2], 0.1)
+
+
 DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_lose_report, {"every participant lived to write its report"}),
     (_never_meet, {MEETING}),
@@ -407,6 +346,12 @@ DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_lose_at_relay, {RELAYED, TIME_TO_RELAY}),
     (_store_twice, {RELAYED}),
     (_replace_at_relay, {RELAYED}),
+    (_summarise_nothing, {SUMMARISED}),
+    (_summarise_one_by_one, {SUMMARISED}),
+    (_summarise_wrongly, {SUMMARISED}),
+    (_name_the_vehicle, {VEILED}),
+    (_name_the_vehicle_in_the_key, {VEILED}),
+    (_tell_the_exact_place, {VEILED}),
 ]
 SLOW_MACHINES = {
     "probe waited": idle_machine(late_s=LATE_S + 0.01),
