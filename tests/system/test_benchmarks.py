@@ -478,3 +478,29 @@ def test_dissemination_misses_its_promise_when_a_check_of_a_scenario_fails() -> 
     assert dissemination.missed_in("radio", {"failed_checks": 0.0}) == [
         "radio: not all nodes had the release in the end"
     ]
+
+
+def _printed(*arguments: str) -> Any:
+    """The object that a benchmark prints."""
+    ran = subprocess.run(
+        [sys.executable, "-m", *arguments, "--json"], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        timeout=250, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.processes
+def test_record_kills_tiny_run_accounts_for_every_reading() -> None:
+    """The short form of ``python -m benchmarks.record_kills``: node and relay die at random moments."""
+    account = _printed("benchmarks.record_kills", "--kills", "4")
+    assert sum(account["kills"].values()) == 4
+    assert account["counted"] > account["published"] / 3
+    assert account["records"] == account["issued"] > 0
+
+
+@pytest.mark.processes
+def test_rules_tiny_run_has_every_figure() -> None:
+    figures = _printed("benchmarks.rules", "--readings", "3000")
+    assert set(figures) == {"reading_us", "match_us", "miss_us", "share_of_a_core"}
+    assert figures["reading_us"] > figures["miss_us"] >= 0
