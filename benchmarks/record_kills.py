@@ -53,6 +53,8 @@ position = {{ latitude_deg = 48.7, longitude_deg = 11.4, accuracy_m = 1.0 }}
 host = "127.0.0.1"
 [discovery]
 mdns = false
+[http]
+port = 0
 [rules]
 files = ["rules.toml"]
 [relay]
