@@ -23,6 +23,7 @@ from meshnode.cli.probes import (
 )
 from meshnode.config.sections import NodeConfig
 from meshnode.console.node_api import NodeApi
+from meshnode.functions.section import FunctionsSection
 from meshnode.grpc.libraries import why_not_there
 from meshnode.grpc.section import GrpcSection
 from meshnode.http.section import HttpSection
@@ -36,6 +37,7 @@ from meshnode.local.server import check_place
 from meshnode.part import Part
 from meshnode.records.egress.advice import shortcomings
 from meshnode.records.egress.section import policy_of
+from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
@@ -85,7 +87,9 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _state(config, running)
     if running is None:  # a running node says itself what is wrong, and nobody else may open the file
         yield from _outbox(config)
+    yield from _rules(config)
     yield from _egress(config)
+    yield from _functions(config, config_path.parent)
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)
@@ -247,6 +251,34 @@ def _outbox(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("fail", "outbox", str(error))
     else:
         yield Finding("ok", "outbox", f"{path}" if path.exists() else "there is none yet")
+
+
+def _rules(config: NodeConfig) -> Iterator[Finding]:
+    """Rules in files. A node with a broken one does not start."""
+    files = config.of(RulesSection).files
+    if not files:
+        return
+    from meshnode.records.rules.compiling import rules_in  # the evaluator of expressions
+
+    try:
+        rules = rules_in(files, config.node.id)
+    except ConfigError as error:
+        yield Finding("fail", "rules", str(error))
+        return
+    needs_mib = sum(rule.max_state_bytes for rule in rules) / (1 << 20)
+    yield Finding("ok", "rules", f"{', '.join(rule.name for rule in rules)}; at most {needs_mib:.1f} MiB of memory")
+
+
+def _functions(config: NodeConfig, folder: Path) -> Iterator[Finding]:
+    """The programs of functions."""
+    for section in config.of(FunctionsSection).functions:
+        program = section.run[0]
+        found = shutil.which(str((folder / program).resolve()) if os.sep in program else program)
+        if found is None:
+            why = f"{program} is no program that can be run: correct 'run', or make the file executable"
+            yield Finding("fail", f"function {section.name}", why)
+        else:
+            yield Finding("ok", f"function {section.name}", found)
 
 
 def _egress(config: NodeConfig) -> Iterator[Finding]:

@@ -61,3 +61,32 @@ def test_doctor_says_which_packages_a_split_model_lacks(tmp_path: Path, monkeypa
     monkeypatch.setattr(cutting, "can_cut", lambda: False)
     lacking = {finding.message[0]: finding for finding in checks._models(config) if "[split]" in finding.message}
     assert {name: finding.status for name, finding in lacking.items()} == {"a": "warn", "b": "fail"}
+
+
+def test_doctor_compiles_rules_and_looks_for_the_programs_of_functions(tmp_path: Path) -> None:
+    """A node with a broken rule does not start: better to know before."""
+    tables = (
+        '[rules]\nfiles = ["rules.toml"]\n[[function]]\nname = "sign"\nkeys = "a"\nrun = ["./sign"]\n'
+        '[[function]]\nname = "log"\nkeys = "a"\nrun = ["cat"]\n'
+    )
+    place = tmp_path / "rsu-1"
+    place.mkdir(exist_ok=True)
+    (place / "rules.toml").touch()
+    config_file = prepare(tmp_path, "rsu-1", "rsu", tables)
+    rules = config_file.parent / "rules.toml"
+    text = (
+        '[[rule]]\nname = "mean speed"\nkeys = "a"\nwindow = { size_s = 1 }\ncompute = ["mean"]\n'
+        'output = { key = "rsu/{node}/x", unit = "1" }\n'
+    )
+    rules.write_text(text.replace('mean"]', 'median"]'))
+    config = load(config_file)
+    (broken,) = checks._rules(config)
+    assert (broken.status, "'median' is not a function" in broken.message) == ("fail", True)
+    rules.write_text(text)
+    (good,) = checks._rules(config)
+    assert (good.status, good.message.startswith("mean speed; at most ")) == ("ok", True)
+    assert [finding.status for finding in checks._functions(config, config_file.parent)] == ["fail", "ok"]
+    sign = config_file.parent / "sign"
+    sign.write_text("#!/bin/sh\n")
+    sign.chmod(0o755)
+    assert [finding.status for finding in checks._functions(config, config_file.parent)] == ["ok", "ok"]
