@@ -71,10 +71,17 @@ class Publisher:
         :raises ContextMissing: when no position is known. :raises ValueUnsupported: when ``value`` can't travel.
         :raises LocalProtocolError: when the node was closed.
         """
-        value = plain(value)
         utc_now = time.time_ns()
-        where = where or self._where or self._node.position
         when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
+        return self._put(value, where or self._where or self._node.position, when, utc_now)
+
+    def put_sensed(self, value: Any, where: Position, when: EventTime) -> Put:
+        """Publish a value that was sensed at a time that is known less well, or better, than by this node's clock.
+        Errors as for :meth:`put`."""
+        return self._put(value, where, when, time.time_ns())
+
+    def _put(self, value: Any, where: Position | None, when: EventTime, utc_now: int) -> Put:
+        value = plain(value)
         put, alone = self._publish(self._publication, value, where, when, utc_now)
         if self._watch is not None:
             self._show(self._watch, put.sequence, value, where, when, alone)

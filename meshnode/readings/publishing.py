@@ -61,14 +61,17 @@ class Publishing(ABC, Generic[_P]):
         :raises ContextMissing: when no position is known. :raises InvalidKey: when ``key`` is not one.
         :raises NotPermitted: when the node may not publish it. :raises ValueUnsupported: when ``value`` can't travel.
         """
-        options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
+        how = Provenance(sensor, unit, quality, calibration, lineage)
+        return self.kept_publisher(key, how, priority, lifespan_ms, hops).put(value, where=where, time_ns=time_ns)
+
+    def kept_publisher(self, key: str, how: Provenance, priority: int = 3, lifespan_ms: int = 0, hops: int = 0) -> _P:
+        """The publisher that :meth:`publish` uses for these options. It is made once, and kept. Errors as there."""
+        options = (key, how, priority, lifespan_ms, hops)
         publisher = self._publishers.get(options)
         if publisher is None:
-            publisher = self.publisher(
-                key, unit=unit, sensor=sensor, quality=quality, calibration=calibration, lineage=lineage,
-                priority=priority, lifespan_ms=lifespan_ms, hops=hops,
-            )  # fmt: skip
+            self.require_open()
+            publisher = self._publisher_of(checked_publication(key, how, None, priority, lifespan_ms, hops))
             if len(self._publishers) >= limits.MAX_CACHED_KEYS:
                 self._publishers.clear()
             self._publishers[options] = publisher
-        return publisher.put(value, where=where, time_ns=time_ns)
+        return publisher

@@ -80,7 +80,7 @@ class Recorder:
 
     def __init__(
         self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
-        publish: Callable[..., object], patterns: Iterable[Pattern] = (), troubles: Troubles | None = None,
+        publish: Callable[[ReadingDerived], object], patterns: Iterable[Pattern] = (), troubles: Troubles | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
         and ``troubles`` are those of the node.
@@ -92,6 +92,9 @@ class Recorder:
         patterns = tuple(patterns)
         self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
         self._patterns = patterns
+        self._troubles = Troubles() if troubles is None else troubles
+        self._not_published: dict[str, int] = {}
+        """By rule: readings in a row that could not be published."""
         self._expressions = self._curator.expressions
         self.door = _door_of(config)
         self._lock = threading.Lock()
@@ -120,7 +123,7 @@ class Recorder:
 
         self.keeper = OutboxKeeper(
             config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes,
-            None if relay is None else uplink_of, Troubles() if troubles is None else troubles,
+            None if relay is None else uplink_of, self._troubles,
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -254,16 +257,16 @@ class Recorder:
 
     def _derive(self, derived: Sequence[ReadingDerived]) -> None:
         for output in derived:
-            how = output.how
             try:
-                self._publish(
-                    output.key, output.value, unit=how.unit, sensor=how.sensor, where=output.where,
-                    time_ns=output.when.utc_ns, quality=how.quality, calibration=how.calibration, lineage=how.lineage,
-                    priority=output.priority, lifespan_ms=output.lifespan_ms,
-                )  # fmt: skip
+                self._publish(output)
             except MeshError as error:
                 self._dropped(output.key, "not_derived")
-                _log.warning("%r derived a reading that can't be published: %s", output.rule, error)
+                times = self._not_published[output.rule] = self._not_published.get(output.rule, 0) + 1
+                if times & (times - 1) == 0:  # 1, 2, 4, 8 …: the trouble names one key of many
+                    self._troubles.begin("rule", output.rule, f"what it derives can't be published: {error}")
+            else:
+                if self._not_published.pop(output.rule, 0):
+                    self._troubles.end("rule", output.rule)
 
     # --- time ------------------------------------------------------------------------------------------------------
     def _set_timer(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from meshnode.records.recording import Recorder
     from meshnode.records.rules.compiling import Rule
+    from protocols.records.curation import ReadingDerived
 
 _FLUSH_S: Final = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
@@ -45,7 +46,7 @@ class RunningRecords(RunningPart):
             from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
 
             recorder = Recorder(
-                host.config, host.mesh, host.incarnation, self._count_drop, host.publish, self._rules(), host.troubles
+                host.config, host.mesh, host.incarnation, self._count_drop, self._publish, self._rules(), host.troubles
             )
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
@@ -62,6 +63,10 @@ class RunningRecords(RunningPart):
         from meshnode.records.rules.compiling import rules_in  # the evaluator, which only such a node pays for
 
         return rules_in(self._files, self.host.config.node.id)
+
+    def _publish(self, derived: "ReadingDerived") -> None:
+        publisher = self.host.kept_publisher(derived.key, derived.how, derived.priority, derived.lifespan_ms)
+        publisher.put_sensed(derived.value, derived.where, derived.when)
 
     def _count_drop(self, key: str, reason: str) -> None:
         self.host.driver.look(lambda engine, _: engine.drops.count("", key, reason))

@@ -11,6 +11,7 @@ import pytest
 import meshnode
 from meshnode.records.recording import Recorder
 from meshnode.records.running import RunningRecords
+from meshnode.troubles import Troubles
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, UtcNs
 from protocols.base.limits import MS
@@ -99,15 +100,16 @@ async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path
     """That nothing came is known by the clock alone: no reading may have to come for it to be told."""
     published: list[tuple[str, Any, tuple[str, ...]]] = []
     dropped: list[tuple[str, str]] = []
+    troubles = Troubles()
 
-    def publish(key: str, value: object, *, lineage: tuple[str, ...], **_: object) -> None:
-        published.append((key, value, lineage))
-        if len(published) > 1:
+    def publish(derived: ReadingDerived) -> None:
+        published.append((derived.key, derived.value, derived.how.lineage))
+        if len(published) == 2:
             raise ValueUnsupported("not twice")
 
     recorder = Recorder(
         House(tmp_path).config("veh-1"), MeshName("test"), Incarnation(1),
-        lambda key, reason: dropped.append((key, reason)), publish, [Silence()],
+        lambda key, reason: dropped.append((key, reason)), publish, [Silence()], troubles,
     )  # fmt: skip
     await recorder.open()
     try:
@@ -118,6 +120,10 @@ async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path
         recorder.consider(light)
         await until(lambda: dropped, "a reading that can't be published is counted")
         assert dropped == [("rsu/rsu-1/light/silent", "not_derived")]
+        (trouble,) = troubles.current()
+        assert (trouble.part, trouble.name, "not twice" in trouble.why) == ("rule", "silence", True)
+        recorder.consider(light)
+        await until(lambda: not troubles.current(), "the next one is published")
     finally:
         await recorder.close(0.0)
 
