@@ -10,7 +10,8 @@
     │   └── BoundExceeded         one of ``protocols.base.limits`` was reached
     ├── RemoteProtocolError       the other side sent something that is not valid
     │   ├── UnknownFrame          a frame type of a newer minor version: counted and skipped
-    │   └── MetadataInvalid       metadata of releases that is forged, old, mixed or expired
+    │   ├── MetadataInvalid       metadata of releases that is forged, old, mixed or expired
+    │   └── ReceiptWrong          a receipt that is not that of its records, or not of their node
     ├── TransportError            a link or a listener failed, or its credentials did
     ├── ConfigError               a configuration is wrong; names file, key and value
     │   └── SourceUnavailable     what it names can't be used now: a file, a folder, a device
@@ -71,6 +72,16 @@ class UnknownFrame(RemoteProtocolError):
     def __init__(self, frame_type: int) -> None:
         super().__init__(f"unknown frame type {frame_type}: sent by a newer version, skipped")
         self.frame_type = frame_type
+
+
+class ReceiptWrong(RemoteProtocolError):
+    """A receipt, or what is to prove a record by it, that must not be believed."""
+
+    def __init__(self, step: str, message: str) -> None:
+        """``step``: the check that failed: ``form``, ``receipt``, ``certificate``, ``signature``, ``path`` or
+        ``record``."""
+        super().__init__(message)
+        self.step = step
 
 
 class MetadataInvalid(RemoteProtocolError):

@@ -324,9 +324,13 @@ MAX_RECORD_BYTES: Final = 256 * 1024
 MAX_RECORD_LIFESPAN_S: Final = 366 * 86_400
 MAX_FATES_PER_BATCH: Final = 1_024
 """Ranges of sequences of undelivered records in one upload."""
+MAX_POLICY_BYTES: Final = 32
+"""The digest of an egress policy, which is a SHA-256; one of a later kind would be no longer."""
+MAX_CERTIFICATE_BYTES: Final = 4 * 1024
+"""A certificate that travels with a receipt, in DER. Those of ``meshnode mesh issue`` have at most 784 bytes."""
 MAX_EXCHANGE_BYTES: Final = MAX_BATCH_BYTES + 64 * 1024
-"""Largest frame between a node and the relay: an upload with its head and its fates, which take at most 30 KiB. One
-frame of 16 MB once made a relay of 45 MB grow to 1.2 GB."""
+"""Largest frame between a node and the relay: an upload with its head, its fates and its receipt, which take at most
+35 KiB. One frame of 16 MB once made a relay of 45 MB grow to 1.2 GB."""
 
 # --- local applications --------------------------------------------------------------------------------------------
 MAX_LOCAL_APPLICATIONS: Final = 16

@@ -11,9 +11,9 @@ from protocols.wire.frame import Frame, SmallFrame
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
 
-MINOR = 6
-"""Version 0 had no gossip, version 1 no signed readings, version 2 no wants of every reading, and
-version 3 no load in answers and no 95th percentiles in offers, version 4 no stages, and version 5 no releases."""
+MINOR = 7
+"""Version 0 had no gossip, version 1 no signed readings, version 2 no wants of every reading, version 3 no load in
+answers and no 95th percentiles in offers, version 4 no stages, version 5 no releases, and version 6 no receipts."""
 
 
 class Hello(SmallFrame, frozen=True, array_like=True, gc=False, tag=1):

@@ -31,6 +31,31 @@ class Fate(Struct, frozen=True, array_like=True, gc=False):
     state: Literal["expired", "evicted", "refused"]
 
 
+class Receipt(Struct, frozen=True, array_like=True, gc=False):
+    """What a node signs for the records of a batch, so that each of them can be proved alone.
+
+    The signature covers all other fields, see :func:`protocols.wire.receipts.receipt_statement`. So a receipt has
+    exactly these fields: another statement needs another prefix.
+    """
+
+    mesh: Id
+    node: Id
+    """The node that made the records, and this."""
+    incarnation: Count
+    policy: Annotated[bytes, Meta(max_length=limits.MAX_POLICY_BYTES)]
+    """The digest of the egress policy that these records passed; empty: none is claimed."""
+    root: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    """Of the hash tree over the records, see :mod:`protocols.records.receipts.tree`."""
+    first: Annotated[int, Meta(ge=1)]
+    last: Annotated[int, Meta(ge=1)]
+    """The lowest and the highest sequence among the records."""
+    records: Annotated[int, Meta(ge=1, le=limits.MAX_BATCH_RECORDS)]
+    """How many there are."""
+    certificate: Annotated[bytes, Meta(min_length=limits.CERTIFICATE_ID_BYTES, max_length=limits.CERTIFICATE_ID_BYTES)]
+    """The id of the certificate whose key made the signature."""
+    signature: Annotated[bytes, Meta(min_length=1, max_length=limits.MAX_SIGNATURE_BYTES)]
+
+
 class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
     """From node to relay: records in order of sequence, and the fates of those that are missing."""
 
@@ -43,6 +68,10 @@ class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
     records: Annotated[tuple[Record, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
     fates: Annotated[tuple[Fate, ...], Meta(max_length=limits.MAX_FATES_PER_BATCH)] = ()
     """In order, and no two of them about one record."""
+    receipt: Receipt | None = None
+    """None: the batch has no records, or an older node sent it."""
+    certificate: Annotated[bytes, Meta(max_length=limits.MAX_CERTIFICATE_BYTES)] = b""
+    """The certificate that the receipt names, in DER; empty: the relay is thought to know it."""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when ``node`` is not an id, records or fates are not in order of sequence, or
@@ -77,7 +106,8 @@ class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
     """From relay to node: nothing of the batch was taken."""
 
     code: Text
-    """``version``, ``identity``, ``malformed``, ``storage`` (try again later) or a newer word."""
+    """``version``, ``identity``, ``malformed``, ``storage`` (try again later), ``receipt``, ``certificate`` (send it
+    along) or a newer word."""
     detail: Text = ""
 
 

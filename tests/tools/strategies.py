@@ -32,7 +32,7 @@ from protocols.wire.inference import (
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
-from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, Fate, Receipt, Record, RefusedRecord, RelayRefusal
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
@@ -180,6 +180,12 @@ def _fates(draw: st.DrawFn) -> tuple[Fate, ...]:
     return tuple(Fate(*range_, draw(states)) for range_ in zip(ends[::2], ends[1::2], strict=False))  # type: ignore[arg-type]
 
 
+_RECEIPTS = st.builds(
+    Receipt, IDS, IDS, U64, st.just(b"") | SHA256, SHA256,
+    POSITIVE, POSITIVE, st.integers(1, limits.MAX_BATCH_RECORDS),
+    st.binary(min_size=limits.CERTIFICATE_ID_BYTES, max_size=limits.CERTIFICATE_ID_BYTES),
+    st.binary(min_size=1, max_size=limits.MAX_SIGNATURE_BYTES),
+)  # fmt: skip
 _RECORDS = st.builds(Record, POSITIVE, TEXT, READINGS.map(encode_reading).map(Raw))
 
 
@@ -195,6 +201,8 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
             lambda records: tuple(sorted(records, key=lambda record: record.sequence))
         ),
         _fates(),
+        st.none() | _RECEIPTS,
+        st.binary(max_size=limits.MAX_CERTIFICATE_BYTES),
     ),
     Acknowledgement: st.builds(
         Acknowledgement,

@@ -4,6 +4,7 @@ A change that makes a file differ breaks every node on the road. New minor versi
 ``python -m tests.protocols.wire.test_golden`` writes the files that are missing.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from protocols.wire.inference import (
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
-from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.receipts import encode_receipt, receipt_statement, record_leaf
+from protocols.wire.records import Acknowledgement, Batch, Fate, Receipt, Record, RefusedRecord, RelayRefusal
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
@@ -73,6 +75,12 @@ ENTRY = Entry(
 )  # fmt: skip
 FINGERPRINTS = encode_fingerprints([0x0123456789ABCDEF, 0x5F])
 
+BRAKE_RECORD = Record(6, "brakes", Raw(encode_reading(BRAKE)))
+RECEIPT = Receipt(
+    "demo", "veh-1", 1_700_000_000, bytes(range(32)), hashlib.sha256(b"\0" + record_leaf(BRAKE_RECORD)).digest(), 6, 6,
+    1, bytes(range(8)), b"(signature)",
+)  # fmt: skip
+
 FRAMES: dict[str, Frame] = {
     "01-hello": Hello(1, 0, "veh-1", 1_700_000_000, 7447, "realtime", ("192.0.2.7", "2001:db8::7")),
     "02-heartbeat": Heartbeat(17, 5_000_000_000, 16, 4_750_000_000, 1_500_000, ("rsu-2",), True),
@@ -105,8 +113,9 @@ FRAMES: dict[str, Frame] = {
     "24-chunk-piece": ChunkPiece(bytes(range(32)), 16_384, b"(piece of a chunk)"),
     "25-chunk-refused": ChunkRefused(bytes(range(32)), "forbidden"),
     "26-chunks-coming": ChunksComing((bytes(range(32)),)),
-    "64-batch": Batch(
-        1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
+    "64-batch": Batch(1, 0, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),)),
+    "64-batch-receipt": Batch(
+        1, 7, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),), RECEIPT, b"(certificate)"
     ),
     "65-acknowledgement": Acknowledgement((6, 7), (RefusedRecord(8, "no such key"),)),
     "66-relay-refusal": RelayRefusal("storage", "the relay's disk does not take records now"),
@@ -116,7 +125,7 @@ FRAMES: dict[str, Frame] = {
     "70-relay-chunk": RelayChunk(bytes(range(32)), b"(chunk)"),
 }
 
-EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer"})
+EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer", "64-batch"})
 """Frames of an earlier minor version, to which fields were appended since: they are understood, and not written."""
 WRITTEN = [name for name in FRAMES if name not in EARLIER]
 
@@ -258,9 +267,11 @@ def test_wire_page_shows_the_golden_bytes() -> None:
     assert shown("98 02 11") == stored("02-heartbeat")
     assert shown("92 06 91") == encode_frame(Readings((BRAKE,)))
     assert shown("95 0f 01") == stored("15-signed-readings")
-    beginning = shown("6d 65 73 68 6e 6f 64 65 20 72")
+    beginning = shown("6d 65 73 68 6e 6f 64 65 20 72 65 61")
     assert reading_statement(encode_alone(BRAKE)).startswith(beginning)
     assert shown("c7 11 01") in stored("06-readings")
+    assert shown("9a a4") == encode_receipt(RECEIPT)
+    assert shown("6d 65 73 68 6e 6f 64 65 20 72 65 63 65") == receipt_statement(RECEIPT)
     assert shown("97 a5") == encode_entry(ENTRY)
     assert shown("6d 65 73 68 6e 6f 64 65 20 65") == entry_statement(ENTRY)
 
