@@ -15,8 +15,13 @@ from typing import Final
 
 from cryptography import x509
 
-from meshnode.identity.pem_files import read_certificate
-from meshnode.identity.signatures import CertifiedKey, SigningKey, read_signing_key, untrusted_certified_key
+from meshnode.identity.signatures import (
+    CertifiedKey,
+    SigningKey,
+    read_authority,
+    read_signing_key,
+    untrusted_certified_key,
+)
 from meshnode.links.transport import CredentialFiles
 from protocols.access import LINK_ROLES
 from protocols.base.errors import IdentityError
@@ -117,5 +122,4 @@ class Notary:
 
 
 def _read(credentials: CredentialFiles) -> _Own:
-    key = read_signing_key(credentials)
-    return _Own(key, read_certificate(credentials.authority, "authority certificate"))
+    return _Own(read_signing_key(credentials), read_authority(credentials.authority))

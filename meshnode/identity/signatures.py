@@ -9,6 +9,7 @@ signature, only the one with the lower s is made and accepted.
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -100,6 +101,11 @@ def read_signing_key(credentials: CredentialFiles) -> SigningKey:
     return SigningKey(data, _id_of(data), key)
 
 
+def read_authority(path: Path) -> x509.Certificate:
+    """The certificate of a mesh's authority. :raises IdentityError: it can't be used."""
+    return read_certificate(path, "authority certificate")
+
+
 def untrusted_certified_key(data: bytes, authority: x509.Certificate) -> CertifiedKey:
     """The key in a certificate (DER) that anybody may have sent. Whether it is valid now is for the caller to ask.
 
@@ -129,5 +135,10 @@ def untrusted_certified_key(data: bytes, authority: x509.Certificate) -> Certifi
     )  # fmt: skip
 
 
+def sha256(data: bytes) -> bytes:
+    """The hash that pure modules are given."""
+    return hashlib.sha256(data).digest()
+
+
 def _id_of(certificate: bytes) -> bytes:
-    return hashlib.sha256(certificate).digest()[:CERTIFICATE_ID_BYTES]
+    return sha256(certificate)[:CERTIFICATE_ID_BYTES]

@@ -40,11 +40,11 @@ class OutboxKeeper:
 
     def __init__(
         self, path: Path, max_records: int, max_bytes: int, uplink: Callable[[Outbox], UplinkDriver] | None,
-        troubles: Troubles,
+        troubles: Troubles, policy: bytes = b"",
     ) -> None:  # fmt: skip
-        """``uplink`` makes the uplink of an outbox; None: records stay in it."""
+        """``uplink`` makes the uplink of an outbox; None: records stay in it. ``policy``: see :meth:`Outbox.open`."""
         self.path = path
-        self._bounds = max_records, max_bytes
+        self._bounds, self._policy = (max_records, max_bytes), policy
         self._make_uplink, self._troubles = uplink, troubles
         self.outbox: Outbox | None = None
         self.uplink: UplinkDriver | None = None
@@ -104,7 +104,7 @@ class OutboxKeeper:
     async def _try(self) -> None:
         """Open the outbox, a new one if the file is damaged."""
         for _ in range(2):
-            outbox = Outbox.open(self.path, *self._bounds)
+            outbox = Outbox.open(self.path, *self._bounds, policy=self._policy)
             try:
                 await outbox.__aenter__()
             except StorageError as error:

@@ -53,10 +53,11 @@ class Outbox:
     """Records that wait for the relay. ``async with Outbox.open(path, …) as outbox:``"""
 
     def __init__(
-        self, path: Path, max_records: int, max_bytes: int, clock: Callable[[], int], steady: Callable[[], int]
-    ) -> None:
+        self, path: Path, max_records: int, max_bytes: int, clock: Callable[[], int], steady: Callable[[], int],
+        policy: bytes,
+    ) -> None:  # fmt: skip
         self._file = OutboxFile(path)
-        self._ledger = Ledger(max_records, max_bytes)
+        self._ledger = Ledger(max_records, max_bytes, policy=policy)
         self._clock, self._steady = clock, steady
         self._steps = ClockSteps(UtcNs(min(clock(), _LATEST_UTC_NS)), MonotonicNs(steady()))
         self._unwritten_step_ns = 0
@@ -76,17 +77,17 @@ class Outbox:
     @classmethod
     def open(
         cls, path: Path | str, max_records: int, max_bytes: int, clock: Callable[[], int] = time.time_ns,
-        steady: Callable[[], int] = _steady_ns,
+        steady: Callable[[], int] = _steady_ns, policy: bytes = b"",
     ) -> Self:  # fmt: skip
         """An outbox in the file ``path``, created if missing; opened by ``async with``.
 
         ``max_records`` and ``max_bytes`` bound what waits, not the file, which grows to somewhat more and is reused.
         ``clock`` gives UTC nanoseconds, and ``steady`` nanoseconds of a clock that never steps and counts all time,
-        sleep of the computer too.
+        sleep of the computer too. ``policy``: the digest of the egress policy that records pass before they are put.
 
         :raises StorageError: on entering: the file can't be used; says why and the way out.
         """
-        return cls(Path(path), max_records, max_bytes, clock, steady)
+        return cls(Path(path), max_records, max_bytes, clock, steady, policy)
 
     async def __aenter__(self) -> Self:
         try:

@@ -19,12 +19,13 @@ from msgspec import Raw
 
 from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
+from protocols.records.egress.passed import PolicyMark
 from protocols.records.ledger import Changes, Counters
 from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Fate, Record
 
 _APPLICATION_ID: Final = 0x6D6E6F62
-_VERSION: Final = 2
+_VERSION: Final = 3
 _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
 _DAMAGED: Final = frozenset((0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT,
@@ -45,6 +46,8 @@ CREATE TABLE records (sequence INTEGER PRIMARY KEY, rule TEXT NOT NULL, priority
     payer TEXT NOT NULL DEFAULT '');
 CREATE TABLE fates (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, state TEXT NOT NULL);
 """
+_POLICIES: Final = "CREATE TABLE policies (first INTEGER PRIMARY KEY, digest BLOB NOT NULL)"
+"""Versions 1 and 2 did not know which egress policy their records passed."""
 
 _PAYERS: Final = "ALTER TABLE records ADD COLUMN payer TEXT NOT NULL DEFAULT ''"
 """Version 1 did not know whose readings its records are, so all count as those of this node."""
@@ -68,6 +71,7 @@ class StoredLedger(NamedTuple):
     counters: Counters
     pending: list[LedgerEntry]
     fates: list[Fate]
+    policies: list[PolicyMark]
 
 
 class OutboxFile:
@@ -144,7 +148,7 @@ class OutboxFile:
             return
         if application != _APPLICATION_ID:
             raise StorageError(f"{self.path} is another program's database: name another file for the outbox")
-        if version not in (1, _VERSION):
+        if not 1 <= version <= _VERSION:
             raise StorageError(
                 f"the outbox {self.path} has version {version}, this program knows {_VERSION}: start the newer program"
             )
@@ -164,10 +168,11 @@ class OutboxFile:
             for statement in _SCHEMA.split(";"):
                 await db.execute(statement)
             await db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            await db.execute(f"PRAGMA user_version = {_VERSION}")
             await db.execute("INSERT INTO ledger VALUES (1, ?, ?, ?, ?, ?, ?, ?)", astuple(Counters()))
         elif version == 1:
             await db.execute(_PAYERS)
+        if version < _VERSION:
+            await db.execute(_POLICIES)
             await db.execute(f"PRAGMA user_version = {_VERSION}")
         await db.execute("COMMIT")
 
@@ -184,10 +189,12 @@ class OutboxFile:
             "SELECT sequence, size_bytes, priority, expires_utc_ns, payer FROM records ORDER BY sequence"
         )
         fates = await self._fetch("SELECT first, last, state FROM fates ORDER BY first")
+        policies = await self._fetch("SELECT first, digest FROM policies ORDER BY first")
         return StoredLedger(
             Counters(first, following, delivered, expired, evicted, refused, bool(introduced)),
             [LedgerEntry(*row) for row in entries],
             [Fate(*row) for row in fates],
+            [PolicyMark(first, bytes(digest)) for first, digest in policies],
         )
 
     async def read_records(self, sequences: Sequence[int]) -> tuple[Record, ...]:
@@ -234,6 +241,9 @@ class OutboxFile:
             kept = [(fate.first, fate.last, fate.state) for fate in changes.fates.values() if fate is not None]
             if kept:
                 await db.executemany("INSERT OR REPLACE INTO fates VALUES (?, ?, ?)", kept)
+            if changes.policies is not None:
+                await db.execute("DELETE FROM policies")
+                await db.executemany("INSERT INTO policies VALUES (?, ?)", changes.policies)
             if new:
                 await db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", new)
             first, following, *ended = astuple(counters)
@@ -270,6 +280,8 @@ class OutboxFile:
         await self._db.execute("UPDATE records SET sequence = -sequence")
         await self._db.execute("UPDATE fates SET first = -(first + ?), last = last + ?", (shift, shift))
         await self._db.execute("UPDATE fates SET first = -first")
+        await self._db.execute("UPDATE policies SET first = -(first + ?)", (shift,))
+        await self._db.execute("UPDATE policies SET first = -first")
 
     # --- errors ----------------------------------------------------------------------------------------------------
     def storage_error(self, error: Exception, happened: str) -> StorageError:

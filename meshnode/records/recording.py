@@ -22,6 +22,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final, assert_never
 
 from meshnode.config.sections import NodeConfig
+from meshnode.identity.signatures import SigningKey, read_signing_key, sha256
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
 from meshnode.records.egress.section import policy_of
@@ -41,6 +42,7 @@ from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
+from protocols.records.receipts.sealing import BatchSealer
 from protocols.records.rules import CurationRule
 from protocols.records.windows.rule import WindowRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
@@ -86,6 +88,7 @@ class Recorder:
         and ``troubles`` are those of the node.
 
         :raises StorageError: when the key of an egress policy can't be used.
+        :raises IdentityError: when the key that signs receipts can't be used.
         """
         self._config, self._dropped, self._publish = config, dropped, publish
         self._node = NodeId(config.node.id)
@@ -113,17 +116,23 @@ class Recorder:
         self._storing: asyncio.Task[None] | None = None
         relay = config.given(RelaySection)
         credentials: CredentialFiles = config.identity.credentials
+        self._signing_key = None if relay is None else read_signing_key(credentials)
+
+        def signing_key() -> SigningKey:
+            assert self._signing_key is not None, "a node with a relay has it"
+            return self._signing_key
 
         def uplink_of(outbox: Outbox) -> UplinkDriver:
             assert relay is not None, "it is asked for only then"
             return UplinkDriver(
                 outbox, lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id), self._node,
-                incarnation, Random(),
+                incarnation, Random(), BatchSealer(mesh, self._node, incarnation, signing_key, sha256),
             )  # fmt: skip
 
         self.keeper = OutboxKeeper(
             config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes,
             None if relay is None else uplink_of, self._troubles,
+            b"" if self.door is None else bytes.fromhex(self.door.digest),
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -141,6 +150,11 @@ class Recorder:
     def readings_lost(self) -> int:
         """Readings that rules had taken, and that were lost when the node was killed."""
         return 0 if self._state is None else self._state.lost
+
+    def renewed(self, credentials: CredentialFiles) -> None:
+        """Sign receipts with the new key. :raises IdentityError: it can't be used."""
+        if self._signing_key is not None:
+            self._signing_key = read_signing_key(credentials)
 
     def rule_counters(self) -> dict[str, dict[str, int]]:
         """What became of the readings that came to each rule, by its name."""

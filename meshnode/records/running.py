@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.links.transport import CredentialFiles
 from meshnode.readings.publisher import PublishedWatch
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, RelaySection
@@ -56,6 +58,11 @@ class RunningRecords(RunningPart):
         """Let rules choose from readings of neighbours too."""
         if self._recorder is not None:
             self._recorder.listen(self.host.subscribe)
+
+    def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
+        """Sign receipts with the new key."""
+        if self._recorder is not None:
+            self._recorder.renewed(credentials)
 
     def _rules(self) -> "Sequence[Rule]":
         if not self._files:

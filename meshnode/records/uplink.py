@@ -30,13 +30,17 @@ from protocols.records.events import (
     UplinkChanged,
     UplinkState,
 )
+from protocols.records.ledger import BatchPlan
+from protocols.records.receipts.sealing import BatchSealer
 from protocols.records.uplink import Uplink, decode_untrusted_answer
+from protocols.wire.records import Record
 
 _log = logging.getLogger(__name__)
 
 
 class _Request(NamedTuple):
-    frame: bytes
+    plan: BatchPlan
+    records: tuple[Record, ...]
     timeout_s: float
 
 
@@ -44,11 +48,13 @@ class UplinkDriver:
     """Carries one node's outbox to the relay. ``task = create_task(uplink.run())``, later ``await uplink.stop(…)``."""
 
     def __init__(
-        self, outbox: Outbox, connect: Callable[[], Requester], node: NodeId, incarnation: Incarnation, random: Random
-    ) -> None:
-        """``connect`` opens a requester to the relay; it runs on the uplink's thread and may raise TransportError."""
+        self, outbox: Outbox, connect: Callable[[], Requester], node: NodeId, incarnation: Incarnation, random: Random,
+        sealer: BatchSealer | None = None,
+    ) -> None:  # fmt: skip
+        """``connect`` opens a requester to the relay; it runs on the uplink's thread and may raise TransportError.
+        ``sealer`` makes the receipts of batches, on the same thread; None: they have none."""
         self._outbox, self._connect = outbox, connect
-        self._machine = Uplink(outbox.ledger, node, incarnation, random)
+        self._machine = Uplink(outbox.ledger, node, incarnation, random, sealer)
         self._requester: Requester | None = None
         self._closed = False
         self._stop = asyncio.Event()
@@ -66,7 +72,7 @@ class UplinkDriver:
         return "" if self._ended.is_set() else self._machine.detail
 
     def statistics(self) -> dict[str, int]:
-        """Batches that were answered, and batches that were not taken."""
+        """Batches that were answered, batches that were not taken, and receipts that were made."""
         return self._machine.counters()
 
     async def run(self) -> None:
@@ -135,7 +141,7 @@ class UplinkDriver:
         except StorageError as error:
             self._machine.unreadable(str(error), _now())
             return None
-        return _Request(self._machine.batch(effect.plan, records), effect.timeout_ns / SECOND)
+        return _Request(effect.plan, records, effect.timeout_ns / SECOND)
 
     async def _write(self, writing: Coroutine[Any, Any, None]) -> None:
         try:
@@ -187,13 +193,14 @@ class UplinkDriver:
             raise
 
     def _ask(self, request: _Request) -> bytes:
+        frame = self._machine.batch(request.plan, request.records)  # here, because hashing and signing take their time
         requester = self._requester
         if requester is None:
             requester = self._requester = self._connect()
         if self._closed:
             requester.close()
             raise TransportError("the uplink was stopped")
-        return requester.request(request.frame, request.timeout_s)
+        return requester.request(frame, request.timeout_s)
 
     def _close(self) -> None:
         self._closed = True

@@ -38,7 +38,9 @@ from protocols.base.limits import (
     MAX_RECORD_LIFESPAN_S,
     SECOND,
 )
+from protocols.base.time import NEVER
 from protocols.records.curated import Curated
+from protocols.records.egress.passed import PassedPolicies, PolicyMark
 from protocols.records.fates import FateRanges, LostState
 from protocols.records.pending import MAX_PAYERS, OTHERS, OWN, LedgerEntry, PendingRecords
 from protocols.wire.records import Acknowledgement, Fate
@@ -55,6 +57,8 @@ class BatchPlan:
     """The records in it, oldest first."""
     fates: tuple[Fate, ...]
     next_sequence: int
+    policy: bytes = b""
+    """The digest of the egress policy that all of the records passed; empty: none is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Changes:
     """Sequences of the records to delete."""
     fates: dict[int, Fate | None]
     """By first sequence: the range to write, or None for a range to delete."""
+    policies: tuple[PolicyMark, ...] | None = None
+    """All marks, to be written instead of those that are there; None: they are as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,11 @@ class Ledger:
         counters: Counters | None = None,
         pending: Iterable[LedgerEntry] = (),
         fates: Iterable[Fate] = (),
+        policy: bytes = b"",
     ) -> None:
         """An empty ledger, or one read back from storage, with ``pending`` in order of sequence. The bounds may be
-        smaller than they were when it was written.
+        smaller than they were when it was written. ``policy``: the digest of the egress policy that records pass from
+        now on; empty: none.
 
         :raises LocalProtocolError: when a bound is below 1, or what was read back does not add up.
         """
@@ -102,9 +110,13 @@ class Ledger:
             raise LocalProtocolError(f"a ledger of {max_records} records and {max_bytes} bytes: use 1 or more of each")
         self._max_records, self._max_bytes = max_records, max_bytes
         self._evicted: Counter[str] = Counter()
+        self._policy = policy
         self.restore(counters or Counters(), pending, fates)
 
-    def restore(self, counters: Counters, pending: Iterable[LedgerEntry], fates: Iterable[Fate]) -> None:
+    def restore(
+        self, counters: Counters, pending: Iterable[LedgerEntry], fates: Iterable[Fate],
+        policies: Iterable[PolicyMark] = (),
+    ) -> None:  # fmt: skip
         """Forget everything and take what storage has. This ends the batch under way.
 
         :raises LocalProtocolError: when that does not add up.
@@ -120,6 +132,9 @@ class Ledger:
         self._next_sweep_ns = 0
         self._pending = PendingRecords(pending)
         self._fates = FateRanges(fates)
+        self._passed = PassedPolicies(policies)
+        oldest = next((entry.sequence for entry in self._pending.oldest_first()), self._next_sequence)
+        self._passed.begin(self._policy, self._next_sequence, oldest)
         self._removed: list[int] = []
         if not self.adds_up():
             raise LocalProtocolError(f"the ledger read back does not add up: {self.statistics()}")
@@ -243,6 +258,7 @@ class Ledger:
 
     def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
         """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.
+        Its records passed one policy.
 
         The batch is under way until :meth:`acknowledged` or :meth:`abandoned` is called. There is one at a time.
         """
@@ -250,6 +266,7 @@ class Ledger:
             raise LocalProtocolError("a batch is under way: report what became of it first")
         chosen: list[int] = []
         room = MAX_BATCH_BYTES
+        end = NEVER
         for entry in self._pending.oldest_first():
             if len(chosen) >= min(max_records, MAX_BATCH_RECORDS):
                 break
@@ -257,8 +274,10 @@ class Ledger:
                 self._lose(entry.sequence, "expired")
                 continue
             room -= entry.size_bytes
-            if room < 0 and chosen:
+            if chosen and (room < 0 or entry.sequence >= end):
                 break
+            if not chosen:
+                end = self._passed.end_of(entry.sequence)
             chosen.append(entry.sequence)
         fates = self._fates.in_order(MAX_FATES_PER_BATCH + 1)
         if len(fates) > MAX_FATES_PER_BATCH:
@@ -267,7 +286,8 @@ class Ledger:
         if not chosen and not fates:
             return None
         self._pending.pin(chosen)
-        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence)
+        policy = self._passed.of(chosen[0]) if chosen else b""
+        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence, policy)
 
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
         """The relay has the batch on disk. Returns how many of its records ended.
@@ -323,6 +343,7 @@ class Ledger:
         self._next_sequence += shift
         self._pending.shift(shift)
         self._fates = self._fates.shifted(shift)
+        self._passed.shift(shift)
         return True
 
     def can_begin_at(self, first_sequence: int) -> bool:
@@ -332,12 +353,13 @@ class Ledger:
     # --- what storage has to do ------------------------------------------------------------------------------------
     def changes(self) -> Changes:
         """What storage has not written yet."""
-        return Changes(self._removed, self._fates.changes())
+        return Changes(self._removed, self._fates.changes(), self._passed.changes())
 
     def changes_saved(self) -> None:
         """All of :meth:`changes` is in storage."""
         self._removed = []
         self._fates.changes_saved()
+        self._passed.changes_saved()
 
     def entries(self) -> list[LedgerEntry]:
         """The pending records, in order of sequence."""

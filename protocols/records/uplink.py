@@ -6,9 +6,14 @@ One batch is under way at a time. While it is, records collect in the ledger, so
     refusal "storage"      the relay's disk is full: try again with back-off
     refusal "malformed"    halve the batch until one record is left, make sure that the relay takes an empty batch, and
                            only then end that record as refused: a relay that refuses everything costs no record
+    refusal "receipt"      as any other; the next batch has a new receipt
+    refusal "certificate"  send the batch again, with the certificate that its receipt names
     refusal "sequence"     this ledger is new and the relay knows more records of the node: go on where the relay stands
     any other refusal      only a person can lift it: ask again rarely
     no answer              try again with back-off and jitter; the relay takes each record only once
+
+A batch that may have reached the relay is sent again with the same records and the same receipt, unless one of them
+ended meanwhile. More records follow in the next batch.
 
 A new ledger introduces itself with an empty batch before its first record, see :meth:`Ledger.renumber`.
 
@@ -39,6 +44,7 @@ from protocols.records.events import (
     UplinkState,
 )
 from protocols.records.ledger import BatchPlan, Ledger
+from protocols.records.receipts.sealing import BatchSealer
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
@@ -99,14 +105,19 @@ _Step = _Resting | _Introducing | _NotingIntroduction | _Renumbering | _Carrying
 class Uplink:
     """The uplink of one life of a node. Instants are monotonic nanoseconds unless they are called ``utc``."""
 
-    def __init__(self, ledger: Ledger, node: NodeId, incarnation: Incarnation, random: Random) -> None:
-        """The first batch is due at once. ``random`` spreads the pauses of many nodes."""
-        self._ledger, self._random = ledger, random
+    def __init__(
+        self, ledger: Ledger, node: NodeId, incarnation: Incarnation, random: Random, sealer: BatchSealer | None = None
+    ) -> None:  # fmt: skip
+        """The first batch is due at once. ``random`` spreads the pauses of many nodes. Without a ``sealer``, batches
+        have no receipts."""
+        self._ledger, self._random, self._sealer = ledger, random, sealer
         self._node, self._incarnation = node, incarnation
         self._step: _Step = _Resting(-NEVER)
         self._state, self._detail = UplinkState.STARTING, ""
         self._failures = 0
         self._largest_batch = MAX_BATCH_RECORDS
+        self._again = 0
+        """How many records the batch had that is sent again; 0: there is none."""
         self._batches = self._batches_failed = 0
         self._effects: list[UplinkEffect] = []
         self._events: list[UplinkEvent] = []
@@ -128,8 +139,9 @@ class Uplink:
         return isinstance(self._step, _Resting)
 
     def counters(self) -> dict[str, int]:
-        """Batches that were answered, and batches that were not taken."""
-        return {"batches": self._batches, "batches_failed": self._batches_failed}
+        """Batches that were answered, batches that were not taken, and receipts that were made."""
+        counters = {"batches": self._batches, "batches_failed": self._batches_failed}
+        return counters if self._sealer is None else counters | self._sealer.counters()
 
     def outgoing(self) -> list[UplinkEffect]:
         """Effects decided since the last call, to be performed in this order."""
@@ -142,11 +154,16 @@ class Uplink:
         return events
 
     def batch(self, plan: BatchPlan, records: tuple[Record, ...]) -> bytes:
-        """The frame of a batch. ``records``: those of the plan, in its order."""
+        """The frame of the batch under way. ``records``: those of the plan, in its order. It is signed here, so the
+        thread that makes the request calls this, while nothing else of the uplink is called."""
         assert len(records) == len(plan.sequences), "a plan names each of its records"
-        return encode_frame(
-            Batch(MAJOR, MINOR, self._node, self._incarnation, plan.next_sequence, records, plan.fates)
-        )  # fmt: skip
+        receipt, certificate = None, b""
+        if self._sealer is not None and records:
+            receipt = self._sealer.sealed(records, plan.policy)
+            certificate = self._sealer.certificate_to_send
+        return encode_frame(Batch(
+            MAJOR, MINOR, self._node, self._incarnation, plan.next_sequence, records, plan.fates, receipt, certificate,
+        ))  # fmt: skip
 
     # --- time ------------------------------------------------------------------------------------------------------
     def next_timer_at(self) -> int:
@@ -163,7 +180,7 @@ class Uplink:
             self._step = _Introducing()
             self._send_empty(self._ledger.first_sequence)
             return
-        plan = self._ledger.next_batch(utc_now, self._largest_batch)
+        plan = self._ledger.next_batch(utc_now, min(self._largest_batch, self._again or self._largest_batch))
         if plan is None:
             self._step = _Resting(NEVER)
         else:
@@ -204,7 +221,12 @@ class Uplink:
 
     def _give_up(self) -> None:
         if isinstance(self._step, _Carrying | _Probing):
-            self._ledger.abandoned()
+            self._send_again(self._step.plan)
+
+    def _send_again(self, plan: BatchPlan) -> None:
+        """The relay may have the batch under way, or may take it later."""
+        self._again = len(plan.sequences)
+        self._ledger.abandoned()
 
     def _introduced(self, answer: Acknowledgement | RelayRefusal, now: int) -> None:
         if isinstance(answer, Acknowledgement):
@@ -221,17 +243,11 @@ class Uplink:
 
     def _carried(self, plan: BatchPlan, answer: Acknowledgement | RelayRefusal, now: int) -> None:
         if isinstance(answer, RelayRefusal):
-            if answer.code == "malformed" and len(plan.sequences) == 1:
-                self._step = _Probing(plan, answer)
-                self._send_empty(plan.next_sequence)
-                return
-            self._ledger.abandoned()
-            if answer.code == "malformed" and plan.sequences:
-                self._largest_batch = len(plan.sequences) // 2
-                self._step = _Resting(now)
-            else:
-                self._refuse(answer, now)
+            self._not_carried(plan, answer, now)
             return
+        self._again = 0
+        if self._sealer is not None and plan.sequences:
+            self._sealer.acknowledged()
         ended = self._ledger.acknowledged(plan, answer)
         self._effects.append(SaveLedger())
         sent = frozenset(plan.sequences)
@@ -243,15 +259,32 @@ class Uplink:
             self._largest_batch = min(2 * self._largest_batch, MAX_BATCH_RECORDS)
             self._succeed(now)
 
+    def _not_carried(self, plan: BatchPlan, refusal: RelayRefusal, now: int) -> None:
+        if refusal.code == "malformed" and len(plan.sequences) == 1:
+            self._step = _Probing(plan, refusal)
+            self._send_empty(plan.next_sequence)
+            return
+        self._send_again(plan)
+        if refusal.code == "malformed" and plan.sequences:
+            self._largest_batch = len(plan.sequences) // 2
+            self._step = _Resting(now)
+        elif refusal.code == "certificate" and self._sealer is not None and self._sealer.certificate_is_unknown():
+            self._step = _Resting(now)
+        else:
+            if refusal.code == "receipt" and self._sealer is not None:
+                self._sealer.forget()
+            self._refuse(refusal, now)
+
     def _probed(self, step: _Probing, answer: Acknowledgement | RelayRefusal, now: int) -> None:
         if isinstance(answer, Acknowledgement):
             (sequence,) = step.plan.sequences
+            self._again = 0
             self._ledger.refuse(sequence)
             self._effects.append(SaveLedger())
             self._events.append(RecordRefused(sequence, step.refusal.detail))
             self._step = _Resting(now)
         else:
-            self._ledger.abandoned()
+            self._send_again(step.plan)
             self._refuse(step.refusal, now)
 
     # --- what became of the ledger ---------------------------------------------------------------------------------
