@@ -1,4 +1,5 @@
-"""The ``cloud-relay`` command. Exit status: 0 done, 1 the audit does not add up, 2 bad input or an unusable file."""
+"""The ``cloud-relay`` command. Exit status: 0 done, 1 the audit does not add up or the proof does not hold, 2 bad
+input or an unusable file."""
 
 import csv
 import logging
@@ -14,12 +15,15 @@ import msgspec
 
 from cloud_relay.config import load_config
 from cloud_relay.query.audit import OriginAccount, audit
+from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
 from cloud_relay.query.selection import COLUMNS, Query, parse_box, parse_instant, select
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.store.schema import open_for_reading, storage_error
-from protocols.base.errors import MeshError
+from meshnode.identity.signatures import read_authority
+from protocols.base.errors import MeshError, ReceiptWrong
 from protocols.base.ids import UtcNs
+from protocols.records.receipts.proof import MAX_PROOF_BYTES
 
 _CONFIG = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
@@ -133,6 +137,51 @@ def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> 
         sys.exit(1)
 
 
+@main.command()
+@_CONFIG
+@_STORE
+@click.argument("node")
+@click.argument("sequence", type=click.IntRange(1, 2**63 - 1))
+@click.option("--out", type=click.Path(path_type=Path), help="Write the proof to this file; default: print it.")
+def prove(config_path: Path, store_path: Path | None, node: str, sequence: int, out: Path | None) -> None:
+    """Write what proves that NODE signed its record SEQUENCE, for somebody who does not have this store."""
+    path = _store_of(config_path, store_path)
+    with closing(open_for_reading(path)) as db:
+        try:
+            proof = proof_of(db, node, sequence)
+        except db.DatabaseError as error:
+            raise storage_error(path, error) from error
+    if out is None:
+        click.echo(proof.decode(), nl=False)
+        return
+    try:
+        out.write_bytes(proof)
+    except OSError as error:
+        raise _Failure(f"{out} can't be written ({error.strerror}): name another file") from error
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--authority", type=click.Path(path_type=Path), default="authority.crt", show_default=True,
+              help="The certificate of the mesh's authority.")  # fmt: skip
+def verify(file: Path, authority: Path) -> None:
+    """Check a proof that 'prove' wrote, with nothing but the certificate of the mesh's authority. The exit status is 1
+    when it does not hold."""
+    anchor = read_authority(authority)
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_PROOF_BYTES + 1)
+    except OSError as error:
+        raise _Failure(f"{file} can't be read ({error.strerror}): name a proof") from error
+    try:
+        shown = _told(proven(data, anchor))
+    except ReceiptWrong as error:
+        click.echo(f"NOT proven: the step '{error.step}' failed: {_printable(str(error))}")
+        sys.exit(1)
+    for name, value in shown.items():
+        click.echo(f"{name:<13}{_printable(value)}")
+
+
 main.add_command(release)
 main.add_command(rollout)
 
@@ -142,7 +191,8 @@ def _store_of(config_path: Path, store_path: Path | None) -> Path:
 
 
 def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:
-    fields = ("origin", "issued", "stored", "expired", "evicted", "refused", "outstanding", "missing", "conflicts")
+    fields = ("origin", "issued", "stored", "with_receipt", "expired", "evicted", "refused", "outstanding", "missing",
+              "conflicts")  # fmt: skip
     _print_columns(fields, ([str(getattr(account, field)) for field in fields] for account in accounts))
     for account in accounts:
         if account.gaps:
@@ -153,7 +203,29 @@ def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:
             click.echo(
                 f"{account.origin}: {account.conflicts} sequences came with two contents; do two nodes use this id?"
             )
+        if account.wrong_receipts:
+            click.echo(
+                f"{account.origin}: {account.wrong_receipts} batches were refused, the last one because of a "
+                f"{_printable(account.why_wrong)}"
+            )
     click.echo("the ledger adds up" if adds_up else "the ledger does NOT add up")
+
+
+def _told(proof: ProvenRecord) -> dict[str, str]:
+    """What a person is told of a record that was proven."""
+    author, receipt, reading = proof.author, proof.receipt, proof.reading
+    begins, ends = (_shown_time(ns) for ns in (author.not_before_utc_ns, author.not_after_utc_ns))
+    return {
+        "proven": f"{author.role} {author.node} of mesh {author.mesh} signed this record",
+        "sequence": f"{proof.record.sequence}, signed together with all {receipt.records} from {receipt.first} to "
+                    f"{receipt.last} in life {receipt.incarnation}",
+        "rule": proof.record.rule,
+        "key": f"{reading.key}, sensed by {reading.origin}",
+        "time": f"{_shown_time(reading.when.utc_ns)} ± {reading.when.uncertainty_ns / 1e9:g} s",
+        "place": f"{reading.where.latitude_deg:g}, {reading.where.longitude_deg:g} ± {reading.where.accuracy_m:g} m",
+        "policy": receipt.policy.hex() or "none",
+        "certificate": f"{author.certificate_id.hex()}, valid from {begins} to {ends}",
+    }  # fmt: skip
 
 
 def _print_table(records: Iterable[dict[str, Any]]) -> None:
@@ -169,15 +241,23 @@ def _print_columns(header: Iterable[str], rows: Iterable[list[str]]) -> None:
 
 def _cell(field: str, value: Any) -> str:
     if field == "event_utc_ns":
-        seconds, rest_ns = divmod(value, 1_000_000_000)
-        try:
-            return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest_ns // 1_000_000:03}Z"
-        except (OverflowError, ValueError, OSError):
-            return f"{value} ns"
+        return _shown_time(value)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    # Texts come from nodes, and a control character could rewrite the terminal of whoever looks.
-    text = "".join(character if character.isprintable() else "�" for character in text[: _MAX_CELL_CHARS + 1])
+    text = _printable(text[: _MAX_CELL_CHARS + 1])
     return text if len(text) <= _MAX_CELL_CHARS else text[: _MAX_CELL_CHARS - 1] + "…"
+
+
+def _shown_time(utc_ns: int) -> str:
+    seconds, rest_ns = divmod(utc_ns, 1_000_000_000)
+    try:
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest_ns // 1_000_000:03}Z"
+    except (OverflowError, ValueError, OSError):
+        return f"{utc_ns} ns"
+
+
+def _printable(text: str) -> str:
+    """Texts come from nodes, and a control character could rewrite the terminal of whoever looks."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _print_json(records: Iterable[dict[str, Any]]) -> None:

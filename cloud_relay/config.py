@@ -14,6 +14,9 @@
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
 
+    [ingest]
+    receipts = "accepted"       # "required": records without a receipt are refused
+
     [releases]
     folder = "state/releases"   # default: releases in state_dir
 
@@ -45,6 +48,7 @@ _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
     "identity": ("certificate", "key", "authority"),
     "store": ("path",),
+    "ingest": ("receipts",),
     "releases": ("folder",),
     "access": ("rules",),
 }
@@ -62,6 +66,8 @@ class RelayConfig:
     state_dir: Path
     credentials: CredentialFiles
     store: Path
+    receipts_required: bool
+    """Whether batches with records have to have a receipt."""
     releases: Path
     """The repository of releases; it need not be there."""
     access: AccessTable
@@ -118,6 +124,7 @@ class _Parser:
                 self._file("identity", "authority", "authority.crt"),
             ),
             store=self._file("store", "path", str(state_dir / "relay.sqlite")),
+            receipts_required=self._choice("ingest", "receipts", ("accepted", "required")) == "required",
             releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),
         )
@@ -133,6 +140,15 @@ class _Parser:
         value = self._tables.get(table, {}).get(key, default)
         if type(value) is not type(default):
             raise ConfigError(f"{self._path}: {table}.{key} is {_shown(value)}: write {_WANTED[type(default)]}")
+        return value
+
+    def _choice(self, table: str, key: str, choices: tuple[str, ...]) -> str:
+        """One of several words, of which the first one is the default."""
+        value = self._value(table, key, choices[0])
+        if value not in choices:
+            raise ConfigError(
+                f"{self._path}: {table}.{key} is {_shown(value)}: write " + " or ".join(f'"{c}"' for c in choices)
+            )
         return value
 
     def _access(self) -> AccessTable:

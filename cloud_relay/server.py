@@ -11,11 +11,13 @@ from typing import Final, Self
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
+from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
+from meshnode.identity.signatures import read_authority
 from meshnode.links.nng.library import open_responder
 from protocols.base.errors import ClockImplausible, ConfigError, IdentityError, StorageError
 from protocols.base.ids import Role
@@ -62,7 +64,8 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], stop: "_Stop") -> 
         ) from error
     store = Store(config.store)
     try:
-        ingest = Ingest(store, config.access)
+        receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
+        ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
         handler = by_frame(ingest.answer, releases.answer)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)

@@ -1,22 +1,26 @@
 """Ingest: takes the bytes of a node's batch and gives the bytes of the relay's answer.
 
-It checks the role of the sender, the major version, the form of the batch and the node that it names, in this order,
-and hands the batch to the store. A record whose key its origin may not publish is refused, see
-:mod:`cloud_relay.ingest.access`. A node never learns anything about another one. Nothing is acknowledged before it is
-on disk. Each reading is decoded once, and stored in the bytes in which it came.
+It checks the role of the sender, the major version, the form of the batch, the node that it names and its receipt, in
+this order, and hands the batch to the store. A wrong receipt is noted there, and nothing of its batch is taken. A
+record whose key its origin may not publish is refused, see :mod:`cloud_relay.ingest.access`. A node never learns
+anything about another one. Nothing is acknowledged before it is on disk. Each reading is decoded once, and stored in
+the bytes in which it came.
 """
 
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from cloud_relay.ingest.access import PublishAccess
+from cloud_relay.ingest.receipts import CertificateMissing, ReceiptCheck
+from cloud_relay.store.receipts import StorableReceipt
 from cloud_relay.store.rows import MAX_INTEGER, Cost, RecordUnsuitable, row_of
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
 from protocols.access import AccessTable
-from protocols.base.errors import RemoteProtocolError, StorageError
-from protocols.base.ids import PeerIdentity, Role
+from protocols.base.errors import ReceiptWrong, RemoteProtocolError, StorageError
+from protocols.base.ids import PeerIdentity
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.base.sequences import MAX_INCARNATION
+from protocols.records.receipts.checking import SENDERS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR
 from protocols.wire.parcels import decode_untrusted_record
@@ -27,7 +31,10 @@ COMMIT_TIMEOUT_S = 8.0
 learns why."""
 MAX_BATCH_CONTAINERS = 32_768
 """Lists and dicts in the values of one batch. A batch of 1 MiB could have a million, which took 0.9 s."""
-_SENDERS = (Role.VEHICLE, Role.RSU)
+_REQUIRED = (
+    'records without a receipt are refused here ([ingest] receipts = "required"): update the node to a version that '
+    "makes receipts"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +42,8 @@ _log = logging.getLogger(__name__)
 class Ingest:
     """Answers batches. ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
 
-    def __init__(self, store: Store, access: AccessTable) -> None:
-        self._store, self._access = store, PublishAccess(access)
+    def __init__(self, store: Store, access: AccessTable, receipts: ReceiptCheck) -> None:
+        self._store, self._access, self._receipts = store, PublishAccess(access), receipts
         self._refusals: dict[str, int] = {}
 
     def statistics(self) -> dict[str, int]:
@@ -60,7 +67,7 @@ class Ingest:
         return encode_frame(answer)
 
     def _answer(self, peer: PeerIdentity, data: bytes) -> Acknowledgement | RelayRefusal:
-        if peer.role not in _SENDERS:
+        if peer.role not in SENDERS:
             return RelayRefusal("identity", f"a {peer.role} sends no records: use a certificate of a vehicle or rsu")
         major = _untrusted_major(data)
         if major is not None and major != MAJOR:
@@ -72,7 +79,17 @@ class Ingest:
             return RelayRefusal(
                 "incarnation", f"incarnation out of range: {batch.incarnation} is above {MAX_INCARNATION}"
             )  # fmt: skip
-        return self._store.submit(storable(batch, peer, self._access)).result(COMMIT_TIMEOUT_S)
+        try:
+            receipt = self._receipts.checked(batch, peer)
+        except CertificateMissing:
+            return RelayRefusal("certificate", "send the certificate that the receipt names along")
+        except ReceiptWrong as error:
+            taken = _without_anything(batch, f"wrong receipt, {error.step}: {error}"[:MAX_TEXT_CHARS])
+        else:
+            if receipt is None and batch.records and self._receipts.required:
+                return RelayRefusal("receipt", _REQUIRED)
+            taken = storable(batch, peer, self._access, receipt)
+        return self._store.submit(taken).result(COMMIT_TIMEOUT_S)
 
 
 def decode_untrusted_batch(data: bytes) -> Batch:
@@ -92,7 +109,9 @@ def decode_untrusted_batch(data: bytes) -> Batch:
     return batch
 
 
-def storable(batch: Batch, peer: PeerIdentity, access: PublishAccess) -> StorableBatch:
+def storable(
+    batch: Batch, peer: PeerIdentity, access: PublishAccess, receipt: StorableReceipt | None = None
+) -> StorableBatch:
     """A batch of ``peer`` as the store takes it, with the records that don't fit the store, or that nobody may send,
     apart.
 
@@ -120,7 +139,14 @@ def storable(batch: Batch, peer: PeerIdentity, access: PublishAccess) -> Storabl
             break
         records.append(StorableRecord(record.sequence, record.rule, row, encoded))
     return StorableBatch(
-        batch.node, batch.incarnation, batch.next_sequence, tuple(records), tuple(refused), batch.fates
+        batch.node, batch.incarnation, batch.next_sequence, tuple(records), tuple(refused), batch.fates, receipt
+    )  # fmt: skip
+
+
+def _without_anything(batch: Batch, wrong_receipt: str) -> StorableBatch:
+    """What is left of a batch with a wrong receipt."""
+    return StorableBatch(
+        batch.node, batch.incarnation, batch.next_sequence, (), (), (), wrong_receipt=wrong_receipt
     )  # fmt: skip
 
 

@@ -37,6 +37,12 @@ class OriginAccount:
     """Records that are stored although the node gave them up. They are counted in ``stored``."""
     conflicts: int
     """Sequences that came with two contents."""
+    with_receipt: int
+    """Stored records that their node's signature covers, see :mod:`cloud_relay.query.proofs`."""
+    wrong_receipts: int
+    """Batches that were refused because their receipt was wrong."""
+    why_wrong: str
+    """What was wrong with the last of them; empty: there was none."""
 
     @property
     def adds_up(self) -> bool:
@@ -48,7 +54,10 @@ def audit(db: sqlite3.Connection) -> list[OriginAccount]:
     """The accounts of all origins at one moment, ordered by name."""
     db.execute("BEGIN")
     try:
-        origins = db.execute("SELECT origin, next_sequence FROM origins ORDER BY origin").fetchall()
+        origins = db.execute(
+            "SELECT origin, next_sequence FROM origins UNION ALL"
+            " SELECT origin, 1 FROM wrong_receipts WHERE origin NOT IN (SELECT origin FROM origins) ORDER BY origin"
+        ).fetchall()
         return [_account(db, origin, next_sequence) for origin, next_sequence in origins]
     finally:
         db.execute("COMMIT")
@@ -59,6 +68,10 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
         "SELECT count(*), coalesce(max(sequence), 0) FROM records WHERE origin = ?", (origin,)
     ).fetchone()
     conflicts = db.execute("SELECT count(*) FROM conflicts WHERE origin = ?", (origin,)).fetchone()[0]
+    with_receipt = db.execute(
+        "SELECT count(*) FROM receipted JOIN records USING (origin, sequence) WHERE origin = ?", (origin,)
+    ).fetchone()[0]
+    wrong = db.execute("SELECT times, why FROM wrong_receipts WHERE origin = ?", (origin,)).fetchone() or (0, "")
     counted = {"expired": 0, "evicted": 0, "refused": 0}
     fated = 0
     fates = db.execute("SELECT first, last, state FROM fates WHERE origin = ? ORDER BY first", (origin,)).fetchall()
@@ -94,6 +107,9 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
         gaps=tuple(gaps[:MAX_LISTED_GAPS]),
         stored_after_all=fated - lost,
         conflicts=conflicts,
+        with_receipt=with_receipt,
+        wrong_receipts=wrong[0],
+        why_wrong=wrong[1],
     )
 
 

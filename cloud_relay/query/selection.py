@@ -21,13 +21,17 @@ from protocols.base.limits import SECOND
 COLUMNS = (
     "origin", "sequence", "rule", "key", "sensing_origin", "reading_sequence", "value", "latitude_deg", "longitude_deg",
     "accuracy_m", "altitude_m", "heading_deg", "event_utc_ns", "uncertainty_ns", "sensor", "unit", "quality",
-    "calibration", "lineage", "priority", "lifespan_ms", "received_utc_ns",
+    "calibration", "lineage", "priority", "lifespan_ms", "received_utc_ns", "has_receipt",
 )  # fmt: skip
-"""The columns of a result, in order. ``value`` and ``lineage`` are JSON."""
+"""The columns of a result, in order. ``value`` and ``lineage`` are JSON. ``has_receipt``: whether the record can be
+proved, see :mod:`cloud_relay.query.proofs`."""
 
 _RELATIVE = re.compile(r"(\d{1,9})\s*(ms|s|m|h|d)")
 _UNITS_NS = {"ms": SECOND // 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM records"  # noqa: S608 - constants only
+_SELECT = (
+    f"SELECT {', '.join(COLUMNS[:-1])}, EXISTS (SELECT 1 FROM receipted WHERE receipted.origin = records.origin"  # noqa: S608 - constants only
+    " AND receipted.sequence = records.sequence) FROM records"
+)
 _MAX_NS = 2**63 - 1
 
 
@@ -134,6 +138,7 @@ def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
         if query.key is None or matches(query.key, record["key"]):
             found += 1
             record["value"] = msgspec.json.decode(record["value"])
+            record["has_receipt"] = bool(record["has_receipt"])
             record["lineage"] = msgspec.json.decode(record["lineage"])
             yield record
 

@@ -2,8 +2,9 @@
 
 The table ``records`` holds each record once, by origin and sequence, with its whole context in columns and the
 reading's own bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds
-the next sequence of each node. Texts and blobs are stored as authenticated nodes sent them, and nothing in them ever
-becomes part of a statement.
+the next sequence of each node. ``receipts`` holds what nodes signed, ``receipted`` which record is at which place of
+which receipt, ``certificates`` who signed, and ``wrong_receipts`` whose receipts were refused. Texts and blobs are
+stored as authenticated nodes sent them, and nothing in them ever becomes part of a statement.
 """
 
 import sqlite3
@@ -13,7 +14,7 @@ from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
 APPLICATION_ID = 0x6D6E7273
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE records (
@@ -39,6 +40,21 @@ CREATE TABLE origins (
     last_utc_ns INTEGER NOT NULL) WITHOUT ROWID
 """
 
+RECEIPTS = """
+CREATE TABLE receipts (
+    number INTEGER PRIMARY KEY, origin TEXT NOT NULL, receipt BLOB NOT NULL, leaves BLOB NOT NULL,
+    received_utc_ns INTEGER NOT NULL);
+CREATE TABLE receipted (
+    origin TEXT NOT NULL, sequence INTEGER NOT NULL, receipt INTEGER NOT NULL, place INTEGER NOT NULL,
+    PRIMARY KEY (origin, sequence)) WITHOUT ROWID;
+CREATE TABLE certificates (
+    origin TEXT NOT NULL, id BLOB NOT NULL, certificate BLOB NOT NULL, PRIMARY KEY (origin, id)) WITHOUT ROWID;
+CREATE TABLE wrong_receipts (
+    origin TEXT NOT NULL PRIMARY KEY, times INTEGER NOT NULL, last_utc_ns INTEGER NOT NULL, why TEXT NOT NULL)
+    WITHOUT ROWID
+"""
+"""What version 1 did not have."""
+
 _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
 
@@ -61,12 +77,13 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_size_limit = 67108864")
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
+            _make(db, SCHEMA, RECEIPTS)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {VERSION}")
+        elif _checked_version(db, path) == 1:
+            _make(db, RECEIPTS)
+            db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
-        _check(db, path)
         _touch(db)
         narrow_database(path)
     except sqlite3.Error as error:
@@ -79,7 +96,10 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """A store for reading, which a relay may be writing. :raises StorageError: when it is missing or can't be read."""
+    """A store for reading, which a relay may be writing. One of version 1 looks as if it had no receipts.
+
+    :raises StorageError: when it is missing or can't be read.
+    """
     if not path.is_file():
         raise StorageError(f"the store {path} does not exist: start the relay once, or name the right file")
     try:
@@ -87,7 +107,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise storage_error(path, error) from error
     try:
-        _check(db, path)
+        if _checked_version(db, path) == 1:
+            _make(db, RECEIPTS.replace("CREATE TABLE", "CREATE TEMP TABLE"))
     except sqlite3.Error as error:
         db.close()
         raise storage_error(path, error) from error
@@ -119,11 +140,18 @@ def _touch(db: sqlite3.Connection) -> None:
         db.execute(f'SELECT * FROM "{table}" LIMIT 1').fetchone()  # noqa: S608 - its own tables
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
+def _make(db: sqlite3.Connection, *schemas: str) -> None:
+    for schema in schemas:
+        for statement in schema.split(";"):
+            db.execute(statement)
+
+
+def _checked_version(db: sqlite3.Connection, path: Path) -> int:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise StorageError(f"{path} is not a relay's store: name another file")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if not 1 <= version <= VERSION:
         raise StorageError(
             f"the store {path} has version {version}, this program knows {VERSION}: start the newer program"
         )
+    return version

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloud_relay.store.fates import FateTable
+from cloud_relay.store.receipts import ReceiptTable, StorableReceipt
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
 from cloud_relay.store.turns import Turns
@@ -54,6 +55,10 @@ class StorableBatch:
     refused: tuple[RefusedRecord, ...]
     """Records that don't fit the store. They are noted as refused."""
     fates: tuple[Fate, ...]
+    receipt: StorableReceipt | None = None
+    """None: it came without one."""
+    wrong_receipt: str = ""
+    """Why its receipt is wrong. It is noted then, and nothing of the batch is stored."""
 
 
 class Store:
@@ -69,6 +74,7 @@ class Store:
         self._db = open_for_writing(path)
         self._turns: Turns[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]]] = Turns(MAX_WAITING_BATCHES)
         self._fates = FateTable(self._db)
+        self._receipts = ReceiptTable(self._db)
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="store")
@@ -137,6 +143,9 @@ class Store:
 
     def _take(self, batch: StorableBatch) -> Acknowledgement | RelayRefusal:
         now = self._clock()
+        if batch.wrong_receipt:
+            self._receipts.note_wrong(batch.origin, batch.wrong_receipt, now)
+            return RelayRefusal("receipt", batch.wrong_receipt)
         known = self._db.execute("SELECT next_sequence FROM origins WHERE origin = ?", (batch.origin,)).fetchone()
         if known is not None and batch.next_sequence < known[0]:
             return RelayRefusal("sequence", str(known[0]))
@@ -162,6 +171,8 @@ class Store:
                 refused.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
                 continue
             stored.append(record.sequence)
+        if batch.receipt is not None:
+            self._receipts.keep(batch.origin, batch.receipt, stored, now)
         if batch.refused or batch.fates:
             unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
             self._fates.note(batch.origin, chain(unsuitable, batch.fates))

@@ -11,6 +11,7 @@ import pytest
 from msgspec import Raw
 
 from cloud_relay.ingest.batches import Ingest
+from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.selection import Query, select
 from cloud_relay.store.schema import open_for_reading
@@ -26,6 +27,7 @@ from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Batch, Fate, Record, RelayFrame
+from tests.tools.pki_fixture import Authority, authority
 
 EVERYTHING = AccessTable(tuple(AccessRule(role, "publish", "**") for role in LINK_ROLES))
 """Lets everybody publish on every key."""
@@ -94,10 +96,13 @@ class RelayProcess:
 class RelayInProcess:
     """The store and the ingest of a relay, without a network."""
 
-    def __init__(self, path: Path, access: AccessTable = EVERYTHING) -> None:
+    def __init__(
+        self, path: Path, access: AccessTable = EVERYTHING, trusted: Authority | None = None, *, required: bool = False
+    ) -> None:
         self.path = path
         self.store = Store(path, clock=lambda: BASE_NS)
-        self.ingest = Ingest(self.store, access)
+        anchor = (authority() if trusted is None else trusted).certificate
+        self.ingest = Ingest(self.store, access, ReceiptCheck(anchor, required=required))
 
     def send(self, frame: RelayFrame | bytes, node: str = "v-1", role: Role = Role.VEHICLE) -> RelayFrame:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)

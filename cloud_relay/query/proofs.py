@@ -1,0 +1,79 @@
+"""Proofs of single records: made from the store, and checked by somebody who has no store.
+
+Steps of a check, in their order: ``form`` and ``receipt`` (it can be read), ``certificate`` (the authority issued it,
+and it is that of the receipt and its node), ``signature`` (its key signed the receipt), ``path`` (the record leads to
+the root that was signed), ``record`` (it can be read). The period in which the certificate is valid is shown and not
+checked, because nothing in a proof says when it was signed but the word of the node.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+from cryptography import x509
+from msgspec import Raw
+
+from meshnode.identity.signatures import CertifiedKey, sha256, untrusted_certified_key
+from protocols.base.errors import IdentityError, LocalProtocolError, ReceiptWrong, StorageError
+from protocols.records.receipts.checking import check_untrusted_author
+from protocols.records.receipts.proof import decode_untrusted_proof, encode_proof, untrusted_record
+from protocols.records.receipts.tree import HASH_BYTES, leaf_hash, path_of
+from protocols.wire.readings import Reading
+from protocols.wire.receipts import decode_untrusted_receipt, record_leaf
+from protocols.wire.records import Receipt, Record
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenRecord:
+    """What a proof says, once it was checked."""
+
+    author: CertifiedKey
+    receipt: Receipt
+    record: Record
+    reading: Reading
+
+
+def proof_of(db: sqlite3.Connection, origin: str, sequence: int) -> bytes:
+    """The proof of a stored record, as a file holds it.
+
+    :raises LocalProtocolError: the store does not have it, or it came without a receipt.
+    :raises StorageError: the store is damaged.
+    """
+    row = db.execute(
+        "SELECT rule, encoded FROM records WHERE origin = ? AND sequence = ?", (origin, sequence)
+    ).fetchone()
+    if row is None:
+        raise LocalProtocolError(
+            f"the store has no record {sequence} of {origin!r}: find it with 'cloud-relay query --origin'"
+        )
+    held = db.execute(
+        "SELECT receipts.receipt, leaves, place FROM receipted JOIN receipts ON number = receipted.receipt"
+        " WHERE receipted.origin = ? AND sequence = ?",
+        (origin, sequence),
+    ).fetchone()
+    if held is None:
+        raise LocalProtocolError(f"record {sequence} of {origin!r} came without a receipt, so nothing proves it")
+    encoded_receipt, joined, place = held
+    content = record_leaf(Record(sequence, row[0], Raw(row[1])))
+    leaves = [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
+    if place >= len(leaves) or leaves[place] != leaf_hash(content, sha256):
+        raise StorageError(f"record {sequence} of {origin!r} is not what its receipt is about: the store was changed")
+    named = decode_untrusted_receipt(encoded_receipt).certificate
+    certificate = db.execute(
+        "SELECT certificate FROM certificates WHERE origin = ? AND id = ?", (origin, named)
+    ).fetchone()
+    if certificate is None:
+        raise StorageError(f"the certificate of record {sequence} of {origin!r} is missing: the store was changed")
+    return encode_proof(content, place, path_of(leaves, place, sha256), encoded_receipt, certificate[0])
+
+
+def proven(data: bytes, authority: x509.Certificate) -> ProvenRecord:
+    """Check a proof, with nothing but the certificate of the mesh's authority. :raises ReceiptWrong: it proves nothing;
+    says which step failed."""
+    proof, receipt = decode_untrusted_proof(data)
+    try:
+        author = untrusted_certified_key(proof.certificate, authority)
+    except IdentityError as error:
+        raise ReceiptWrong("certificate", str(error)) from error
+    check_untrusted_author(receipt, author)
+    record, reading = untrusted_record(proof, receipt, sha256)
+    return ProvenRecord(author, receipt, record, reading)
