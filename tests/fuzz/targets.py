@@ -20,15 +20,17 @@ from meshnode.grpc.wire.requests import parse_untrusted_message
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish
 from meshnode.identity.inspection import identity_from_untrusted_names
+from meshnode.identity.signatures import sha256
 from meshnode.inference.oip.requests import parse_untrusted_request
 from meshnode.links.adverts import parse_untrusted_advert
 from meshnode.models.pictures import decoded_untrusted
 from protocols.base import limits
-from protocols.base.errors import IdentityError, InputInvalid, InvalidName, MeshError, RemoteProtocolError
+from protocols.base.errors import IdentityError, InputInvalid, InvalidName, MeshError, ReceiptWrong, RemoteProtocolError
 from protocols.base.ids import NodeId, Role, mesh_name, parse_untrusted_spiffe
 from protocols.local import decode_untrusted_application_frame, decode_untrusted_local_node_frame
 from protocols.membership.events import Dial
 from protocols.readings.quality import Quality
+from protocols.records.receipts.proof import decode_untrusted_proof, encode_proof, untrusted_record
 from protocols.records.uplink import decode_untrusted_answer
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, untrusted_other_major
 from protocols.wire.encoding.messagepack import untrusted_frame_number
@@ -37,6 +39,8 @@ from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Hello
 from protocols.wire.parcels import decode_untrusted_reading, encode_reading
 from protocols.wire.readings import Readings
+from protocols.wire.receipts import decode_untrusted_receipt, encode_receipt, record_leaf
+from protocols.wire.records import Batch, Receipt
 from tests.tools.strategies import NOW_UTC_NS, engine, identity
 
 MAX_INPUT_BYTES = 4_096
@@ -168,6 +172,26 @@ def _conversations() -> list[bytes]:
 _REMOTE = (RemoteProtocolError,)
 
 
+def _batch_with_receipt() -> tuple[Batch, Receipt]:
+    (data,) = [data for data in _golden(range(64, 65))() if b"(certificate)" in data]
+    batch = decode_untrusted_batch(data)
+    assert batch.receipt is not None
+    return batch, batch.receipt
+
+
+def _receipts() -> list[bytes]:
+    return [encode_receipt(_batch_with_receipt()[1])]
+
+
+def _proofs() -> list[bytes]:
+    batch, receipt = _batch_with_receipt()
+    return [encode_proof(record_leaf(batch.records[0]), 0, (), encode_receipt(receipt), batch.certificate)]
+
+
+def _proof(data: bytes) -> None:
+    untrusted_record(*decode_untrusted_proof(data), sha256)
+
+
 def _pictures() -> list[bytes]:
     from PIL import Image
 
@@ -198,6 +222,8 @@ TARGETS = {
             "reading", decode_untrusted_reading, _REMOTE, lambda: _inside(*_golden(range(6, 7))()), Form.MESSAGEPACK,
         ),
         Target("gossip-entry", _entry, _REMOTE, lambda: _inside(*_golden(range(14, 15))()), Form.MESSAGEPACK),
+        Target("receipt", decode_untrusted_receipt, _REMOTE, _receipts, Form.MESSAGEPACK),
+        Target("proof", _proof, (ReceiptWrong,), _proofs),
         Target("frame-head", _heads, (), _golden(range(1, 96))),
         Target(
             "spiffe", lambda data: parse_untrusted_spiffe(data.decode("utf-8", "replace")), (InvalidName,),
