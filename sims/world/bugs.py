@@ -18,16 +18,23 @@ from protocols.inference.events import Answered
 from protocols.inference.split.events import SplitModel
 from protocols.membership.neighbour import Neighbour, State
 from protocols.readings.events import Delivery
-from protocols.records.ledger import BatchPlan, Ledger
+from protocols.records.ledger import Ledger
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import Interest
-from protocols.wire.records import Acknowledgement, Batch
 from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
 from sims.world.relay import Relay
 from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
+from sims.world.spoiling import (
+    acknowledged_before_stored,
+    acknowledgements_counted_twice,
+    fates_untold,
+    given_up_for_good,
+    instead,
+    stored_again,
+)
 
 Spoilt = Engine | Ledger | Relay
 """The parts into which bugs can be planted."""
@@ -70,11 +77,6 @@ def _caught_by(check: str, of: type[Spoilt] = Engine) -> Callable[[Callable[[Any
     return keep
 
 
-def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """Put ``make(the method)`` in the place of a method."""
-    setattr(owner, method, make(getattr(owner, method)))
-
-
 # --- trust ---------------------------------------------------------------------------------------------------------
 @_caught_by("no_frame_from_unverified")
 def frames_before_hello(engine: Engine) -> None:
@@ -88,7 +90,7 @@ def frames_before_hello(engine: Engine) -> None:
 
         return trusted
 
-    _instead(membership, "inbound_opened", make)
+    instead(membership, "inbound_opened", make)
 
 
 @_caught_by("no_frame_from_unverified")
@@ -99,7 +101,7 @@ def strangers_admitted(engine: Engine) -> None:
         del identity, now
         return None
 
-    _instead(engine.membership, "admit", lambda _: anybody)
+    instead(engine.membership, "admit", lambda _: anybody)
 
 
 # --- life and death ------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def nobody_dies(engine: Engine) -> None:
         assert neighbour.suspicion is not None
         neighbour.suspicion.restart(now, 60 * SECOND)
 
-    _instead(engine.membership, "_die", lambda _: spare)
+    instead(engine.membership, "_die", lambda _: spare)
 
 
 @_caught_by("no_neighbour_older_than_lifetime")
@@ -128,7 +130,7 @@ def hints_raise_the_dead(engine: Engine) -> None:
 
         return believed
 
-    _instead(membership, "hint", make)
+    instead(membership, "hint", make)
 
 
 @_caught_by("membership_converges")
@@ -143,7 +145,7 @@ def the_dead_are_not_dialled(engine: Engine) -> None:
 
         return unless_dead
 
-    _instead(membership, "_may_dial", make)
+    instead(membership, "_may_dial", make)
 
 
 @_caught_by("membership_converges")
@@ -160,8 +162,8 @@ def redial_is_forgotten(engine: Engine) -> None:
 
         return for_ever
 
-    _instead(contacts, "closed", make)
-    _instead(contacts, "dial_back", lambda _: lambda node, addresses, now: None)
+    instead(contacts, "closed", make)
+    instead(contacts, "dial_back", lambda _: lambda node, addresses, now: None)
 
 
 # --- readings ------------------------------------------------------------------------------------------------------
@@ -178,14 +180,14 @@ def duplicates_taken(engine: Engine) -> None:
 
         return forgetful
 
-    _instead(readings, "accept", make)
-    _instead(readings, "accept_signed", make)
+    instead(readings, "accept", make)
+    instead(readings, "accept_signed", make)
 
 
 @_caught_by("readings_in_order_once")
 def delivered_backwards(engine: Engine) -> None:
     """The readings of one frame are delivered newest first."""
-    _instead(engine.readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
+    instead(engine.readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
 
 
 @_caught_by("readings_flow")
@@ -207,8 +209,8 @@ def interest_told_once(engine: Engine) -> None:
 
         return and_remember
 
-    _instead(engine.readings, "interest_for", make)
-    _instead(engine, "_gone", remember)
+    instead(engine.readings, "interest_for", make)
+    instead(engine, "_gone", remember)
 
 
 @_caught_by("drops_accounted")
@@ -218,7 +220,7 @@ def drops_uncounted(engine: Engine) -> None:
     def silent(peer: str, key: str, reason: str, number: int = 1) -> None:
         del peer, key, reason, number
 
-    _instead(engine.drops, "count", lambda _: silent)
+    instead(engine.drops, "count", lambda _: silent)
 
 
 @_caught_by("queues_within_bounds")
@@ -233,14 +235,14 @@ def queues_unbounded(engine: Engine) -> None:
 
         return endless
 
-    _instead(engine.lanes, "queues_of", make)
+    instead(engine.lanes, "queues_of", make)
 
 
 # --- inference -----------------------------------------------------------------------------------------------------
 @_caught_by("one_answer_per_request")
 def answered_twice(engine: Engine) -> None:
     """The caller gets the end of each request twice."""
-    _instead(engine.inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
+    instead(engine.inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
 
 
 @_caught_by("answer_is_right")
@@ -255,7 +257,7 @@ def answers_mixed_up(engine: Engine) -> None:
 
         return late
 
-    _instead(engine.inference, "computed", make)
+    instead(engine.inference, "computed", make)
 
 
 @_caught_by("requests_end_by_deadline")
@@ -273,7 +275,7 @@ def lost_on_failover(engine: Engine) -> None:
 
         return forget
 
-    _instead(asking, "_lose", make)
+    instead(asking, "_lose", make)
 
 
 @_caught_by("requests_end_by_deadline")
@@ -290,7 +292,7 @@ def deadlines_ignored(engine: Engine) -> None:
 
         return patient
 
-    _instead(asking, "handle_timer", make)
+    instead(asking, "handle_timer", make)
 
 
 @_caught_by("answer_is_right")
@@ -308,7 +310,7 @@ def boundaries_mixed_up(engine: Engine) -> None:
 
         return mixed_up
 
-    _instead(pipelines, "child_ended", make)
+    instead(pipelines, "child_ended", make)
 
 
 @_caught_by("answer_is_right")
@@ -324,7 +326,7 @@ def shards_in_the_wrong_place(engine: Engine) -> None:
 
         return shifted
 
-    _instead(shards, "_join", make)
+    instead(shards, "_join", make)
 
 
 @_caught_by("one_answer_per_request")
@@ -337,7 +339,7 @@ def stages_told_to_the_caller(engine: Engine) -> None:
 
         return told
 
-    _instead(engine.inference.split.pipelines, "child_ended", make)
+    instead(engine.inference.split.pipelines, "child_ended", make)
 
 
 @_caught_by("private_inputs_stay")
@@ -355,7 +357,7 @@ def private_inputs_offloaded(engine: Engine) -> None:
 
         return anywhere
 
-    _instead(candidates, "there", make)
+    instead(candidates, "there", make)
 
 
 @_caught_by("private_inputs_stay")
@@ -369,16 +371,16 @@ def first_stages_lent(engine: Engine) -> None:
 
         return as_if_public
 
-    _instead(split, "set_model", make)
-    _instead(inference, "configure", lambda configure: lambda **given: configure(**{**given, "private": ()}))
+    instead(split, "set_model", make)
+    instead(inference, "configure", lambda configure: lambda **given: configure(**{**given, "private": ()}))
 
 
 # --- gossip --------------------------------------------------------------------------------------------------------
 @_caught_by("gossip_forward_only")
 def entries_go_back(engine: Engine) -> None:
     """An older version replaces a newer one."""
-    _instead(engine.gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
-    _instead(engine.gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
+    instead(engine.gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
+    instead(engine.gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
 
 
 @_caught_by("gossip_author_only")
@@ -401,94 +403,15 @@ def entries_kept_to_oneself(engine: Engine) -> None:
 
         return first_hand
 
-    _instead(gossip, "messages", make)
+    instead(gossip, "messages", make)
 
 
 # --- records -------------------------------------------------------------------------------------------------------
-@_caught_by("record_in_one_state", Ledger)
-def acknowledgements_counted_twice(ledger: Ledger) -> None:
-    """A record that the relay has taken counts as two."""
-
-    def make(acknowledged: Any) -> Callable[[BatchPlan, Acknowledgement], int]:
-        def twice(plan: BatchPlan, answer: Acknowledgement) -> int:
-            ended: int = acknowledged(plan, answer)
-            ledger._delivered += ended
-            return ended
-
-        return twice
-
-    _instead(ledger, "acknowledged", make)
-
-
-@_caught_by("record_in_one_state", Ledger)
-def fates_untold(ledger: Ledger) -> None:
-    """Records that ended undelivered are counted at the node, and the relay is never told."""
-
-    def make(next_batch: Any) -> Callable[..., BatchPlan | None]:
-        def records_only(*given: Any) -> BatchPlan | None:
-            plan: BatchPlan | None = next_batch(*given)
-            return plan and BatchPlan(plan.sequences, (), plan.next_sequence)
-
-        return records_only
-
-    _instead(ledger, "next_batch", make)
-
-
-@_caught_by("record_in_one_state", Relay)
-def acknowledged_before_stored(relay: Relay) -> None:
-    """The relay acknowledges records before they are on disk, so that they are lost when it stops."""
-    behind: list[Batch] = []
-
-    def make(take: Any) -> Callable[[Batch], Any]:
-        def answer_first(batch: Batch) -> Any:
-            while behind:
-                take(behind.pop())
-            if not batch.records:
-                return take(batch)
-            behind.append(batch)
-            return Acknowledgement(tuple(record.sequence for record in batch.records))
-
-        return answer_first
-
-    def forget(stop: Any) -> Callable[[], None]:
-        def and_lose() -> None:
-            behind.clear()
-            stop()
-
-        return and_lose
-
-    _instead(relay, "take", make)
-    _instead(relay, "stop", forget)
-
-
-@_caught_by("record_in_one_state", Relay)
-def stored_again(relay: Relay) -> None:
-    """The relay stores a record again that it has already."""
-
-    def make(store: Any) -> Callable[..., bool]:
-        def blindly(node: str, record: Any) -> bool:
-            relay._origins[node].held.pop(record.sequence, None)
-            return bool(store(node, record))
-
-        return blindly
-
-    _instead(relay, "store", make)
-
-
-@_caught_by("records_arrive", Ledger)
-def given_up_for_good(ledger: Ledger) -> None:
-    """A batch that was not answered is never sent again."""
-    given_up: list[bool] = []
-
-    def make(abandoned: Any) -> Callable[[], None]:
-        def and_give_up() -> None:
-            given_up.append(True)
-            abandoned()
-
-        return and_give_up
-
-    _instead(ledger, "abandoned", make)
-    _instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))
+_caught_by("record_in_one_state", Ledger)(acknowledgements_counted_twice)
+_caught_by("record_in_one_state", Ledger)(fates_untold)
+_caught_by("record_in_one_state", Relay)(acknowledged_before_stored)
+_caught_by("record_in_one_state", Relay)(stored_again)
+_caught_by("records_arrive", Ledger)(given_up_for_good)
 
 
 # --- releases ------------------------------------------------------------------------------------------------------
