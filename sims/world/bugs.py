@@ -25,9 +25,8 @@ from protocols.wire.readings import Interest
 from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
-from sims.world.relay import Relay
-from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
-from sims.world.spoiling import (
+from sims.world.records.relay import Relay
+from sims.world.records.spoiling import (
     acknowledged_before_stored,
     acknowledgements_counted_twice,
     fates_untold,
@@ -35,6 +34,7 @@ from sims.world.spoiling import (
     instead,
     stored_again,
 )
+from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
 
 Spoilt = Engine | Ledger | Relay
 """The parts into which bugs can be planted."""

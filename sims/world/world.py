@@ -50,7 +50,7 @@ from sims.world.authors import Authors
 from sims.world.compute import Worker
 from sims.world.links import WorldLinks
 from sims.world.models import Model, StageFiles, models_of, private_models
-from sims.world.records import Records
+from sims.world.records.records import Records
 from sims.world.releases.scenario import ReleaseEvent, WorldReleases
 from sims.world.stages import Stages, stage_effects
 
@@ -103,7 +103,7 @@ class World:
         """Numbers of the nodes from which a fault takes CPU."""
         self.lost_with_nodes = 0
         """Readings that waited in queues of engines when their processes crashed."""
-        self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), planted)
+        self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), self._plant)
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._make_nodes(seed)
@@ -176,6 +176,9 @@ class World:
         self._wants.append(wants)
         start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)
         self.driver.push(start_ns, self.driver.start, node)
+
+    def _plant(self, part: bugs.Spoilt) -> None:
+        bugs.plant(part, self._planted)
 
     def _adjust(self, settings: NodeSettings) -> NodeSettings:
         return msgspec.structs.replace(

@@ -32,8 +32,8 @@ from protocols.records.uplink import Uplink, decode_untrusted_answer
 from sims.media.contract import RelayLinks
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
-from sims.world.disk import Disk
-from sims.world.relay import Relay
+from sims.world.records.disk import Disk
+from sims.world.records.relay import Relay
 
 COMMIT_NS: Final = 5 * MS
 """From a batch's arrival until it is on the relay's disk: a transaction of SQLite with ``synchronous=FULL``."""

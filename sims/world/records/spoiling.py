@@ -5,7 +5,7 @@ from typing import Any
 
 from protocols.records.ledger import BatchPlan, Ledger
 from protocols.wire.records import Acknowledgement, Batch
-from sims.world.relay import Relay
+from sims.world.records.relay import Relay
 
 
 def instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any]]) -> None:

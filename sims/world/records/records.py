@@ -1,8 +1,7 @@
 """Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
 
-Curator, ledger, uplink and frames are those of real nodes; :mod:`sims.world.disk`, :mod:`sims.world.uplink` and
-:mod:`sims.world.relay` stand for what is around them. A node makes a record of its own readings, at most one of a key
-in ``curation.interval_s``.
+Curator, ledger, uplink and frames are those of real nodes; the other modules of this folder stand for what is around
+them. A node makes a record of its own readings, at most one of a key in ``curation.interval_s``.
 
 Beside the ledgers there is an account that covers all lives of a node: the records that were made, those that the relay
 acknowledged to the node, and those that were lost with a disk. :meth:`Records.complaints` compares ledger, relay and
@@ -31,10 +30,9 @@ from sims.results.result import Recorder
 from sims.scenario.file import Scenario
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
-from sims.world import bugs
-from sims.world.disk import Disk
-from sims.world.relay import Content, Relay
-from sims.world.uplink import SimUplink
+from sims.world.records.disk import Disk
+from sims.world.records.relay import Content, Relay
+from sims.world.records.uplink import SimUplink
 
 _STATES = ("delivered", "expired", "evicted", "refused")
 _LONG_NS = 10 * limits.SECOND
@@ -76,21 +74,21 @@ class Records:
 
     def __init__(
         self, scenario: Scenario, driver: SimDriver, links: RelayLinks, recorder: Recorder, random: Random,
-        planted: frozenset[str], patterns: Callable[[], Sequence[Pattern]] = tuple,
+        plant: Callable[[Ledger | Relay], None], patterns: Callable[[], Sequence[Pattern]] = tuple,
     ) -> None:  # fmt: skip
-        """``planted``: the names of bugs, see :mod:`sims.world.bugs`. ``patterns`` makes the patterns of each life."""
+        """``plant`` plants bugs, see :mod:`sims.world.bugs`. ``patterns`` makes the patterns of each life."""
         curation = scenario.curation
         self._rule = CurationRule(
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
         )  # fmt: skip
         self._patterns = patterns
         self._driver, self._links, self._recorder, self._random = driver, links, recorder, random
-        self._planted, self._max_records = planted, curation.max_records
+        self._plant, self._max_records = plant, curation.max_records
         self._hosts = {
             name: _Host() for group in scenario.groups if group.relay for name in scenario.members(group.name)
         }
         self._relay = Relay()
-        bugs.plant(self._relay, planted)
+        plant(self._relay)
         self._took = Histogram()
         self._answered = self._unanswered = self._late = 0
 
@@ -105,7 +103,7 @@ class Records:
         if host is None:
             return
         ledger = host.ledger = host.disk.read_ledger(self._max_records)
-        bugs.plant(ledger, self._planted)
+        self._plant(ledger)
         host.curator, host.timer_ns = Curator((self._rule,), self._patterns()), NEVER
         host.uplink = SimUplink(self._driver, self._links, self._relay, self._random, node, host.disk, ledger, self)
         host.uplink.begin()
@@ -200,7 +198,7 @@ class Records:
 
     # --- what uplinks tell -----------------------------------------------------------------------------------------
     def taken(self, node: SimNode) -> None:
-        """See :class:`sims.world.uplink.Watch`."""
+        """See :class:`sims.world.records.uplink.Watch`."""
         host, now = self._hosts[node.name], self._driver.now
         stored = self._relay.stored(node.name)
         for sequence in stored[host.known :]:
@@ -212,16 +210,16 @@ class Records:
         host.known = len(stored)
 
     def delivered(self, node: SimNode, sequences: Sequence[int]) -> None:
-        """See :class:`sims.world.uplink.Watch`."""
+        """See :class:`sims.world.records.uplink.Watch`."""
         self._hosts[node.name].told.update(dict.fromkeys(sequences))
 
     def renumbered(self, node: SimNode, first_sequence: int) -> None:
-        """See :class:`sims.world.uplink.Watch`."""
+        """See :class:`sims.world.records.uplink.Watch`."""
         host = self._hosts[node.name]
         host.lost = {sequence: None for sequence in host.lost if sequence < first_sequence}
 
     def reached(self, node: SimNode, answers: bool) -> None:
-        """See :class:`sims.world.uplink.Watch`."""
+        """See :class:`sims.world.records.uplink.Watch`."""
         host = self._hosts[node.name]
         self._answered += answers
         self._unanswered += not answers
