@@ -104,6 +104,12 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"{scenario.name} has [releases], which an emulation does not publish: leave it out, or simulate; "
             f"{STILL_WORKS}"
         )
+    for place, traffic in enumerate(scenario.traffic):
+        if traffic.value != "zeros":
+            raise EmulatorError(
+                f"{scenario.name} has value = {traffic.value!r} in traffic[{place}], which nodes of an emulation don't "
+                f"sense: leave it out, or simulate; {STILL_WORKS}"
+            )
     tape = plan(scenario, seed)
     if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):
         raise EmulatorError(

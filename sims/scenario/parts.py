@@ -202,6 +202,8 @@ class Traffic(Part, frozen=True):
     group: Name
     topic: Annotated[str, Meta(pattern="^[a-z0-9_-]{1,48}\\Z")] = "position"
     rate_hz: Rate = 10.0
+    value: Literal["zeros", "speed", "acceleration"] = "zeros"
+    """``size_bytes`` zeros, or a number: the speed in m/s, or how much it has changed, in m/s²."""
     size_bytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
     priority: Annotated[int, Meta(ge=0, le=7)] = 3
     lifespan_ms: Annotated[int, Meta(ge=0)] = 1_000

@@ -19,6 +19,7 @@ from sims.scenario.parts import (
     RandomFaults,
     Scenario,
     Trace,
+    Traffic,
     Waypoints,
 )
 from sims.scenario.schema import nearest, shown
@@ -107,6 +108,8 @@ def _wrong_names(scenario: Scenario) -> Iterator[str]:
     for number, traffic in enumerate(scenario.traffic):
         yield from _unknown_groups(scenario, f"traffic[{number}].group", (traffic.group,))
         yield from _unknown_groups(scenario, f"traffic[{number}].to", traffic.to)
+        if traffic.value != "zeros" and traffic.size_bytes != Traffic(traffic.group).size_bytes:
+            yield f"traffic[{number}].size_bytes means nothing to a value that is a {traffic.value}: leave it out"
     for number, work in enumerate(scenario.inference):
         yield from _unknown_groups(scenario, f"inference[{number}].group", (work.group,))
         yield from _unknown_groups(scenario, f"inference[{number}].offered_by", work.offered_by)

@@ -4,6 +4,7 @@ Each source begins at a random part of its period, so that a thousand nodes do n
 keeps its period. A node that is down, or has no CPU, does not publish meanwhile, and does not catch up later.
 """
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Final
@@ -20,22 +21,43 @@ from sims.virtual.node import SimNode
 from sims.world.authors import LIFETIME_S, SPREAD_KIND
 from sims.world.world import PLACES_INTERVAL_NS, World
 
-_HOW: Final = Provenance("sim", "1")
+_HOWS: Final = {
+    "zeros": Provenance("sim", "1"), "speed": Provenance("sim", "m/s"), "acceleration": Provenance("sim", "m/s2"),
+}  # fmt: skip
+_ACCELERATED_NS: Final = limits.SECOND
+"""Over at least this time the change of a speed is looked at. Traces and ways change speeds at once, at points that are
+up to half a second apart."""
 _ACCURACY_M: Final = 1.0
 
 
 class _Source:
-    __slots__ = ("hops", "key", "lifespan_ms", "node", "period_ns", "priority", "publication", "recorded", "value")
+    __slots__ = (
+        "_speeds", "how", "key", "node", "period_ns", "publication", "recorded", "senses", "traffic", "zeros",
+    )  # fmt: skip
 
     def __init__(self, node: SimNode, traffic: Traffic, recorded: bool) -> None:
-        self.node, self.recorded = node, recorded
-        self.priority, self.lifespan_ms, self.hops = traffic.priority, traffic.lifespan_ms, traffic.hops
+        self.node, self.recorded, self.traffic = node, recorded, traffic
+        self.how = _HOWS[traffic.value]
+        self.senses = traffic.value != "zeros"
+        self._speeds: deque[tuple[int, float]] = deque()
+        """When it looked at its speed, and what it was: all looks of the last second, and the one before."""
         self.key = f"{'rsu' if node.role == 'rsu' else 'veh'}/{node.name}/{traffic.topic}"
         self.publication = checked_publication(
-            self.key, _HOW, None, traffic.priority, traffic.lifespan_ms, traffic.hops
+            self.key, self.how, None, traffic.priority, traffic.lifespan_ms, traffic.hops
         )
-        self.value = bytes(traffic.size_bytes)
+        self.zeros = bytes(traffic.size_bytes)
         self.period_ns = int(limits.SECOND / traffic.rate_hz)
+
+    def sensed(self, now: int, speed_mps: float) -> float:
+        """The value at a speed: the speed itself, or by how much it has changed in each second since a second ago."""
+        if self.traffic.value == "speed":
+            return round(speed_mps, 3)
+        speeds = self._speeds
+        speeds.append((now, speed_mps))
+        while len(speeds) > 2 and now - speeds[1][0] >= _ACCELERATED_NS:
+            speeds.popleft()
+        then_ns, then_mps = speeds[0]
+        return round((speed_mps - then_mps) * limits.SECOND / max(now - then_ns, _ACCELERATED_NS), 3)
 
 
 class _Spot:
@@ -131,13 +153,15 @@ class Activity:
     def _publish_now(self, source: _Source) -> None:
         world, node = self.world, source.node
         now = self._driver.now
-        put = self._driver.publish_at(node, source.publication, source.value, self._position(node))
+        value = source.sensed(now, world.places.speeds_mps[node.number]) if source.senses else source.zeros
+        put = self._driver.publish_at(node, source.publication, value, self._position(node))
         world.note_published(node, source.key, put, now)
         if source.recorded:
             when = EventTime(node.local(now) + node.utc_less_mono_ns, limits.MS)
+            traffic = source.traffic
             world.records.consider(node, Reading(
-                source.key, node.name, put.sequence, source.value, self._position(node), when, _HOW, source.priority,
-                source.lifespan_ms, source.hops,
+                source.key, node.name, put.sequence, value, self._position(node), when, source.how, traffic.priority,
+                traffic.lifespan_ms, traffic.hops,
             ))  # fmt: skip
         if self.on_published is not None:
             self.on_published(node, source.key, put.sequence)
