@@ -26,6 +26,7 @@ from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView
 from protocols.readings.events import Put
 from protocols.records.ledger import Ledger
+from protocols.wire.readings import Reading
 from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.errors import ScenarioError
 from sims.results.result import Recorder
@@ -174,6 +175,10 @@ class Check:
     def entry(self, node: str, entry: KnownEntry) -> None:
         """The engine of ``node`` holds an entry now that it did not hold before (``EntryAccepted``), also one of its
         own."""
+
+    # --- records ---------------------------------------------------------------------------------------------------
+    def record_stored(self, node: str, rule: str, reading: Reading) -> None:
+        """The relay has a record of ``node`` that it did not have before, made by a rule of that name."""
 
     # --- releases --------------------------------------------------------------------------------------------------
     def chunk_kept(self, node: str, digest: bytes, data: bytes, is_genuine: bool) -> None:

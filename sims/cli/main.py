@@ -12,8 +12,9 @@ from pathlib import Path
 
 import click
 
+from sims.cli.check import check_command
 from sims.cli.emulate import compare_command, emulate_command
-from sims.cli.output import show_checks, show_goodput, show_left_out, show_parts, show_spreads, summary
+from sims.cli.output import show_checks, show_goodput, show_left_out, show_parts, show_rules, show_spreads, summary
 from sims.cli.replay import replay, require_determinism, shrink
 from sims.cli.report import diff, report
 from sims.cli.sweep import sweep
@@ -25,7 +26,16 @@ from sims.runs import bundle
 from sims.runs.run import Run
 from sims.scenario.file import Scenario, load, shipped
 
-COMMANDS: tuple[click.Command, ...] = (replay, shrink, report, diff, sweep, emulate_command, compare_command)
+COMMANDS: tuple[click.Command, ...] = (
+    check_command,
+    replay,
+    shrink,
+    report,
+    diff,
+    sweep,
+    emulate_command,
+    compare_command,
+)
 """The commands of other modules."""
 INTERRUPTED = 130
 _RECORDS = ("made", "delivered", "waiting", "expired", "evicted", "refused", "lost_with_disk", "not_written")
@@ -133,6 +143,7 @@ def _show(result: Result) -> None:
             "records: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in kept.items() if count)
             + "; took (s): " + ", ".join(f"{name} {value:.3g}" for name, value in took.items())
         )  # fmt: skip
+    show_rules(result)
     if result.sometimes:
         click.echo("happened: " + ", ".join(f"{count} {what}" for what, count in result.sometimes.items()))
     show_checks(result)

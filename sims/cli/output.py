@@ -57,6 +57,14 @@ def show_parts(result: Result) -> None:
         )
 
 
+def show_rules(result: Result) -> None:
+    """Print what the relay has of each rule, and what became of the readings that came to it."""
+    for name, rule in result.rules.items():
+        readings = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in rule.readings.items())
+        line = f"rule {name}: {rule.records} records at the relay, {rule.size_bytes} bytes"
+        click.echo(f"{line}; readings: {readings}" if readings else line)
+
+
 def show_goodput(result: Result) -> None:
     """Print what was offered and useful, and how many urgent readings were missed, of a result that knows it."""
     if result.offered_per_s is None or result.useful_per_s is None:

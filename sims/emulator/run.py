@@ -104,6 +104,11 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"{scenario.name} has [releases], which an emulation does not publish: leave it out, or simulate; "
             f"{STILL_WORKS}"
         )
+    if scenario.has_rules:
+        raise EmulatorError(
+            f"{scenario.name} has rules, expected records or own_readings = false in [curation], which an emulation "
+            f"does not use: leave them out, or simulate; {STILL_WORKS}"
+        )
     for place, traffic in enumerate(scenario.traffic):
         if traffic.value != "zeros":
             raise EmulatorError(

@@ -58,6 +58,7 @@ def compact(result: Result) -> dict[str, Any]:
         "checks": [[name, check.passed, check.failed, check.details] for name, check in result.checks.items()],
         "sometimes": result.sometimes,
         "figures": {name: _short(value) for name, value in result.figures.items()},
+        "rules": [[name, rule.records, rule.size_bytes] for name, rule in result.rules.items()],
         "counters": result.counters, "drops": result.drops, "left_out": result.left_out + cut,
         "latency": _spread(result.latency), "urgent": _spread(result.urgent),
         "goodput": {

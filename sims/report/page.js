@@ -268,6 +268,11 @@ function numbers() {
     .slice(0, 40)
     .map(([why, count]) => [why, count, true]);
   const goodput = Object.fromEntries(Object.entries(page.goodput).filter(([, value]) => value !== null));
+  const rules = table(
+    el("table"),
+    [["rule"], ["records", true], ["bytes", true]],
+    page.rules.map(([name, records, bytes]) => [name, short(records), short(bytes)]),
+  );
   byId("number-cards").append(
     card(
       "Drops",
@@ -277,6 +282,7 @@ function numbers() {
     ),
     listed("Figures", { ...goodput, ...page.figures }, "The harness gave no single figures."),
     listed("Counters", page.counters, "Nothing was counted."),
+    ...(page.rules.length ? [card("Records by rule", "What the relay has at the end.", rules)] : []),
     card(
       "This run",
       "",

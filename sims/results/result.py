@@ -112,6 +112,17 @@ class PartRuns(Struct):
     output_bytes: int = 0
 
 
+class RuleOutcome(Struct):
+    """What one rule of curation came to, over all nodes and lives."""
+
+    records: int = 0
+    """Those that the relay has at the end …"""
+    size_bytes: int = 0
+    """… and the bytes of their readings."""
+    readings: dict[str, int] = field(default_factory=dict)
+    """How many readings it derived, took and left out, by the names in the reference of rules."""
+
+
 class Distances(Struct):
     """By distance, in bins of ``width_m``: readings that were wanted and that came, and neighbours in range that were
     known."""
@@ -170,6 +181,8 @@ class Result(Struct):
     failures by reason."""
     parts: list[PartRuns] = field(default_factory=list)
     """Who ran which part of the requests that were divided. Empty in results of older versions."""
+    rules: dict[str, RuleOutcome] = field(default_factory=dict)
+    """What the rules of curation came to, by name. Empty in results of older versions, and of an emulation."""
     distances: Distances = field(default_factory=Distances)
     dissemination: list[Dissemination] = field(default_factory=list)
     load_every_s: float = 1.0

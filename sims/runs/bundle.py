@@ -4,7 +4,8 @@ A saved run holds its scenario with the *tape* in place of the random faults, so
 kept as a scenario of its own. It also holds the seed, planted bugs if there are any, and the digest of the history.
 Versions are for people: they say why a digest may differ.
 
-A trace that does not ship is copied beside the file.
+A trace that does not ship is copied beside the file. So are all files of rules, into a folder of the same name with the
+ending ``.rules``: those that ship too, because a gate is to see what changes in them.
 """
 
 import os
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from sims.errors import ReplayError, ScenarioError, SimulationError, TraceError
 from sims.results.result import Result
 from sims.runs.versions import versions
-from sims.scenario.file import SHIPPED, Scenario, Trace, check, dumps, loads, trace_path
+from sims.scenario.file import SHIPPED, Scenario, Trace, check, dumps, loads, rules_path, trace_path
 from sims.world.faults import plan
 
 SAVED_VERSION = 1
@@ -76,15 +77,39 @@ def save(path: Path, run: SavedRun) -> None:
                 trace = trace_path(run.scenario, group.mobility)
                 if trace.parent not in (SHIPPED, file.parent.resolve()):
                     shutil.copyfile(trace, file.parent / trace.name)
-        data = {"scenario": msgspec.json.decode(dumps(replace(run.scenario, folder="")))}
+        scenario = _with_rules_in(run.scenario, file.with_suffix(".rules"))
+        data = {"scenario": msgspec.json.decode(dumps(replace(scenario, folder="")))}
         data |= {
             name: getattr(run, name) for name in ("version", "seed", "bugs", "digest", "broken", "versions")
         }  # fmt: skip
         beside = file.with_name(f".{file.name}.{os.getpid()}")
         beside.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
         beside.replace(file)
-    except (OSError, TraceError) as error:
+    except (OSError, ScenarioError, TraceError) as error:
         raise ReplayError(f"can't save the run as {file}: {error}") from error
+
+
+def _with_rules_in(scenario: Scenario, folder: Path) -> Scenario:
+    """The scenario with copies of its files of rules, which are made in ``folder``. :raises ScenarioError: when one is
+    missing. :raises OSError: when they can't be copied."""
+    names = dict.fromkeys(name for group in scenario.groups for name in scenario.rule_files(group))
+    copies: dict[str, tuple[str, bytes]] = {}
+    for name in names:
+        path, taken = rules_path(scenario, name), [copy for copy, _ in copies.values()]
+        copy = path.name if path.name not in taken else f"{len(taken) + 1}-{path.name}"
+        copies[name] = copy, path.read_bytes()
+    if copies:
+        folder.mkdir(exist_ok=True)
+    for copy, data in copies.values():
+        (folder / copy).write_bytes(data)
+
+    def moved(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{folder.name}/{copies[name][0]}" for name in names if name in copies)
+
+    groups = tuple(
+        group if group.rules is None else replace(group, rules=moved(group.rules)) for group in scenario.groups
+    )
+    return replace(scenario, groups=groups, curation=replace(scenario.curation, rules=moved(scenario.curation.rules)))
 
 
 class _Envelope(Struct):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import sims.checks.inference
 import sims.checks.liveness
+import sims.checks.records
 import sims.checks.releases
 import sims.checks.safety
 from protocols.base import limits
@@ -28,7 +29,9 @@ from sims.world.faults import Faults, end_ns, plan
 from sims.world.traffic import Activity
 from sims.world.world import World
 
-CHECK_MODULES = (sims.checks.safety, sims.checks.inference, sims.checks.releases, sims.checks.liveness)
+CHECK_MODULES = (
+    sims.checks.safety, sims.checks.inference, sims.checks.releases, sims.checks.records, sims.checks.liveness,
+)  # fmt: skip
 """Modules that bring checks. They are imported so that their checks are known by name."""
 _STEP_NS = limits.SECOND
 _COLLECT_EVERY = 60
@@ -127,6 +130,7 @@ class Run:
             if check.judges:
                 result.checks.setdefault(check.name, CheckTally())
         result.versions = versions()
+        result.rules = world.records.outcomes()
         counters: Counter[str] = Counter()
         drops: Counter[str] = Counter()
         for node in driver.numbered:

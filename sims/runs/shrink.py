@@ -8,7 +8,7 @@ The number of runs is bounded. The smallest run that was found by then is the re
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from protocols.base import limits
 from sims.errors import ReplayError, ScenarioError
 from sims.results.result import Result
 from sims.runs.bundle import SavedRun, play, taped, with_result
-from sims.scenario.file import Fault, Fixed, Group, Scenario, Trace, check
+from sims.scenario.file import Curation, Fault, Fixed, Group, Scenario, Trace, check
 from sims.world.faults import end_ns
 
 T = TypeVar("T")
@@ -62,7 +62,10 @@ class _Shrinker:
             raise _Exhausted
         self.runs += 1
         candidate = taped(scenario, self.best.seed, frozenset(self.best.bugs))
-        result = self._run(candidate)
+        try:
+            result = self._run(candidate)
+        except ScenarioError:  # records are expected of a rule that nobody is left to run
+            return False
         if self.check_name not in result.broken:
             return False
         self.best = with_result(candidate, result)
@@ -237,6 +240,7 @@ def only(scenario: Scenario, kept: Sequence[str]) -> Scenario:
     return replace(
         scenario,
         groups=tuple(groups),
+        curation=_curation_of(scenario, groups, {**renamed, **{name: name for name in there}}),
         faults=tuple(new for new, old in zip(faults, scenario.faults, strict=True) if _complete(new, old)),
         gossip=tuple(replace(e, author=renamed[e.author]) for e in scenario.gossip if e.author in renamed),
         traffic=tuple(
@@ -252,6 +256,18 @@ def only(scenario: Scenario, kept: Sequence[str]) -> Scenario:
             if sum(group.count for group in groups if group.name in b.groups) > 1
         ),
     )  # fmt: skip
+
+
+def _curation_of(scenario: Scenario, groups: Sequence[Group], renamed: Mapping[str, str]) -> Curation:
+    """What is left of curation with those groups. ``renamed``: the nodes and groups that are left."""
+    recording = [group for group in groups if group.relay]
+    expected = tuple(
+        replace(one, nodes=tuple(renamed[name] for name in one.nodes if name in renamed))
+        for one in scenario.curation.expected
+        if recording and (not one.nodes or any(name in renamed for name in one.nodes))
+    )
+    rules = scenario.curation.rules if any(group.rules is None for group in recording) else ()
+    return replace(scenario.curation, rules=rules, expected=expected)
 
 
 def _smaller(group: Group, members: list[int]) -> Group:

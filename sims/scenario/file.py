@@ -18,6 +18,7 @@ from sims.scenario.parts import (
     Checks,
     Curation,
     Cut,
+    ExpectedRecords,
     Fault,
     FaultKind,
     Fixed,
@@ -51,6 +52,7 @@ __all__ = [
     "Checks",
     "Curation",
     "Cut",
+    "ExpectedRecords",
     "Fault",
     "FaultKind",
     "Fixed",
@@ -76,6 +78,7 @@ __all__ = [
     "dumps",
     "load",
     "loads",
+    "rules_path",
     "shipped",
     "trace_path",
 ]
@@ -129,7 +132,7 @@ def _read(path: Path, folder: str) -> Scenario:
 def loads(text: str, folder: str = "") -> Scenario:
     """Make a scenario of TOML, or of JSON (which begins with a brace). A ``folder`` named in the text wins.
 
-    :raises ScenarioError: names the place and the value.
+    :raises ScenarioError: names the place and the value, or a file of rules that is not there.
 
     :raises TraceError: when a trace that it names is not there.
     """
@@ -146,6 +149,8 @@ def loads(text: str, folder: str = "") -> Scenario:
     for group in scenario.groups:
         if isinstance(group.mobility, Trace):
             trace_path(scenario, group.mobility)
+        for name in scenario.rule_files(group):
+            rules_path(scenario, name)
     return scenario
 
 
@@ -164,3 +169,14 @@ def trace_path(scenario: Scenario, trace: Trace) -> Path:
     ships = sorted(path.name for path in SHIPPED.glob("*.fcd.xml.gz"))
     beside = f"{scenario.folder}, nor" if scenario.folder else "the current folder, nor"
     raise TraceError(f"there is no trace {shown(trace.file)} in {beside} among those that ship ({', '.join(ships)})")
+
+
+def rules_path(scenario: Scenario, name: str) -> Path:
+    """A file of rules: beside the scenario, or one of those that ship. :raises ScenarioError: when there is none."""
+    for folder in (scenario.folder, SHIPPED):
+        path = Path(folder) / name
+        if path.is_file():
+            return path
+    beside = scenario.folder or "the current folder"
+    ships = ", ".join(sorted(f"rules/{path.name}" for path in SHIPPED.glob("rules/*.toml")))
+    raise ScenarioError(f"there is no file of rules {shown(name)} in {beside}, nor among those that ship ({ships})")

@@ -25,6 +25,11 @@ Latitude = Annotated[float, Meta(ge=-89, le=89)]
 Longitude = Annotated[float, Meta(ge=-180, le=180)]
 Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,47}\\Z")]
 
+RuleFiles = Annotated[tuple[str, ...], Meta(max_length=16)]
+"""Files of rules, each from the folder of the scenario, or one of those that ship."""
+Range = tuple[float, float]
+"""The least and the most that a number may be."""
+
 MAX_SPREAD_BYTES: Final = 446
 """The largest body that fits an entry of 1,024 bytes. In the emulator, everything but the body and the name took up to
 578 bytes. The name is in an entry three times, two of them in the certificate. ECDSA signatures differ by 4 bytes in
@@ -182,10 +187,27 @@ class Group(Part, frozen=True):
     """Whether these nodes send records to the relay."""
     accept_stages: bool = False
     """Whether these nodes run stages of models that other nodes have cut."""
+    rules: RuleFiles | None = None
+    """The files of rules that these nodes run; None: those of ``curation``."""
+
+
+class ExpectedRecords(Part, frozen=True):
+    """The records of one rule that the relay has to have at the end."""
+
+    rule: str
+    """The name of the rule that their node made them by."""
+    at_least: Annotated[int, Meta(ge=0)] = 1
+    at_most: Annotated[int, Meta(ge=0)] | None = None
+    """None: any number."""
+    nodes: tuple[str, ...] = ()
+    """Names of the nodes and groups that make them; empty: all. The numbers above are of all of them together."""
+    value: dict[str, Range] | Range | None = None
+    """What numbers in the value of each of them may be, by their place in it: ``count``, or ``readings.0.value`` where
+    tables and lists are in one another. One range alone is for values that are numbers themselves."""
 
 
 class Curation(Part, frozen=True):
-    """Which of their own readings the nodes of groups with ``relay`` keep for the relay."""
+    """What the nodes of groups with ``relay`` keep for the relay: some of their own readings, and what rules derive."""
 
     interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
     """The least time between two records of one key; 0: every reading is a record."""
@@ -194,6 +216,11 @@ class Curation(Part, frozen=True):
     max_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
     """The number of records that may wait at one node. Beyond it the least urgent is evicted, and of these the
     oldest."""
+    own_readings: bool = True
+    """Whether readings of their own become records as they are; False: only what rules derive."""
+    rules: RuleFiles = ()
+    """The files of rules that they run, unless their group has its own."""
+    expected: tuple[ExpectedRecords, ...] = ()
 
 
 class Traffic(Part, frozen=True):
@@ -379,6 +406,19 @@ class Scenario(Part, frozen=True):
     def models(self) -> dict[str, Inference]:
         """The models by name: one for each inference."""
         return {f"model-{number}": work for number, work in enumerate(self.inference)}
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether records depend on more than the readings of their node and their interval, or any are expected."""
+        curation = self.curation
+        has_files = any(self.rule_files(group) for group in self.groups)
+        return has_files or bool(curation.expected) or not curation.own_readings
+
+    def rule_files(self, group: Group) -> tuple[str, ...]:
+        """The files of rules that the nodes of a group run."""
+        if not group.relay:
+            return ()
+        return self.curation.rules if group.rules is None else group.rules
 
     def members(self, what: str) -> list[str]:
         """The names of the nodes that the name of a node or group stands for. :raises ScenarioError: when nobody has

@@ -11,6 +11,7 @@ from typing import Final
 
 from sims.errors import ScenarioError
 from sims.scenario.parts import (
+    ExpectedRecords,
     Fault,
     Fixed,
     Group,
@@ -46,6 +47,7 @@ def _wrong(scenario: Scenario) -> Iterator[str]:
     yield from _wrong_groups(scenario)
     yield from _wrong_links(scenario)
     yield from _wrong_names(scenario)
+    yield from _wrong_curation(scenario)
     yield from _wrong_splits(scenario)
     if scenario.releases is not None:
         yield from (f"releases.{wrong}" for wrong in _wrong_release(scenario, scenario.releases))
@@ -122,6 +124,45 @@ def _wrong_names(scenario: Scenario) -> Iterator[str]:
         if entry.size_bytes > entry.room_bytes:
             room = f"beside the certificate of {shown(entry.author)} an entry has room for {entry.room_bytes}"
             yield f"gossip[{number}].size_bytes is {entry.size_bytes}: {room}"
+
+
+def _wrong_curation(scenario: Scenario) -> Iterator[str]:
+    """What is wrong with rules and expected records. Whether the rules themselves can be used is judged where they are
+    compiled."""
+    curation = scenario.curation
+    recording = [group for group in scenario.groups if group.relay]
+    for number, group in enumerate(scenario.groups):
+        if group.rules is not None and not group.relay:
+            yield f"groups[{number}].rules: only nodes that make records run rules: set relay = true, or leave it out"
+    if curation.rules and all(group.rules is not None for group in recording):
+        none = "no group has relay = true" if not recording else "every group with relay = true has rules of its own"
+        yield f"curation.rules: {none}: nobody would run them"
+    known = [*(group.name for group in recording), *(n for g in recording for n in scenario.members(g.name))]
+    for number, expected in enumerate(curation.expected):
+        place = f"curation.expected[{number}]"
+        if not recording:
+            yield f"{place}: no group has relay = true: nobody makes records"
+        for name in expected.nodes:
+            if name not in known:
+                yield f"{place}.nodes has {shown(name)}, no node or group that makes records{nearest(name, known)}"
+        yield from (f"{place}{wrong}" for wrong in _wrong_expected(expected))
+
+
+def _wrong_expected(expected: ExpectedRecords) -> Iterator[str]:
+    least, most = expected.at_least, expected.at_most
+    if most is not None and most < least:
+        yield f".at_most is {most}, less than at_least = {least}: set at_least too"
+    if not least and most is None and expected.value is None:
+        yield ".at_least is 0, and nothing else is asked: any run is as expected"
+    ranges = expected.value if isinstance(expected.value, dict) else {"": expected.value}
+    for at, found in ranges.items():
+        if found is None:
+            continue
+        place = f".value.{at}" if at else ".value"
+        if not all(map(math.isfinite, found)):
+            yield f"{place} is {shown(list(found))}: give two finite numbers"
+        elif found[0] > found[1]:
+            yield f"{place} is {shown(list(found))}: give the least number first"
 
 
 def _wrong_release(scenario: Scenario, release: PublishedRelease) -> Iterator[str]:

@@ -118,8 +118,8 @@ class SimNode:
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "crowd", "device_frame_ns",
         "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "_first_sent", "followed", "frame_ns",
         "handshake_ns", "_heard_ns", "identity", "inbound", "inbox", "joined", "lives", "mark", "name", "number",
-        "offset_ns", "on_reading", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns", "started_ns",
-        "suspects", "suspects_any", "timer_ns", "utc_less_mono_ns",
+        "offset_ns", "on_reading", "prompt", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns",
+        "started_ns", "suspects", "suspects_any", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -145,6 +145,9 @@ class SimNode:
         self.utc_less_mono_ns = EPOCH_UTC_NS
         self.attentive = True
         """Whether one of its subscriptions may have a deadline. If none has, a reading that arrives causes nothing."""
+        self.prompt = False
+        """Whether the observer is told at once of what arrived, because something follows from it. Such a node has to
+        be attentive."""
         self.suspects_any = False
         self.running = True
         self.number = number

@@ -110,7 +110,7 @@ class Processes(Simulation):
             if not node.crowd:
                 break
             due = taken(node, until_ns)
-        if len(arrived) >= _NOTES:
+        if len(arrived) >= _NOTES or (node.prompt and arrived):
             self.tell(node)
         return True
 

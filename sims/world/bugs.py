@@ -18,6 +18,7 @@ from protocols.inference.events import Answered
 from protocols.inference.split.events import SplitModel
 from protocols.membership.neighbour import Neighbour, State
 from protocols.readings.events import Delivery
+from protocols.records.curation import Curator
 from protocols.records.ledger import Ledger
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
@@ -32,11 +33,12 @@ from sims.world.records.spoiling import (
     fates_untold,
     given_up_for_good,
     instead,
+    neighbours_unheard,
     stored_again,
 )
 from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
 
-Spoilt = Engine | Ledger | Relay
+Spoilt = Engine | Ledger | Relay | Curator
 """The parts into which bugs can be planted."""
 
 
@@ -55,7 +57,8 @@ BUGS: dict[str, Bug] = {}
 
 
 def plant(part: Spoilt, bugs: frozenset[str]) -> None:
-    """Spoil a fresh engine or ledger (of every life of every node) or the relay, before anything else happens to it.
+    """Spoil a fresh engine, ledger or curator (of every life of every node) or the relay, before anything else happens
+    to it.
 
     :raises ScenarioError: when a bug is not known, or the modules are compiled.
     """
@@ -412,6 +415,7 @@ _caught_by("record_in_one_state", Ledger)(fates_untold)
 _caught_by("record_in_one_state", Relay)(acknowledged_before_stored)
 _caught_by("record_in_one_state", Relay)(stored_again)
 _caught_by("records_arrive", Ledger)(given_up_for_good)
+_caught_by("expected_records", Curator)(neighbours_unheard)
 
 
 # --- releases ------------------------------------------------------------------------------------------------------

@@ -103,7 +103,9 @@ class World:
         """Numbers of the nodes from which a fault takes CPU."""
         self.lost_with_nodes = 0
         """Readings that waited in queues of engines when their processes crashed."""
-        self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), self._plant)
+        self.records = Records(
+            scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), self._plant, self.note_published
+        )
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._make_nodes(seed)
@@ -118,6 +120,7 @@ class World:
         self.on_asked = overridden(self.checks, "asked")
         self._on_answered = overridden(self.checks, "answered")
         self._on_request_sent = overridden(self.checks, "request_sent")
+        self.records.hook(overridden(self.checks, "record_stored"))
         if self._on_request_sent:
             self.driver.decoder.on_request = self._request_sent
         self._on_authored = overridden(self.checks, "authored")
@@ -171,7 +174,8 @@ class World:
         node.device_frame_ns = int(device.frame_ns * slowness)
         node.device_handshake_ns = int(device.handshake_ns * slowness)
         node.slow(1)
-        node.attentive = shared is not None
+        node.prompt = bool(self.records.expressions(name))
+        node.attentive = shared is not None or node.prompt
         self._nodes[name] = node
         self._wants.append(wants)
         start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)
@@ -203,6 +207,8 @@ class World:
             stages.begin()
         self.discovery.begin(node)
         self.records.begin(node)
+        for expression in self.records.expressions(node.name):
+            self.driver.subscribe(node.name, expression, Quality(own=False))
         if self.releases is not None:
             self.releases.begin(node)
         if len(self.names) <= MOST_ADDRESSES:
@@ -212,6 +218,8 @@ class World:
         """See :class:`sims.virtual.simulation.Observer`."""
         for hook in self._on_delivered:
             hook(node.name, arrivals)
+        if node.prompt:
+            self.records.hear(node, arrivals)
         if self.on_deliveries is not None:
             self.on_deliveries(node, arrivals)
 

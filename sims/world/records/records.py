@@ -1,21 +1,25 @@
 """Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
 
 Curator, ledger, uplink and frames are those of real nodes; the other modules of this folder stand for what is around
-them. A node makes a record of its own readings, at most one of a key in ``curation.interval_s``.
+them. A node makes records of its own readings, at most one of a key in ``curation.interval_s``, and of what its rules
+derive.
 
 Beside the ledgers there is an account that covers all lives of a node: the records that were made, those that the relay
 acknowledged to the node, and those that were lost with a disk. :meth:`Records.complaints` compares ledger, relay and
 account. The account grows with the records of a run, by about 300 bytes each.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import assert_never
 
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, StorageError
-from protocols.base.ids import MonotonicNs, UtcNs
+from protocols.base.errors import BoundExceeded, MeshError, StorageError
+from protocols.base.ids import MonotonicNs, NodeId, UtcNs
+from protocols.base.keys import matches
 from protocols.base.time import NEVER
+from protocols.readings.events import Put
 from protocols.readings.publication import checked_publication
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
@@ -26,12 +30,14 @@ from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 from sims.media.contract import RelayLinks
 from sims.results.histogram import Histogram
-from sims.results.result import Recorder
+from sims.results.result import Recorder, RuleOutcome
 from sims.scenario.file import Scenario
+from sims.virtual.arrivals import Arrival
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 from sims.world.records.disk import Disk
 from sims.world.records.relay import Content, Relay
+from sims.world.records.rules import OWN_RULE, NodeRules
 from sims.world.records.uplink import SimUplink
 
 _STATES = ("delivered", "expired", "evicted", "refused")
@@ -42,11 +48,19 @@ _LONG_NS = 10 * limits.SECOND
 class _Host:
     """The records of one node over all its lives."""
 
-    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "reaches",
-                 "timer_ns", "told", "unwritten", "uplink")  # fmt: skip
+    __slots__ = ("curator", "disk", "disk_lost", "ended", "expressions", "known", "ledger", "lost", "made", "patterns",
+                 "reaches", "timer_ns", "told", "underived", "unwritten", "uplink", "wanted")  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, expressions: tuple[str, ...]) -> None:
         self.curator = Curator(())
+        self.patterns: Sequence[Pattern] = ()
+        """The rules of the present or last life."""
+        self.expressions = expressions
+        """Key expressions of the readings of neighbours that its rules want …"""
+        self.wanted: dict[str, bool] = {}
+        """… and whether they do, by key."""
+        self.underived = 0
+        """Readings that rules derived and that could not be published."""
         self.timer_ns = NEVER
         """When the curator is asked next, by the clock of its node."""
         self.disk = Disk()
@@ -74,20 +88,31 @@ class Records:
 
     def __init__(
         self, scenario: Scenario, driver: SimDriver, links: RelayLinks, recorder: Recorder, random: Random,
-        plant: Callable[[Ledger | Relay], None], patterns: Callable[[], Sequence[Pattern]] = tuple,
+        plant: Callable[[Ledger | Relay | Curator], None],
+        published: Callable[[SimNode, str, Put, int], None],
     ) -> None:  # fmt: skip
-        """``plant`` plants bugs, see :mod:`sims.world.bugs`. ``patterns`` makes the patterns of each life."""
+        """``plant`` plants bugs, see :mod:`sims.world.bugs`. ``published`` is called with each reading that
+        rules derive and a node publishes.
+
+        :raises ScenarioError: when its rules can't be used.
+        """
         curation = scenario.curation
-        self._rule = CurationRule(
-            "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
+        own = CurationRule(
+            OWN_RULE, "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
         )  # fmt: skip
-        self._patterns = patterns
+        self._choosing = (own,) if curation.own_readings else ()
+        self.rules = NodeRules(scenario)
+        self._published = published
         self._driver, self._links, self._recorder, self._random = driver, links, recorder, random
         self._plant, self._max_records = plant, curation.max_records
         self._hosts = {
-            name: _Host() for group in scenario.groups if group.relay for name in scenario.members(group.name)
-        }
-        self._relay = Relay()
+            name: _Host(self.rules.expressions(name))
+            for group in scenario.groups if group.relay for name in scenario.members(group.name)
+        }  # fmt: skip
+        self._relay = Relay(self._stored)
+        self._outcomes: dict[str, RuleOutcome] = {}
+        """By rule: what the relay has of it, and what became of readings in lives that are over."""
+        self._on_stored: Sequence[Callable[[str, str, Reading], None]] = ()
         plant(self._relay)
         self._took = Histogram()
         self._answered = self._unanswered = self._late = 0
@@ -104,9 +129,34 @@ class Records:
             return
         ledger = host.ledger = host.disk.read_ledger(self._max_records)
         self._plant(ledger)
-        host.curator, host.timer_ns = Curator((self._rule,), self._patterns()), NEVER
+        self._count_readings(host, self._outcomes)
+        host.patterns = self.rules.of(NodeId(node.name))
+        host.curator, host.timer_ns = Curator(self._choosing, host.patterns), NEVER
+        self._plant(host.curator)
         host.uplink = SimUplink(self._driver, self._links, self._relay, self._random, node, host.disk, ledger, self)
         host.uplink.begin()
+
+    def expressions(self, name: str) -> tuple[str, ...]:
+        """Key expressions of the readings that the rules of a node want from its neighbours."""
+        return self._hosts[name].expressions if name in self._hosts else ()
+
+    def hear(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """Readings reached a node whose rules want some of neighbours."""
+        host = self._hosts[node.name]
+        heard = []
+        for _, issue in arrivals:
+            key = issue.series.key
+            if key not in host.wanted:
+                host.wanted[key] = any(matches(expression, key) for expression in host.expressions)
+            if host.wanted[key] and issue.series.origin != node.name:
+                heard.append(issue.reading)
+        if heard:  # its engine is at work, and rules may publish
+            self._driver.when_awake(node, self._driver.now, self._consider_all, (node, heard))
+
+    def _consider_all(self, heard: tuple[SimNode, Sequence[Reading]]) -> None:
+        node, readings = heard
+        for reading in readings:
+            self.consider(node, reading)
 
     def consider(self, node: SimNode, reading: Reading) -> None:
         """A node that makes records published a reading or got one from a neighbour."""
@@ -127,7 +177,7 @@ class Records:
                 case RecordChosen():
                     self._put(node, host, output)
                 case ReadingDerived():
-                    self._publish(node, output)
+                    self._publish(node, host, output)
                 case _:
                     assert_never(output)
         due_ns = host.curator.next_timer_at()
@@ -156,11 +206,18 @@ class Records:
         self._driver.note((now, node.number, "record", sequence))
         host.uplink.wake()
 
-    def _publish(self, node: SimNode, derived: ReadingDerived) -> None:
-        publication = checked_publication(
-            derived.key, derived.how, derived.where, derived.priority, derived.lifespan_ms
-        )
-        put = self._driver.publish_at(node, publication, derived.value, None)
+    def _publish(self, node: SimNode, host: _Host, derived: ReadingDerived) -> None:
+        now = self._driver.now
+        try:
+            publication = checked_publication(
+                derived.key, derived.how, derived.where, derived.priority, derived.lifespan_ms
+            )
+            put = self._driver.publish_at(node, publication, derived.value, None)
+        except MeshError:
+            host.underived += 1
+            return
+        self._driver.note((now, node.number, "derived", derived.rule, derived.key, derived.value))
+        self._published(node, derived.key, put, now)
         self.consider(node, Reading(
             derived.key, node.name, put.sequence, derived.value, derived.where, derived.when, derived.how,
             derived.priority, derived.lifespan_ms,
@@ -196,7 +253,19 @@ class Records:
         else:
             self._relay.stop()
 
-    # --- what uplinks tell -----------------------------------------------------------------------------------------
+    # --- what the relay and uplinks tell ---------------------------------------------------------------------------
+    def hook(self, stored: Sequence[Callable[[str, str, Reading], None]]) -> None:
+        """Each function is called with each record that the relay has for the first time: its node, the name of its
+        rule, and the reading."""
+        self._on_stored = stored
+
+    def _stored(self, node: str, rule: str, reading: Reading, size_bytes: int) -> None:
+        outcome = self._outcomes.setdefault(rule, RuleOutcome())
+        outcome.records += 1
+        outcome.size_bytes += size_bytes
+        for told in self._on_stored:
+            told(node, rule, reading)
+
     def taken(self, node: SimNode) -> None:
         """See :class:`sims.world.records.uplink.Watch`."""
         host, now = self._hosts[node.name], self._driver.now
@@ -279,6 +348,24 @@ class Records:
             )
         return found
 
+    @staticmethod
+    def _count_readings(host: _Host, outcomes: dict[str, RuleOutcome]) -> None:
+        """Add up what became of the readings that came to the rules of a node in its present or last life."""
+        for pattern in host.patterns:
+            readings = Counter(outcomes.setdefault(pattern.name, RuleOutcome()).readings)
+            readings.update(pattern.counters())
+            outcomes[pattern.name].readings = dict(sorted(readings.items()))
+
+    def outcomes(self) -> dict[str, RuleOutcome]:
+        """By the name of each rule: what the relay has of it, and what became of the readings that came to it."""
+        found = {
+            rule: RuleOutcome(outcome.records, outcome.size_bytes, dict(outcome.readings))
+            for rule, outcome in self._outcomes.items()
+        }
+        for host in self._hosts.values():
+            self._count_readings(host, found)
+        return dict(sorted(found.items()))
+
     def counters(self) -> dict[str, int]:
         """Counters over all nodes and lives. Empty when nobody makes records."""
         if not self._hosts:
@@ -297,6 +384,8 @@ class Records:
                 for state in _STATES:
                     totals[state] += statistics[state]
         totals |= {"late": self._late, "exchanges": self._answered, "exchanges_failed": self._unanswered}
+        if underived := sum(host.underived for host in self._hosts.values()):
+            totals["not_derived"] = underived
         return {f"records_{what}": count for what, count in sorted(totals.items())}
 
     def figures(self) -> dict[str, float]:

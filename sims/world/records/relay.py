@@ -7,12 +7,13 @@ content, that is a conflict, and the first content is kept. :meth:`Relay.holes` 
 them, so that a hole is a loss and not a delay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import decode_untrusted_record
+from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 
 Content = tuple[str, int]
@@ -31,8 +32,11 @@ class _Origin:
 class Relay:
     """One relay. Origins are names of nodes, as TLS proved them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stored: Callable[[str, str, Reading, int], None] = lambda *_: None) -> None:
+        """``on_stored`` is called with each record that is stored for the first time: its origin, the name of its rule,
+        the reading, and its bytes."""
         self.up = True
+        self._on_stored = on_stored
         self.life = 0
         """How many processes there were before; connections to them are broken."""
         self._origins: dict[str, _Origin] = {}
@@ -81,6 +85,7 @@ class Relay:
         held = origin.held.setdefault(record.sequence, content)
         if held is content:
             origin.stored.append(record.sequence)
+            self._on_stored(node, record.rule, reading, len(record.reading))
         elif held != content:
             origin.conflicts += 1
         return held == content

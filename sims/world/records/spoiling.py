@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from protocols.records.curation import Curator
 from protocols.records.ledger import BatchPlan, Ledger
+from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement, Batch
 from sims.world.records.relay import Relay
 
@@ -92,3 +94,15 @@ def given_up_for_good(ledger: Ledger) -> None:
 
     instead(ledger, "abandoned", make)
     instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))
+
+
+def neighbours_unheard(curator: Curator) -> None:
+    """Rules are not shown the readings of neighbours."""
+
+    def make(receive: Any) -> Callable[..., Any]:
+        def own_only(reading: Reading, is_own: bool, *clocks: int) -> Any:
+            return receive(reading, is_own, *clocks) if is_own else ()
+
+        return own_only
+
+    instead(curator, "receive", make)

@@ -34,6 +34,7 @@ from sims.scenario.file import (
     Scenario,
     Spread,
     Traffic,
+    load,
 )
 from sims.virtual.arrivals import Arrival, Issue, Series
 from sims.world.bugs import BUGS
@@ -139,6 +140,7 @@ PROVOKED: dict[str, Scenario] = {
     "acknowledged-before-stored": RECORDING,
     "stored-again": replace(RECORDING, faults=(Fault("crash", 6.3, 2.0, ("car",)),)),
     "given-up-for-good": replace(RECORDING, curation=Curation()),
+    "neighbours-unheard": load("hotspots"),
     "promoted-by-one": RELEASING,
     "releases-staged-in-part": SPREADING,
     "releases-for-anybody": replace(SPREADING, releases=PublishedRelease(seeds=("car-0",), forbidden=("rsu",))),

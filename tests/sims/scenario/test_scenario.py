@@ -17,7 +17,9 @@ from sims.scenario.file import (
     Backbone,
     Cellular,
     Checks,
+    Curation,
     Cut,
+    ExpectedRecords,
     Fault,
     Fixed,
     Group,
@@ -126,7 +128,8 @@ def test_members_of_a_group_and_of_a_node_are_names() -> None:
 REFERENCE = (Path(__file__).resolve().parents[3] / "docs/reference/scenarios.md").read_text("utf-8")
 SECTIONS: list[tuple[str, type[Part]]] = [
     ("## Top level", Scenario), ("## `[[groups]]`", Group), ("## `[radio]`", Radio), ("## `[cellular]`", Cellular),
-    ("## `[[backbone]]`", Backbone), ("## `[[traffic]]`", Traffic), ("## `[[inference]]`", Inference),
+    ("## `[[backbone]]`", Backbone), ("## `[curation]`", Curation),
+    ("### `[[curation.expected]]`", ExpectedRecords), ("## `[[traffic]]`", Traffic), ("## `[[inference]]`", Inference),
     ("### `cuts`", Cut), ("## `[[gossip]]`", Spread), ("## `[[faults]]`", Fault),
     ("## `[random_faults]`", RandomFaults), ("## `[checks]`", Checks),
     *((f"**`{kind.__struct_config__.tag}`**", kind) for kind in get_args(Mobility)),
