@@ -1,0 +1,1 @@
+"""Readings of the last hours, kept on the node's disk."""
