@@ -11,8 +11,10 @@ the event loop that opened the node.
 
 import asyncio
 import logging
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.gossip.running import RunningGossip
 from meshnode.grpc.running import RunningGrpc
+from meshnode.history.query import HistoryPage, Instant, sought
+from meshnode.history.running import RunningHistory
 from meshnode.http.running import RunningHttp
 from meshnode.identity import NodeIdentity
 from meshnode.inference.result import InferenceResult
@@ -41,7 +45,7 @@ from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.effects import Event
 from protocols.base.errors import InferenceError, LocalProtocolError
-from protocols.base.ids import Incarnation
+from protocols.base.ids import Incarnation, UtcNs
 from protocols.events import DuplicateIdentity
 from protocols.gossip.entries import EntryView
 from protocols.membership.events import PeerRefused
@@ -165,6 +169,27 @@ class Node(Host, StreamingInference):
 
         return ended
 
+    async def history(
+        self, expression: str = "**", *, since: Instant | None = None, until: Instant | None = None,
+        origin: str | None = None, box: Sequence[float] | None = None, limit: int = 100, newest_first: bool = True,
+        cursor: str | None = None,
+    ) -> HistoryPage:  # fmt: skip
+        """Readings of the last hours, from the disk of a node with ``[history]``, in the order of sensing.
+
+        ``since`` (inclusive) and ``until`` (exclusive): UTC in nanoseconds, a ``datetime`` with its offset, or a
+        ``timedelta`` for an age. ``origin``: the node that published them. ``box``: latitude, longitude, latitude,
+        longitude of two opposite corners, the western longitude first. ``limit``: 1 to 1,000. ``cursor``: that of the
+        page before. A page may have fewer readings than the limit; only the last one has no cursor.
+
+        :raises InvalidKey: ``expression`` is not one. :raises LocalProtocolError: the node keeps no history, or
+            something else is out of range. :raises StorageError: the disk fails.
+        """
+        query = sought(
+            expression, since=since, until=until, origin=origin, box=box, limit=limit, newest_first=newest_first,
+            cursor=cursor, now=UtcNs(time.time_ns()),
+        )  # fmt: skip
+        return await self.part(RunningHistory).find(query)
+
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
@@ -283,9 +308,15 @@ class Node(Host, StreamingInference):
 
     def ask(self, subject: str, argument: Any = None) -> Any:
         """Ask a part of the node one of the questions that it declares, in plain data. May be called from any thread.
+        A question that takes long holds up its caller.
 
         :raises LocalProtocolError: when no part answers it; the message lists what can be asked.
         """
+        answer = self.begin_asking(subject, argument)
+        return answer.result() if isinstance(answer, Future) else answer
+
+    def begin_asking(self, subject: str, argument: Any = None) -> Any:
+        """See :meth:`Host.begin_asking`."""
         answer = self._questions.get(subject)
         if answer is None:
             raise LocalProtocolError(

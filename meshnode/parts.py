@@ -11,6 +11,7 @@ from meshnode.discovery.part import DISCOVERY
 from meshnode.functions.part import FUNCTIONS
 from meshnode.gossip.part import GOSSIP
 from meshnode.grpc.part import GRPC
+from meshnode.history.part import HISTORY
 from meshnode.http.part import HTTP
 from meshnode.inference.part import INFERENCE
 from meshnode.local.part import LOCAL
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 GROUP: Final = "meshnode.parts"
 
-CAPABILITIES: Final = (RECORDS, RELEASES, INFERENCE, GOSSIP)
+CAPABILITIES: Final = (RECORDS, HISTORY, RELEASES, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
 DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS)
 """Parts that use all others and open after them."""

@@ -108,6 +108,11 @@ class Host(Publishing[Publisher], Subscribing):
     def ask(self, subject: str, argument: Any = None) -> Any:
         """Ask a part one of its :meth:`RunningPart.questions`. :raises LocalProtocolError: when no part answers it."""
 
+    @abstractmethod
+    def begin_asking(self, subject: str, argument: Any = None) -> Any:
+        """As :meth:`ask`, but it never waits: for a question that takes long it returns a
+        ``concurrent.futures.Future`` of the answer."""
+
 
 class HttpService(Protocol):
     """What the handlers of all routes of one server share."""
@@ -183,7 +188,7 @@ class RunningPart:
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
         """What applications may ask (:meth:`Host.ask`), by subject: functions from plain data to plain data, which are
-        called on any thread and must not block."""
+        called on any thread and must not block. One that would take long returns a ``concurrent.futures.Future``."""
         return {}
 
     # --- over HTTP; on the event loop ------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import os
 import select
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -13,7 +12,8 @@ from urllib.parse import urlencode
 import click
 
 from meshnode.console.node_api import chosen_node, on_a_node
-from meshnode.console.printing import PIPE_CLOSED, print_json, printable, value_text
+from meshnode.console.printing import PIPE_CLOSED, print_json
+from meshnode.console.readings import reading_line
 
 
 class _Place(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -120,7 +120,9 @@ def sub(
             click.echo(f"meshnode: {entry['not_shown']} readings so far have no form in JSON", err=True)
             continue
         seen += 1
-        click.echo(json.dumps(entry, ensure_ascii=False) if as_json else _line(entry))  # flushes: somebody waits for it
+        click.echo(
+            json.dumps(entry, ensure_ascii=False) if as_json else reading_line(entry)
+        )  # flushes: somebody waits for it
     if seen < max(count, 1):
         click.get_current_context().exit(1)
 
@@ -134,15 +136,3 @@ def _end_with_reader() -> None:
         return
     if any(event & select.POLLERR for _, event in output.poll()):
         os._exit(PIPE_CLOSED)  # nothing is buffered: every line was flushed
-
-
-def _line(entry: dict[str, Any]) -> str:
-    when_s, rest_ns = divmod(entry["when"]["utc_ns"], 1_000_000_000)
-    try:
-        instant = f"{time.strftime('%H:%M:%S', time.gmtime(when_s))}.{rest_ns // 1_000_000:03}Z"
-    except (OverflowError, ValueError, OSError):
-        instant = f"{when_s} s"
-    unit = "" if entry["how"]["unit"] == "1" else f" {printable(entry['how']['unit'])}"
-    where = f"{entry['where']['latitude_deg']:.5f},{entry['where']['longitude_deg']:.5f}"
-    key = printable(entry["key"], 200)
-    return f"{instant} {key} {value_text(entry['value'])}{unit}  ({entry['origin']} at {where})"

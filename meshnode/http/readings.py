@@ -48,7 +48,7 @@ class ReadingsApi:
 
     async def stream_readings(self, request: Request) -> Response:
         """Stream readings as they come, one JSON object a line."""
-        asked = _Query(request.query_params, "key conflate every history own count timeout_s max_rate_hz hops")
+        asked = UrlQuery(request.query_params, "key conflate every history own count timeout_s max_rate_hz hops")
         count = asked.whole("count", 0, _MAX_COUNT)
         timeout_s = asked.number("timeout_s", 0.0, _MAX_TIMEOUT_S)
         if self._service.leaving:
@@ -134,7 +134,7 @@ def _count_not_shown(host: Host, key: str) -> None:
     host.driver.look(lambda engine, _: engine.drops.count("", key, "not_shown"))
 
 
-class _Query:
+class UrlQuery:
     """The query of a URL, each value checked where it is read."""
 
     def __init__(self, given: Mapping[str, str], known: str) -> None:

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from meshnode.inference.batches import by_name
 from meshnode.inference.result import InferenceResult
@@ -334,13 +334,38 @@ class Application:
     # --- answers ---------------------------------------------------------------------------------------------------
     def _tell(self, frame: Ask) -> None:
         try:
-            answer = encode_local(Told(frame.question, self._host.ask(frame.subject, frame.argument)))
-        except MeshError as error:
-            answer = encode_local(Done(frame.question, type(error).__name__, str(error)[:4_096]))
+            content = self._host.begin_asking(frame.subject, frame.argument)
         except Exception as error:  # noqa: BLE001 -- whatever a part does, the application gets an answer
-            _log.exception("a question of %s about %r failed", self, frame.subject)
-            answer = encode_local(Done(frame.question, MeshError.__name__, f"the node failed: {error}"[:4_096]))
-        self._send(answer, needed=True)
+            self._tell_error(frame, error)
+            return
+        if isinstance(content, Future):
+            content.add_done_callback(partial(self._found_out, frame))
+        else:
+            self._tell_content(frame, content)
+
+    def _found_out(self, frame: Ask, answer: "Future[Any]") -> None:
+        """A question that took long is answered. Called on any thread."""
+        error = answer.exception()
+        if error is None:
+            self._tell_content(frame, answer.result())
+        else:
+            self._tell_error(frame, error)
+
+    def _tell_content(self, frame: Ask, content: Any) -> None:
+        try:
+            answer = encode_local(Told(frame.question, content))
+        except MeshError as error:
+            self._tell_error(frame, error)
+        else:
+            self._send(answer, needed=True)
+
+    def _tell_error(self, frame: Ask, error: BaseException) -> None:
+        if isinstance(error, MeshError):
+            answer = Done(frame.question, type(error).__name__, str(error)[:4_096])
+        else:
+            _log.error("a question of %s about %r failed", self, frame.subject, exc_info=error)
+            answer = Done(frame.question, MeshError.__name__, f"the node failed: {error}"[:4_096])
+        self._say(answer)
 
     def _say(self, frame: LocalNodeFrame, needed: bool = True) -> None:
         self._send(encode_local(frame), needed)

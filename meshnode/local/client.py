@@ -13,13 +13,15 @@ import asyncio
 import itertools
 import logging
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, assert_never
 
 from msgspec import Struct
 
+from meshnode.history.query import HistoryPage, Instant, page_of_untrusted, plain_question, sought
 from meshnode.local.deliveries import Deliveries, Wanted
 from meshnode.local.inferring import ConnectedInference
 from meshnode.local.outgoing import Outgoing
@@ -41,7 +43,7 @@ from protocols.base.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.ids import Incarnation, NodeId, Role, UtcNs
 from protocols.local import (
     DROPS,
     FIRST_SUBJECTS,
@@ -276,6 +278,21 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, ConnectedInfere
         if type(answer) is not Told:
             raise RemoteProtocolError(f"the node answered {subject!r} with {type(answer).__name__}: update the older")
         return answer.content
+
+    async def history(
+        self, expression: str = "**", *, since: Instant | None = None, until: Instant | None = None,
+        origin: str | None = None, box: Sequence[float] | None = None, limit: int = 100, newest_first: bool = True,
+        cursor: str | None = None,
+    ) -> HistoryPage:  # fmt: skip
+        """As :meth:`meshnode.node.Node.history`, of keys that the table of access lets the node subscribe to.
+
+        :raises TransportError: when the node is away.
+        """
+        query = sought(
+            expression, since=since, until=until, origin=origin, box=box, limit=limit, newest_first=newest_first,
+            cursor=cursor, now=UtcNs(time.time_ns()),
+        )  # fmt: skip
+        return page_of_untrusted(await asyncio.to_thread(self.ask, "history", plain_question(query)))
 
     @property
     def models(self) -> dict[str, ModelView]:

@@ -245,7 +245,8 @@ async def test_question_to_a_part_is_answered_in_the_process_and_over_the_socket
             with pytest.raises(StorageError, match="the disk is full"):
                 asked.ask("stubborn", "error")
             with pytest.raises(
-                LocalProtocolError, match="no part answers 'stubborm': ask for one of drops, inference_runs, models"
+                LocalProtocolError,
+                match="no part answers 'stubborm': ask for one of drops, history, inference_runs, models",
             ):
                 asked.ask("stubborm")
         with pytest.raises(MeshError, match="a bug of the part"):
