@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshnode.config.sections import NodeConfig
+    from meshnode.history.query import HistoryPage
     from meshnode.inference.result import InferenceResult
     from meshnode.inference.streams import InferenceStream, StreamItem
     from meshnode.local.client import ConnectedNode, connect
@@ -29,6 +30,7 @@ _HOMES = {
     "NodeConfig": "meshnode.config.sections",
     "ConfiguredNode": "meshnode.opening",
     "ConnectedNode": "meshnode.local.client",
+    "HistoryPage": "meshnode.history.query",
     "InferenceResult": "meshnode.inference.result",
     "InferenceStream": "meshnode.inference.streams",
     "StreamItem": "meshnode.inference.streams",
@@ -53,6 +55,7 @@ __all__ = [
     "ConfiguredNode",
     "ConnectedNode",
     "EventTime",
+    "HistoryPage",
     "InferenceResult",
     "InferenceStream",
     "MeshError",

@@ -26,6 +26,7 @@ from meshnode.console.node_api import NodeApi
 from meshnode.functions.section import FunctionsSection
 from meshnode.grpc.libraries import why_not_there
 from meshnode.grpc.section import GrpcSection
+from meshnode.history.section import HistorySection
 from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
 from meshnode.identity.inspection import OLDEST_UTC_S
@@ -226,10 +227,17 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
             if running is None:
                 yield Finding("fail", "state", str(error))
                 return
-    free_bytes, outbox = shutil.disk_usage(existing).free, config.of(OutboxSection)
+    free_bytes, outbox, history = (
+        shutil.disk_usage(existing).free,
+        config.of(OutboxSection),
+        config.given(HistorySection),
+    )
     if free_bytes < outbox.max_bytes + _RESERVE_BYTES:
         yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free and the outbox may take "
                       f"{outbox.max_mib}: free some disk, or lower [outbox] max_mib")  # fmt: skip
+    elif history is not None and free_bytes < outbox.max_bytes + history.max_bytes + _RESERVE_BYTES:
+        yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free, and outbox and history may take "
+                      f"{outbox.max_mib + history.max_mib}: free some disk, or lower [history] max_mib")  # fmt: skip
     else:
         used = "in use by this node" if running is not None else "not in use"
         yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")

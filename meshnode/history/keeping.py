@@ -150,14 +150,16 @@ class HistoryKeeper:
 
     # --- the thread --------------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        while not self._closing:
-            if self._came.wait(_LOOK_S):
+        while True:
+            is_last = self._closing
+            if not is_last and self._came.wait(_LOOK_S):
                 self._hurry.wait(GATHER_S)
             try:
                 self._write()
             except Exception:  # noqa: BLE001 - the thread must not end while the node lives
                 _log.exception("the history failed")
-        self._write()
+            if is_last:
+                return
 
     def _write(self) -> None:
         with self._lock:

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from meshnode.history.query import MAX_LIMIT, EncodedPage, HistoryQuery, parse_box, parse_instant, sought
-from meshnode.http.guard import BadRequest, json_response
+from meshnode.history.query import EncodedPage, HistoryQuery, parse_box, parse_instant, sought
+from meshnode.http.guard import json_response
 from meshnode.http.reading_json import reading_form
 from meshnode.http.readings import UrlQuery
 from protocols.base.ids import UtcNs
@@ -25,16 +25,13 @@ def history_routes(begin: Callable[[HistoryQuery], Future[EncodedPage]]) -> list
         asked = UrlQuery(request.query_params, "key origin since until box limit newest_first cursor")
         now = UtcNs(time.time_ns())
         given = request.query_params
-        limit = asked.whole("limit", 100, MAX_LIMIT)
-        if limit == 0:
-            raise BadRequest(f"limit is '0': use a whole number from 1 to {MAX_LIMIT}")
         query = sought(
             asked.text("key"),
             origin=given.get("origin"),
             since=parse_instant("since", given["since"], now) if "since" in given else None,
             until=parse_instant("until", given["until"], now) if "until" in given else None,
             box=parse_box(given["box"]) if "box" in given else None,
-            limit=limit,
+            limit=asked.whole("limit", 100, 1_000_000),
             newest_first=asked.flag("newest_first", True),
             cursor=given.get("cursor"),
             now=now,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.history.query import (
@@ -43,7 +44,7 @@ class RunningHistory(RunningPart):
         self._section = host.config.given(HistorySection)
         self._keeper: HistoryKeeper | None = None
         self._answering: ThreadPoolExecutor | None = None
-        self._asked = 0
+        self._places = BoundedSemaphore(MAX_ASKED)
         rules = host.config.access.rules
         self._access = AccessTable(DEFAULT_RULES if rules is None else rules)
 
@@ -98,18 +99,15 @@ class RunningHistory(RunningPart):
             raise LocalProtocolError(
                 f'the node {self.host.id} keeps no history: add [history] with keys = ["**"] to its configuration'
             )
-        if self._asked >= MAX_ASKED:
-            raise BoundExceeded(f"{self._asked} questions wait for the history: ask again later")
+        if not self._places.acquire(blocking=False):
+            raise BoundExceeded(f"{MAX_ASKED} questions wait for the history: ask again later")
         try:
             answer = answering.submit(keeper.store.find, query, permits)
         except RuntimeError as error:
+            self._places.release()
             raise LocalProtocolError(f"the node {self.host.id} has closed") from error
-        self._asked += 1
-        answer.add_done_callback(self._answered)
+        answer.add_done_callback(lambda _: self._places.release())
         return answer
-
-    def _answered(self, _: "Future[EncodedPage]") -> None:
-        self._asked -= 1
 
     async def find(self, query: HistoryQuery) -> HistoryPage:
         """A page. It raises the errors of :meth:`begin`, and ``StorageError`` when the disk fails."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Final, NamedTuple
 
-from meshnode.history.contents import Placed, SegmentContents, Selection
+from meshnode.history.contents import Placed, SegmentContents, Selection, StreamSummary
 from meshnode.history.merging import Row, RowSource, merged
 from meshnode.history.query import Place
 from meshnode.identity.private_files import create_private, narrow_database
@@ -241,12 +241,9 @@ class SegmentReader:
         """Close the file."""
         self._db.close()
 
-    def rows(self, selection: Selection) -> Iterator[Row]:
-        """Rows in the order of the question: time, number, stream, latitude and longitude. All that answer it are among
-        them; others may be, too."""
-        matching = self._contents.matching(selection)
-        if not matching:
-            return iter(())
+    def rows(self, selection: Selection, matching: Sequence[StreamSummary]) -> Iterator[Row]:
+        """Rows in the order of the question: time, number, stream, latitude and longitude. All of the ``matching``
+        streams that answer it are among them; others may be, too."""
         streams = [summary.stream for summary in matching]
         if not self._is_sealed:
             return self._unsealed_rows(selection, streams)

@@ -2,7 +2,7 @@
 
 Segments rather than one database with incremental vacuum: deleting rows rewrites the pages of each index that they are
 in, which costs a flash memory as much as writing them did, and leaves the size of the file to chance. Removing a file
-costs nothing and gives back all of its bytes ([ADR 36](../adr/0036-history-in-segments.md)).
+costs nothing and gives back all of its bytes (decision 36).
 
 Invariants:
 - after each call of :meth:`append` and :meth:`tidy` all files of the folder have at most ``max_bytes`` together, as
@@ -328,11 +328,12 @@ class _Look:
     def rows(self) -> Iterator[Row]:
         """Opens it."""
         try:
-            if not self._segment.path.exists():
+            matching = self._segment.contents.matching(self._selection)
+            if not matching or not self._segment.path.exists():
                 return
             self._reader = reader = self._segment.reader()
             self._closing.callback(reader.close)
-            yield from reader.rows(self._selection)
+            yield from reader.rows(self._selection, matching)
         except sqlite3.Error as error:
             self._failed(error)
 

@@ -188,8 +188,9 @@ def test_history_over_http_gives_pages_in_the_form_of_other_readings(running: Ru
     [
         ("", "the query lacks 'key'"),
         ("key=a//b", "empty chunk"),
-        ("key=**&limit=0", "limit is '0'"),
-        ("key=**&limit=1001", "limit is '1001': use a whole number from 0 to 1000"),
+        ("key=**&limit=0", "limit 0 is out of range: use 1 to 1000"),
+        ("key=**&limit=1001", "limit 1001 is out of range"),
+        ("key=**&limit=all", "limit is 'all'"),
         ("key=**&since=yesterday", "since 'yesterday' is no time"),
         ("key=**&until=2026-01-01T00:00:00", "has no offset from UTC"),
         ("key=**&box=1,2,3", "is no box"),
