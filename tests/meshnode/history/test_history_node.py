@@ -1,10 +1,14 @@
 """The history of real nodes: from Python, for local applications, over HTTP and by command."""
 
+import asyncio
 import json
 import math
+import shutil
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -14,12 +18,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import meshnode
+from meshnode.cli import checks
 from meshnode.history.commands import history
 from meshnode.history.query import HistoryPage
+from meshnode.history.running import MAX_ASKED, RunningHistory
 from meshnode.history.section import HistorySection
 from meshnode.local.section import socket_of
 from protocols.access import DEFAULT_RULES, AccessRule
-from protocols.base.errors import ConfigError, InvalidKey, LocalProtocolError
+from protocols.base.errors import BoundExceeded, ConfigError, InvalidKey, LocalProtocolError
 from protocols.base.ids import Role
 from protocols.wire.readings import Position
 from protocols.wire.tensors import Tensor
@@ -107,6 +113,35 @@ async def test_local_application_gets_only_what_the_table_of_access_lets_it_subs
             told = application.ask("history", {"expression": "veh/**", "limit": 2})
             assert [type(data) for data in told["readings"]] == [bytes, bytes]
         assert len(node.ask("history")["readings"]) == 30
+
+
+async def test_question_that_waits_for_the_disk_holds_up_nobody_and_only_so_many_wait(house: House) -> None:
+    """One thread serves all applications; it must not stand still for one that asks for the past."""
+    config = house.config("veh-4").with_sections(ALL)
+    slow_disk = threading.Event()
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as application:
+        part = node.part(RunningHistory)
+        assert part._answering is not None
+        part._answering.submit(slow_disk.wait)
+        waiting = [asyncio.create_task(application.history()) for _ in range(3)]
+        await until(lambda: part._places._value == MAX_ASKED - 3, "they wait")
+        assert application.peers() == []
+        further = [asyncio.create_task(node.history()) for _ in range(MAX_ASKED - 3)]
+        await until(lambda: part._places._value == 0, "as many as may wait do")
+        with pytest.raises(BoundExceeded, match="questions wait for the history: ask again later"):
+            await application.history()
+        slow_disk.set()
+        pages = await asyncio.gather(*waiting, *further)
+        assert {page.readings for page in pages} == {()}
+        assert (await node.history()).cursor is None
+
+
+def test_doctor_warns_when_the_disk_has_no_room_for_the_history(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noticed only hours later otherwise."""
+    config = house.config("veh-5").with_sections(HistorySection(keys=("**",), max_mib=1_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_200 * 2**20))
+    (warned,) = [finding for finding in checks._state(config, None) if finding.status == "warn"]
+    assert "1200 MiB are free, and outbox and history may take 1256" in warned.message
 
 
 async def test_values_of_every_kind_come_back_as_they_were(house: House) -> None:
