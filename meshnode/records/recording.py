@@ -104,6 +104,7 @@ class Recorder:
         windows = [pattern for pattern in patterns if isinstance(pattern, WindowRule)]
         self._state = WindowState(config.node.state_dir, windows, self._lock) if windows else None
         self._saving: asyncio.Task[None] | None = None
+        self._is_putting = False
         self._due_ns = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._waiting = WaitingRecords()
@@ -312,8 +313,15 @@ class Recorder:
     async def _save(self, state: WindowState) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
+            with self._lock:
+                if not len(self._waiting) and not self._is_putting:
+                    state.stored()  # also where rules make no records
             if state.has_changed:
-                await asyncio.to_thread(state.save, _utc_now())
+                await asyncio.to_thread(state.save)
+            if state.trouble:
+                self._troubles.begin("rules", "", state.trouble)
+            else:
+                self._troubles.end("rules")
 
     async def _store(self) -> None:
         while True:
@@ -327,6 +335,7 @@ class Recorder:
                 group = self._waiting.take(_GROUP)
                 if not group and self._state is not None:
                     self._state.stored()
+                self._is_putting = bool(group)
             if not group:
                 return
             await self._put(group)
@@ -363,7 +372,7 @@ class Recorder:
         if self._saving is not None and self._state is not None:
             self._saving.cancel()
             await asyncio.gather(self._saving, return_exceptions=True)
-            await asyncio.to_thread(self._state.close, _utc_now())
+            await asyncio.to_thread(self._state.close)
         if self._storing is not None:
             self._storing.cancel()
             await asyncio.gather(self._storing, return_exceptions=True)

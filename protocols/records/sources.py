@@ -1,7 +1,8 @@
 """Which readings a rule takes, and what it takes of each.
 
 A reading is taken once. It is known by ``(origin, key, sequence)``; of each stream the last ``_KEPT`` sequences are
-kept, and what is older than all of them counts as taken already.
+kept, and what is older than all of them counts as taken already. Nodes refuse what is not newer than the last reading
+of its stream, so little comes out of order.
 """
 
 from collections import Counter, deque
@@ -15,8 +16,10 @@ from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.base.shares import SharedRows
 from protocols.wire.readings import Reading
 
-_KEPT: Final = 64
+_KEPT: Final = 16
 _MAX_STREAMS: Final = 16_384
+_STREAM_BYTES: Final = 1_700
+"""What a stream takes at most, with a key and an origin of a hundred characters."""
 
 Expression = Callable[[Reading], Any]
 """A compiled expression over one reading. :raises ExpressionFailed: it has no value for this reading."""
@@ -79,19 +82,25 @@ class Source:
 
 
 class Seen:
-    """Which readings were taken already. At most ``_MAX_STREAMS`` streams are kept; of the origin that has most, the
+    """Which readings were taken already. At most ``max_streams`` streams are kept; of the origin that has most, the
     oldest gives way, and its readings would count anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_streams: int = _MAX_STREAMS) -> None:
+        self._max_streams = min(max_streams, _MAX_STREAMS)
         self._streams: dict[tuple[str, str], deque[int]] = {}
         self._rows: SharedRows[str, tuple[str, str]] = SharedRows()
+
+    @property
+    def max_bytes(self) -> int:
+        """The most memory that it takes."""
+        return self._max_streams * _STREAM_BYTES
 
     def is_new(self, reading: Reading) -> bool:
         """Whether a reading comes for the first time. It counts as seen from now on."""
         stream = reading.origin, reading.key
         kept = self._streams.get(stream)
         if kept is None:
-            if len(self._rows) >= _MAX_STREAMS:
+            if len(self._rows) >= self._max_streams:
                 gone = self._rows.next_to_go()
                 self._rows.remove(gone)
                 del self._streams[gone]

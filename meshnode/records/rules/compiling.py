@@ -141,7 +141,9 @@ def _machine(
     name, output, most = table.name, _output(table.output), table.max_partitions
     if table.window is not None:
         functions = Functions(table.compute, DATA_SKETCHES)
-        return WindowRule(name, node, first, _window(table.window), functions, output, partition, most)
+        rule = WindowRule(name, node, first, _window(table.window), functions, output, partition, most)
+        rule.definition = repr(table)
+        return rule
     if (repeated := table.repeated) is not None:
         return RepetitionRule(
             name, node, first, repeated.times, _nearness(repeated), output, repeated.distinct_origins, partition, most,

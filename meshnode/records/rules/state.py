@@ -1,14 +1,16 @@
 """Keeps the open windows of rules over restarts.
 
 An SQLite file in the state folder has a row for each open window and partition, and is brought up to date every second
-in which something changed (write-ahead log, ``synchronous=NORMAL``: a loss of power may cost the last moments, which
-are counted). Only rows that changed are written.
+in which something changed (write-ahead log, ``synchronous=NORMAL``). Only rows that changed are written.
 
-A small file beside it holds the number of readings in open windows at every moment, in memory that the kernel writes
-back: it survives SIGKILL. So a node that was killed knows how many readings are in none of the windows that it finds
-saved, and counts them as lost. After a loss of power it may know fewer.
+A small file beside it holds two numbers at every moment, in memory that the kernel writes back, so that they survive
+SIGKILL: how many readings are in open windows, and when the last window was over that was derived. So a node that was
+killed gives up the windows that it had derived since they were saved, and knows how many readings are in none of the
+windows that are left: these it counts as lost. After a loss of power the numbers may be some seconds old, and a window
+may be derived again.
 
-A file that is damaged, or that another version wrote, is replaced by a new one; what was in it is lost and told.
+A file that is damaged, or that another version wrote, is replaced by a new one. Each row has a digest, because a
+sketch out of damaged bytes would end the process: a damaged row is left out, and its readings are lost and counted.
 """
 
 import logging
@@ -17,7 +19,7 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from hashlib import blake2b
 from pathlib import Path
@@ -42,9 +44,11 @@ _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE windows (rule TEXT NOT NULL, row TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (rule, row)) WITHOUT ROWID;
 CREATE TABLE rules (rule TEXT PRIMARY KEY, meaning BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), utc_ns INTEGER NOT NULL, clean INTEGER NOT NULL);
+CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), clean INTEGER NOT NULL);
 """
-_COUNT: Final = struct.Struct("<Q")
+_MARKS: Final = struct.Struct("<QQ")
+"""How many readings are held, and when the last window was over that was derived."""
+_DIGEST_BYTES: Final = 8
 
 
 class WindowState:
@@ -53,12 +57,14 @@ class WindowState:
     def __init__(self, folder: Path, rules: Sequence[WindowRule], lock: AbstractContextManager[object]) -> None:
         """``lock`` is held while rules are looked at, and while they take readings."""
         self._path, self._rules, self._lock = folder / "rules.sqlite", tuple(rules), lock
-        self._count_path = folder / "rules.held"
+        self._count_path = folder / "rules.marks"
         self._db: sqlite3.Connection | None = None
         self._counted: mmap.mmap | None = None
         self._writing = threading.Lock()
         self._unsaved: dict[tuple[str, str], bytes | None] = {}
-        """Rows that are not in the file yet."""
+        """Rows that are not in the file yet, and those in it that are gone."""
+        self._stored_rows: set[tuple[str, str]] = set()
+        """Rows that are in the file."""
         self._tally, self._stored = WindowTally(), 0
         for rule in self._rules:
             rule.share(self._tally)
@@ -102,24 +108,28 @@ class WindowState:
         narrow_database(self._path)
         self._counted = self._open_count()
         self._restore(db, now, utc_now)
-        self.save(utc_now)
+        self.save()
 
     def _open_count(self) -> mmap.mmap:
         create_private(self._count_path)
         with self._count_path.open("r+b") as file:
-            if os.fstat(file.fileno()).st_size < _COUNT.size:
-                file.truncate(_COUNT.size)
-            return mmap.mmap(file.fileno(), _COUNT.size)
+            if os.fstat(file.fileno()).st_size < _MARKS.size:
+                file.truncate(_MARKS.size)
+            return mmap.mmap(file.fileno(), _MARKS.size)
 
     def _restore(self, db: sqlite3.Connection, now: MonotonicNs, utc_now: UtcNs) -> None:
-        row = db.execute("SELECT utc_ns, clean FROM state").fetchone()
-        state = SavedState(utc_now, True) if row is None else SavedState(row[0], bool(row[1]))
+        row = db.execute("SELECT clean FROM state").fetchone()
+        assert self._counted is not None, "it was opened"
+        held, derived_ns = _MARKS.unpack_from(self._counted)
+        clean = row is None or bool(row[0])
+        state = SavedState(0 if row is None else derived_ns, clean)
         meanings = dict(db.execute("SELECT rule, meaning FROM rules").fetchall())
         known = {rule.name: _meaning(rule) for rule in self._rules}
         for rule in self._rules:
             if meanings.get(rule.name) == known[rule.name]:  # otherwise its windows are of another kind now
-                with closing(db.execute("SELECT data FROM windows WHERE rule = ?", (rule.name,))) as rows:
-                    rule.restore((data for (data,) in rows), state, now, utc_now)
+                with closing(db.execute("SELECT row, data FROM windows WHERE rule = ?", (rule.name,))) as rows:
+                    self._restore_rows(rule, rows, state, now, utc_now)
+            rule.track(True)
         db.execute("BEGIN IMMEDIATE")
         for name, meaning in meanings.items():
             if known.get(name) != meaning:
@@ -127,15 +137,35 @@ class WindowState:
         db.execute("DELETE FROM rules")
         db.executemany("INSERT INTO rules VALUES (?, ?)", known.items())
         db.execute("COMMIT")
-        assert self._counted is not None, "it was opened"
-        if not state.clean:
-            self.lost = max(0, _COUNT.unpack_from(self._counted)[0] - self._tally.held)
-        self._write_count(self._tally.held)
+        self._tally.derived_ns = derived_ns
+        self.lost = 0 if row is None else max(0, held - self._tally.held)
+        self.count()
+
+    def _restore_rows(
+        self, rule: WindowRule, rows: Iterable[tuple[str, bytes]], state: SavedState, now: MonotonicNs, utc_now: UtcNs
+    ) -> None:  # fmt: skip
+        damaged = 0
+        for name, data in rows:
+            self._stored_rows.add((rule.name, name))
+            is_whole = data[:_DIGEST_BYTES] == _digest(data[_DIGEST_BYTES:])
+            try:
+                if is_whole:
+                    rule.restore([data[_DIGEST_BYTES:]], state, now, utc_now)
+            except LocalProtocolError:  # another version wrote it
+                is_whole = False
+            if not is_whole:
+                damaged += 1
+                self._unsaved[rule.name, name] = None
+        if damaged:
+            _log.warning("%d windows of rule %r in %s are damaged: they are lost", damaged, rule.name, self._path)
 
     # --- saved -------------------------------------------------------------------------------------------------------
     def count(self) -> None:
-        """Note how many readings are in open windows, or in derived ones that may not be stored. Under the lock."""
-        self._write_count(self._tally.held + self._tally.gone - self._stored)
+        """Note how many readings are in open windows, or in derived ones that may not be stored, and when the last
+        derived one was over. Under the lock, before what was derived goes on."""
+        if self._counted is not None and not self._counted.closed:
+            tally = self._tally
+            _MARKS.pack_into(self._counted, 0, tally.held + tally.gone - self._stored, tally.derived_ns)
 
     def stored(self) -> None:
         """What was derived so far is in the outbox. Under the lock."""
@@ -147,16 +177,22 @@ class WindowState:
         """Whether there is something to save."""
         return bool(self._unsaved) or any(rule.has_changed for rule in self._rules)
 
-    def save(self, utc_now: UtcNs, clean: bool = False) -> None:
+    def save(self, clean: bool = False) -> None:
         """Write what has changed. A disk that fails is a trouble, and the next call tries again."""
         with self._writing:
             if self._db is not None:
-                self._save(self._db, utc_now, clean)
+                self._save(self._db, clean)
 
-    def _save(self, db: sqlite3.Connection, utc_now: UtcNs, clean: bool) -> None:
+    def _save(self, db: sqlite3.Connection, clean: bool) -> None:
         for rule in self._rules:
             for name, data in self._changed(rule):
-                self._unsaved[rule.name, name] = data
+                place = rule.name, name
+                if data is not None:
+                    self._unsaved[place] = _digest(data) + data
+                elif place in self._stored_rows:
+                    self._unsaved[place] = None
+                else:
+                    self._unsaved.pop(place, None)
         try:
             db.execute("BEGIN IMMEDIATE")
             for (rule_name, name), data in self._unsaved.items():
@@ -164,8 +200,10 @@ class WindowState:
                     db.execute("DELETE FROM windows WHERE rule = ? AND row = ?", (rule_name, name))
                 else:
                     db.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", (rule_name, name, data))
-            db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?)", (utc_now, clean))
+            db.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (clean,))
             db.execute("COMMIT")
+            for place, data in self._unsaved.items():
+                (self._stored_rows.discard if data is None else self._stored_rows.add)(place)
             self._unsaved.clear()
             self.trouble = ""
         except sqlite3.Error as error:
@@ -183,9 +221,9 @@ class WindowState:
             if len(rows) < _SLICE:
                 return
 
-    def close(self, utc_now: UtcNs) -> None:
+    def close(self) -> None:
         """Save everything for the last time."""
-        self.save(utc_now, clean=True)
+        self.save(clean=True)
         with self._writing:
             self._close()
 
@@ -193,16 +231,19 @@ class WindowState:
         if self._db is not None:
             self._db.close()
             self._db = None
+        for rule in self._rules:
+            with self._lock:
+                rule.track(False)  # nobody would take what changes
         with self._lock:
             counted, self._counted = self._counted, None
         if counted is not None:
             counted.close()
 
-    def _write_count(self, taken: int) -> None:
-        if self._counted is not None and not self._counted.closed:
-            _COUNT.pack_into(self._counted, 0, taken)
-
 
 def _meaning(rule: WindowRule) -> bytes:
     """What makes saved windows of a rule useless when it changes."""
-    return blake2b(repr((rule.window, rule.functions.names)).encode(), digest_size=16).digest()
+    return blake2b(rule.definition.encode(), digest_size=16).digest()
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_DIGEST_BYTES).digest()

@@ -11,7 +11,7 @@ derived; so readings whose lineages don't fit together are not put together.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from msgspec.structs import replace
 
@@ -40,6 +40,10 @@ Partition = Callable[[Reading], object]
 
 class PatternRule:
     """The common part of the rules. ``max_held``: how many readings of one partition are held, of each source."""
+
+    of_many: ClassVar[bool] = False
+    """Whether readings of several nodes are put together, so that the lineage that one of them claims must not count:
+    a rule is not shown what has its own name in its lineage, and a neighbour could silence rules for all by it."""
 
     def __init__(
         self, name: str, node: NodeId, sources: Sequence[Source], nearness: Nearness, output: Output,
@@ -109,6 +113,10 @@ class PatternRule:
         if not self._seen.is_new(reading):
             counts["doubled"] += 1
             return None
+        if self.of_many and not is_own and reading.how.lineage:
+            how = replace(reading.how, lineage=())
+            reading = replace(reading, how=how)
+            parts = [None if part is None else replace(part, how=how) for part in parts]
         fault = self.nearness.fault(reading, utc_now)
         if not fault and (len(reading.how.lineage) >= MAX_LINEAGE or not _are_small(parts, partition)):
             fault = "unfit"

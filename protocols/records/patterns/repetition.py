@@ -36,6 +36,8 @@ _MAX_COMPARISONS: Final = 2_048
 class RepetitionRule(PatternRule):
     """See the module. Fulfils :class:`protocols.records.curation.Pattern`."""
 
+    of_many = True
+
     def __init__(
         self, name: str, node: NodeId, source: Source, times: int, nearness: Nearness, output: Output,
         distinct_origins: bool = False, partition: Partition = undivided, max_partitions: int = 1_000,

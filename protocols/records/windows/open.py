@@ -16,7 +16,6 @@ from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
 from protocols.records.windows.kinds import FUTURE_NS, CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.saving import (
-    UNSURE_NS,
     Restorable,
     SavedState,
     WindowTally,
@@ -48,7 +47,7 @@ class OpenWindows(Restorable, Protocol):
     evicted: int
     """How many readings were lost because there were too many rows."""
 
-    def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
+    def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """Take a reading; returns why it was not: ``late``, ``future`` or ``unfit``; empty when it was."""
 
     def due_ns(self) -> int:
@@ -82,38 +81,41 @@ class TimeStore:
         self._ends: list[tuple[int, int]] = []
         """When each open window is over, and its number; a heap."""
         self._open: set[int] = set()
-        self._closed_through = -NEVER
+        self._recent: deque[int] = deque(maxlen=2 * window.max_open)
+        """The numbers of windows that were closed lately: a clock that is slewed must not open them again."""
         self._going: Iterator[ClosedWindow] | None = None
         self._changed: dict[tuple[int, str], None] = {}
+        self._tracks = False
         self.tally = WindowTally()
         self.evicted = 0
 
-    def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
+    def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """See ``OpenWindows``."""
         window, when = self._window, reading.when
         if when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS):
             return "future"
         number = when.utc_ns // window.every_ns
         closes_ns = self._closes_ns(number + window.panes - 1)
-        if closes_ns <= utc_now or number + window.panes - 1 <= self._closed_through:
+        if closes_ns <= utc_now or number + window.panes - 1 in self._recent:
             return "late"
         pane = self._panes.setdefault(number, {})
         summary = pane.get(partition)
         if summary is None:
             summary = Summary()
-            if not summary.take(reading, value, self._functions):
+            if not summary.take(reading, value, self._functions, is_own):
                 self._drop_if_empty(number)
                 return "unfit"
             pane[partition] = summary
             self._rows.add(reading.origin, (number, partition))
             if len(self._rows) > self._max_rows:
                 self._evict()
-        elif not summary.take(reading, value, self._functions):
+        elif not summary.take(reading, value, self._functions, is_own):
             return "unfit"
-        self._changed[number, partition] = None
+        if self._tracks:
+            self._changed[number, partition] = None
         self.tally.held += 1
         for end in range(number, number + window.panes):
-            if end not in self._open and end > self._closed_through:
+            if end not in self._open and end not in self._recent:
                 closes_ns = self._closes_ns(end)
                 if closes_ns > utc_now:
                     self._open.add(end)
@@ -125,6 +127,13 @@ class TimeStore:
         """See ``Restorable``."""
         return bool(self._changed)
 
+    def track(self, is_on: bool) -> None:
+        """See ``Restorable``."""
+        self._tracks = is_on
+        self._changed = (
+            dict.fromkeys((number, name) for number, pane in self._panes.items() for name in pane) if is_on else {}
+        )
+
     def changed(self, most: int) -> list[tuple[str, bytes | None]]:
         """See ``Restorable``."""
         rows: list[tuple[str, bytes | None]] = []
@@ -133,7 +142,12 @@ class TimeStore:
             number, partition = row
             summary = self._panes.get(number, {}).get(partition)
             payer = self._rows.payer_of(row) or ""
-            data = None if summary is None else encoded_row(partition, payer, number, (summary,))
+            data = None
+            if summary is not None:
+                open_from = min(
+                    (end for end in range(number, number + self._window.panes) if end in self._open), default=0
+                )
+                data = encoded_row(partition, payer, number, (summary,), open_from)
             rows.append((f"{number} {partition}", data))
         return rows
 
@@ -141,9 +155,11 @@ class TimeStore:
         """See ``Restorable``."""
         for saved in map(decoded_row, rows):
             number, partition = saved.number, saved.partition
-            ends = [end for end in range(number, number + self._window.panes) if self._is_sure(end, state, utc_now)]
+            every = range(max(number, saved.open_from), number + self._window.panes)
+            ends = [end for end in every if self._closes_ns(end) > state.derived_ns]
             if not ends:
-                self._changed[number, partition] = None
+                if self._tracks:
+                    self._changed[number, partition] = None
                 continue
             (summary,) = (restored(summary, self._functions) for summary in saved.summaries)
             self._panes.setdefault(number, {})[partition] = summary
@@ -152,12 +168,15 @@ class TimeStore:
             for end in ends:
                 if end not in self._open:
                     self._open.add(end)
-                    heapq.heappush(self._ends, (now + max(self._closes_ns(end) - utc_now, 0), end))
+                    left_ns = min(max(self._closes_ns(end) - utc_now, 0), self._longest_ns)  # the clock may be wrong
+                    heapq.heappush(self._ends, (now + left_ns, end))
+            if len(self._rows) > self._max_rows:
+                self._evict()
 
-    def _is_sure(self, end: int, state: SavedState, utc_now: int) -> bool:
-        """Whether a window was certainly not derived before the node ended."""
-        closes_ns = self._closes_ns(end)
-        return closes_ns > state.utc_ns and (state.clean or closes_ns > min(state.utc_ns + UNSURE_NS, utc_now))
+    @property
+    def _longest_ns(self) -> int:
+        """The longest that a window is open."""
+        return self._window.size_ns + self._window.late_ns + 2 * FUTURE_NS
 
     def _closes_ns(self, end: int) -> int:
         return (end + 1) * self._window.every_ns + self._window.late_ns
@@ -175,7 +194,8 @@ class TimeStore:
                 if not self._ends or self._ends[0][0] > now:
                     return
                 end = heapq.heappop(self._ends)[1]
-                self._closed_through = max(self._closed_through, end)
+                self._recent.append(end)
+                self.tally.derived_ns = max(self.tally.derived_ns, self._closes_ns(end))
                 self._going = self._close(end)
             found = next(self._going, None)
             if found is None:
@@ -193,21 +213,33 @@ class TimeStore:
                 part = self._panes.get(number, {}).get(partition)
                 if part is not None:
                     summary.merge(part, self._functions)
+            if min(self._open) == end:  # so that its rows don't go all at once
+                self._drop(numbers[0], partition)
             if summary.count:
                 yield ClosedWindow(partition, summary, start_ns, end_ns)
         self._open.discard(end)
         oldest = min(self._open, default=end + 1)
         for number in [n for n in self._panes if n <= oldest - window.panes]:
-            for partition, part in self._panes.pop(number).items():
-                self.tally.held -= part.count
-                self.tally.gone += part.count
-                self._rows.remove((number, partition))
-                self._changed[number, partition] = None
+            for partition in list(self._panes[number]):
+                self._drop(number, partition)
+
+    def _drop(self, number: int, partition: str) -> None:
+        """A row is in no open window any more."""
+        part = self._panes.get(number, {}).pop(partition, None)
+        if part is None:
+            return
+        self.tally.held -= part.count
+        self.tally.gone += part.count
+        self._rows.remove((number, partition))
+        if self._tracks:
+            self._changed[number, partition] = None
+        self._drop_if_empty(number)
 
     def _evict(self) -> None:
         number, partition = row = self._rows.next_to_go()
         self._rows.remove(row)
-        self._changed[row] = None
+        if self._tracks:
+            self._changed[row] = None
         lost = self._panes[number].pop(partition).count
         self.evicted += lost
         self.tally.held -= lost
@@ -237,10 +269,11 @@ class SessionStore:
         """When each session is over at the earliest; one that has grown since is put back."""
         self._puts = self._begun = 0
         self._changed: dict[_Session, None] = {}
+        self._tracks = False
         self.tally = WindowTally()
         self.evicted = 0
 
-    def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
+    def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """See ``OpenWindows``."""
         window, when = self._window, reading.when
         if when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS):
@@ -250,9 +283,10 @@ class SessionStore:
             return "late"
         near = [session for session in self._sessions.get(partition, ()) if self._reaches(session, when.utc_ns)]
         session = near[0] if near else _Session(partition, self._begun)
-        if not session.summary.take(reading, value, self._functions):
+        if not session.summary.take(reading, value, self._functions, is_own):
             return "unfit"
-        self._changed[session] = None
+        if self._tracks:
+            self._changed[session] = None
         self.tally.held += 1
         if not near:
             self._begun += 1
@@ -290,15 +324,24 @@ class SessionStore:
         """See ``OpenWindows``."""
         while self.due_ns() <= now:
             session = heapq.heappop(self._heap)[2]
-            self.tally.held -= session.summary.count
-            self.tally.gone += session.summary.count
+            summary, window = session.summary, self._window
+            self.tally.held -= summary.count
+            self.tally.gone += summary.count
+            self.tally.derived_ns = max(self.tally.derived_ns, summary.last_ns + window.gap_ns + window.late_ns)
             self._forget(session)
-            yield ClosedWindow(session.partition, session.summary, session.summary.first_ns, session.summary.last_ns)
+            yield ClosedWindow(session.partition, summary, summary.first_ns, summary.last_ns)
 
     @property
     def has_changed(self) -> bool:
         """See ``Restorable``."""
         return bool(self._changed)
+
+    def track(self, is_on: bool) -> None:
+        """See ``Restorable``."""
+        self._tracks = is_on
+        self._changed = (
+            dict.fromkeys(each for sessions in self._sessions.values() for each in sessions) if is_on else {}
+        )
 
     def changed(self, most: int) -> list[tuple[str, bytes | None]]:
         """See ``Restorable``."""
@@ -320,16 +363,20 @@ class SessionStore:
             self._begun = max(self._begun, saved.number + 1)
             (session.summary,) = (restored(summary, self._functions) for summary in saved.summaries)
             closes_ns = session.summary.last_ns + window.gap_ns + window.late_ns
-            if not state.clean and state.utc_ns < closes_ns <= min(state.utc_ns + UNSURE_NS, utc_now):
+            if closes_ns <= state.derived_ns:
                 session.is_gone = True
-                self._changed[session] = None
+                if self._tracks:
+                    self._changed[session] = None
                 continue
             self._sessions.setdefault(saved.partition, []).append(session)
             self._rows.add(saved.payer, session)
-            session.due_ns = now + max(closes_ns - utc_now, 0)
+            longest_ns = window.gap_ns + window.late_ns + 2 * FUTURE_NS  # the clock may be wrong
+            session.due_ns = now + min(max(closes_ns - utc_now, 0), longest_ns)
             self._puts += 1
             heapq.heappush(self._heap, (session.due_ns, self._puts, session))
             self.tally.held += session.summary.count
+            if len(self._rows) > self._max_rows:
+                self._evict()
 
     def _reaches(self, session: _Session, utc_ns: int) -> bool:
         """Whether a reading of that time belongs to a session."""
@@ -350,13 +397,17 @@ class SessionStore:
 
     def _forget(self, session: _Session) -> None:
         """A session is over, or was merged into another one. Its place in the heap is dropped when its turn comes."""
-        self._changed[session] = None
+        if self._tracks:
+            self._changed[session] = None
         self._rows.remove(session)
         sessions = self._sessions[session.partition]
         sessions.remove(session)
         if not sessions:
             del self._sessions[session.partition]
-        session.is_gone = True
+        session.is_gone, session.summary = True, Summary()
+        if len(self._heap) > 2 * len(self._rows) + 64:
+            self._heap = [place for place in self._heap if not place[2].is_gone]
+            heapq.heapify(self._heap)
 
 
 class _Counted:
@@ -376,13 +427,14 @@ class CountStore:
         self._rows: SharedRows[str, str] = SharedRows()
         self._over: deque[ClosedWindow] = deque()
         self._changed: dict[str, None] = {}
+        self._tracks = False
         self.tally = WindowTally()
         self.evicted = 0
 
-    def put(self, partition: str, reading: Reading, value: Any, now: int, utc_now: int) -> str:
+    def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """See ``OpenWindows``."""
         counted = self._counted.get(partition) or _Counted()
-        if not counted.pane.take(reading, value, self._functions):
+        if not counted.pane.take(reading, value, self._functions, is_own):
             return "unfit"
         if partition not in self._counted:
             self._counted[partition] = counted
@@ -390,12 +442,14 @@ class CountStore:
             if len(self._rows) * self._window.max_open > self._max_rows:
                 gone = self._rows.next_to_go()
                 self._rows.remove(gone)
-                self._changed[gone] = None
+                if self._tracks:
+                    self._changed[gone] = None
                 lost = self._counted.pop(gone)
                 lost_count = lost.pane.count + sum(pane.count for pane in lost.full)
                 self.evicted += lost_count
                 self.tally.held -= lost_count
-        self._changed[partition] = None
+        if self._tracks:
+            self._changed[partition] = None
         self.tally.held += 1
         if counted.pane.count == self._window.every:
             counted.full.append(counted.pane)
@@ -424,6 +478,11 @@ class CountStore:
         """See ``Restorable``."""
         return bool(self._changed)
 
+    def track(self, is_on: bool) -> None:
+        """See ``Restorable``."""
+        self._tracks = is_on
+        self._changed = dict.fromkeys(self._counted) if is_on else {}
+
     def changed(self, most: int) -> list[tuple[str, bytes | None]]:
         """See ``Restorable``."""
         rows: list[tuple[str, bytes | None]] = []
@@ -439,7 +498,8 @@ class CountStore:
         """See ``Restorable``."""
         for saved in map(decoded_row, rows):
             if not state.clean:
-                self._changed[saved.partition] = None
+                if self._tracks:
+                    self._changed[saved.partition] = None
                 continue
             counted = self._counted[saved.partition] = _Counted()
             *full, counted.pane = (restored(summary, self._functions) for summary in saved.summaries)

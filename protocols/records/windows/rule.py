@@ -62,7 +62,10 @@ class WindowRule:
         self.name, self.window, self.functions = name, window, functions
         self._node, self.source, self.output, self._partition = node, source, output, partition
         self.max_rows = (1 if partition is undivided else max_partitions) * window.max_open
-        self.max_state_bytes = self.max_rows * functions.max_bytes
+        self._seen = Seen(max_streams=4 * max_partitions)
+        self.max_state_bytes = self.max_rows * functions.max_bytes + self._seen.max_bytes
+        self.definition = repr((window, functions.names))
+        """What makes saved windows useless when it changes. Whoever compiles a rule gives all that it says."""
         if not 1 <= max_partitions <= MAX_PARTITIONS:
             raise BoundExceeded(f"max_partitions is {max_partitions}: use 1 to {MAX_PARTITIONS}")
         if self.max_state_bytes > MAX_STATE_BYTES:
@@ -72,7 +75,6 @@ class WindowRule:
                 "partitions, or use longer steps or fewer functions (percentiles and distinct need most)"
             )
         self._open = open_windows_for(window, functions, self.max_rows)
-        self._seen = Seen()
         self._counts: Counter[str] = Counter()
 
     @property
@@ -102,6 +104,10 @@ class WindowRule:
         """Take the windows of the life before, see ``Restorable``. :raises LocalProtocolError: a row is damaged."""
         self._open.restore(rows, state, now, utc_now)
 
+    def track(self, is_on: bool) -> None:
+        """See ``Restorable``."""
+        self._open.track(is_on)
+
     def share(self, tally: WindowTally) -> None:
         """Count readings in ``tally`` from now on. Called before the first one comes."""
         self._open.tally = tally
@@ -126,7 +132,7 @@ class WindowRule:
         if not self._seen.is_new(reading):
             counts["doubled"] += 1
             return ()
-        counts[self._open.put(partition[:_PARTITION_CHARS], reading, value, now, utc_now) or "taken"] += 1
+        counts[self._open.put(partition[:_PARTITION_CHARS], reading, value, is_own, now, utc_now) or "taken"] += 1
         return self.handle_timer(now) if self._open.due_ns() <= now else ()
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:

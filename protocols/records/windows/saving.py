@@ -1,27 +1,23 @@
 """Open windows as bytes, so that they survive a restart.
 
-A store of rows keeps what :meth:`OpenWindows.changed` gives, at most a second old. When the node was killed, its
-windows are those of the last time that they were saved. A window that was over within ``UNSURE_NS`` after that may have
-been derived or not; it is given up, because a record must not come twice. So are windows of counts, which know no time.
+A store of rows keeps what :meth:`Restorable.changed` gives, at most a second old. When the node was killed, its windows
+are those of the last time that they were saved. Those of them that were derived since are given up, because a record
+must not come twice. So are windows of counts, which know no time.
 
-:class:`WindowTally` counts the readings in open windows. Whoever keeps that number at every moment knows after a kill
-how many of them were lost: those that are not in the windows that were restored.
+:class:`WindowTally` says which windows were derived, and counts the readings in open ones. Whoever keeps both at every
+moment knows after a kill what to give up, and how many readings were lost: those in no window that was restored.
 """
 
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from protocols.base.errors import LocalProtocolError
-from protocols.base.limits import SECOND
 from protocols.records.windows.summary import Functions, Summary
-
-UNSURE_NS: Final = 3 * SECOND
-"""Rows that changed are saved every second; a closed window changes its rows."""
 
 
 class SavedSummary(Struct, frozen=True, array_like=True):
@@ -29,6 +25,7 @@ class SavedSummary(Struct, frozen=True, array_like=True):
 
     count: int
     total: float
+    rest: float
     least: float
     greatest: float
     first: Any
@@ -53,16 +50,18 @@ class SavedRow(Struct, frozen=True, array_like=True):
     payer: str
     number: int
     summaries: tuple[SavedSummary, ...]
+    open_from: int = 0
+    """Of a pane, the number of the first window with it that is open: others were closed before its readings came."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
     """How a node ended."""
 
-    utc_ns: int
-    """When its windows were saved last."""
+    derived_ns: int
+    """Every window of time that was over later than this was not derived."""
     clean: bool
-    """Whether that was the last thing it did."""
+    """Whether its windows were saved when it ended."""
 
 
 @dataclass(slots=True)
@@ -73,6 +72,8 @@ class WindowTally:
     """How many are in open windows."""
     gone: int = 0
     """How many were in windows that were derived."""
+    derived_ns: int = 0
+    """When the last window of time was over that was derived, in UTC."""
 
 
 class Restorable(Protocol):
@@ -81,6 +82,9 @@ class Restorable(Protocol):
     @property
     def has_changed(self) -> bool:
         """Whether :meth:`changed` would give any."""
+
+    def track(self, is_on: bool) -> None:
+        """Begin to note which rows change, with all that there are, or end it. Nothing is noted at first."""
 
     def changed(self, most: int) -> list[tuple[str, bytes | None]]:
         """At most so many rows that have changed since they were given last, by name; None: it is gone."""
@@ -93,9 +97,11 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(SavedRow)
 
 
-def encoded_row(partition: str, payer: str, number: int, summaries: Iterable[Summary]) -> bytes:
+def encoded_row(
+    partition: str, payer: str, number: int, summaries: Iterable[Summary], open_from: int = 0
+) -> bytes:  # fmt: skip
     """A row as bytes."""
-    return _encoder.encode(SavedRow(partition, payer, number, tuple(map(_saved, summaries))))
+    return _encoder.encode(SavedRow(partition, payer, number, tuple(map(_saved, summaries)), open_from))
 
 
 def decoded_row(data: bytes) -> SavedRow:
@@ -109,7 +115,7 @@ def decoded_row(data: bytes) -> SavedRow:
 def restored(saved: SavedSummary, functions: Functions) -> Summary:
     """The summary of a row. :raises LocalProtocolError: when a sketch of it can't be read."""
     summary = Summary()
-    summary.count, summary.total = saved.count, saved.total
+    summary.count, summary.total, summary.rest = saved.count, saved.total, saved.rest
     summary.least, summary.greatest = saved.least, saved.greatest
     summary.first, summary.last, summary.first_ns, summary.last_ns = (
         saved.first, saved.last, saved.first_ns, saved.last_ns,
@@ -136,8 +142,8 @@ def restored(saved: SavedSummary, functions: Functions) -> Summary:
 def _saved(summary: Summary) -> SavedSummary:
     numbers, distinct = summary.sketched_numbers, summary.sketched_digests
     return SavedSummary(
-        summary.count, summary.total, summary.least, summary.greatest, summary.first, summary.last, summary.first_ns,
-        summary.last_ns, b"" if summary.values is None else summary.values.tobytes(),
+        summary.count, summary.total, summary.rest, summary.least, summary.greatest, summary.first, summary.last,
+        summary.first_ns, summary.last_ns, b"" if summary.values is None else summary.values.tobytes(),
         None if numbers is None else numbers.saved(), list(summary.digests or ()),
         None if distinct is None else distinct.saved(),
         (summary.south_deg, summary.west_deg, summary.north_deg, summary.east_deg), summary.accuracy_m,

@@ -4,7 +4,10 @@ Count, least, greatest, sum, mean, first and last are exact. Percentiles and the
 to ``EXACT`` readings or values, and come from a sketch of stated error beyond; :class:`Sketches` makes these. A
 percentile is the smallest value that at least that share of the readings does not exceed (the nearest-rank method).
 
-The context of a summary covers its readings: the position is the middle of the rectangle that holds them, with the
+The context of a summary covers its readings. Its lineage is that of this node's own readings alone: a neighbour could
+claim any, and a rule is not shown what has its own name in its lineage. So a neighbour could silence rules with it.
+
+The position is the middle of the rectangle that holds them, with the
 radius to its corner and the largest radius of a reading as accuracy. Quality is that of the worst reading.
 """
 
@@ -27,6 +30,10 @@ EXACT: Final = 1_024
 _PERCENTILE: Final = re.compile(r"p(\d{1,2}(\.\d{1,3})?)")
 _PLAIN: Final = frozenset({"count", "min", "max", "sum", "mean", "first", "last", "distinct"})
 _NUMERIC: Final = frozenset({"min", "max", "sum", "mean"})
+_WHOLE: Final = 100_000
+_MOST: Final = 1e100
+"""A larger number would make sums infinite, which no frame carries."""
+_WIDEST_M: Final = 1e7
 _SHORT: Final = frozenset({int, float, bool, type(None)})
 
 
@@ -85,7 +92,8 @@ class Functions:
         self.names, self.sketches = tuple(dict.fromkeys(names)), sketches
         if not self.names:
             raise LocalProtocolError("nothing is computed: name at least one function, such as 'count'")
-        self.shares: dict[str, float] = {}
+        self.shares: dict[str, int] = {}
+        """Of each percentile, in thousandths of a percent: a share such as 0.55 is no number of the computer."""
         for name in self.names:
             if name in _PLAIN:
                 continue
@@ -93,7 +101,7 @@ class Functions:
             if found is None:
                 known = ", ".join(sorted(_PLAIN))
                 raise LocalProtocolError(f"{name!r} is not a function: use {known}, or a percentile such as p95")
-            self.shares[name] = float(found.group(1)) / 100
+            self.shares[name] = round(float(found.group(1)) * 1_000)
         self.is_numeric = bool(self.shares) or not _NUMERIC.isdisjoint(self.names)
         self.distinct = "distinct" in self.names
         self.keeps_value = not {"first", "last"}.isdisjoint(self.names)
@@ -110,12 +118,12 @@ class Summary:
 
     __slots__ = (
         "accuracy_m", "count", "digests", "east_deg", "first", "first_ns", "greatest", "last", "last_ns", "least",
-        "lineage", "north_deg", "quality", "sketched_digests", "sketched_numbers", "south_deg", "total",
+        "lineage", "north_deg", "quality", "rest", "sketched_digests", "sketched_numbers", "south_deg", "total",
         "uncertainty_ns", "values", "west_deg",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.count, self.total = 0, 0.0
+        self.count, self.total, self.rest = 0, 0.0, 0.0
         self.least, self.greatest = math.inf, -math.inf
         self.first: Any = None
         self.last: Any = None
@@ -130,16 +138,16 @@ class Summary:
         self.accuracy_m, self.quality, self.uncertainty_ns = 0.0, 1.0, 0
         self.lineage: tuple[str, ...] = ()
 
-    def take(self, reading: Reading, value: Any, functions: Functions) -> bool:
+    def take(self, reading: Reading, value: Any, functions: Functions, is_own: bool) -> bool:
         """Take a reading, of which ``value`` counts. False: ``value`` is not what the functions need, or its lineage
         has no place, and it is left out."""
-        if functions.is_numeric and (type(value) not in (int, float) or not math.isfinite(value)):
+        if functions.is_numeric and (type(value) not in (int, float) or not -_MOST <= value <= _MOST):
             return False
-        if functions.keeps_value and not (
+        if (functions.keeps_value or functions.distinct) and not (
             type(value) in _SHORT or (type(value) is str and len(value) <= MAX_TEXT_CHARS)
         ):
             return False
-        lineage = _joined(self.lineage, reading.how.lineage)
+        lineage = _joined(self.lineage, reading.how.lineage if is_own else ())
         if len(lineage) >= MAX_LINEAGE:
             return False
         self.lineage = lineage
@@ -155,7 +163,7 @@ class Summary:
             self._take_digests((functions.sketches.digest(_encoded(value)),), functions)
         where = reading.where
         self._cover(where.latitude_deg, where.longitude_deg, where.latitude_deg, where.longitude_deg)
-        self.accuracy_m = max(self.accuracy_m, where.accuracy_m)
+        self.accuracy_m = max(self.accuracy_m, min(where.accuracy_m, _WIDEST_M))
         self.quality = min(self.quality, reading.how.quality)
         self.uncertainty_ns = max(self.uncertainty_ns, reading.when.uncertainty_ns)
         return True
@@ -169,7 +177,8 @@ class Summary:
         if not self.count or other.last_ns >= self.last_ns:
             self.last_ns, self.last = other.last_ns, other.last
         self.count += other.count
-        self.total += other.total
+        self._add(other.total)
+        self.rest += other.rest
         self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
         if functions.shares:
             self._merge_numbers(other, functions)
@@ -195,9 +204,10 @@ class Summary:
                 case "max":
                     results[name] = self.greatest
                 case "sum":
-                    results[name] = self.total
+                    results[name] = self.total + self.rest
                 case "mean":
-                    results[name] = self.total / self.count
+                    mean = (self.total + self.rest) / self.count
+                    results[name] = min(max(mean, self.least), self.greatest)
                 case "first":
                     results[name] = self.first
                 case "last":
@@ -214,8 +224,17 @@ class Summary:
         return enclosing_circle(self.south_deg, self.west_deg, self.north_deg, self.east_deg, self.accuracy_m)
 
     # --- numbers -----------------------------------------------------------------------------------------------------
+    def _add(self, value: float) -> None:
+        """Add to the sum, and what the sum has no digits for to the rest (Neumaier's summation)."""
+        total = self.total + value
+        if abs(self.total) >= abs(value):
+            self.rest += (self.total - total) + value
+        else:
+            self.rest += (value - total) + self.total
+        self.total = total
+
     def _take_number(self, value: float, functions: Functions) -> None:
-        self.total += value
+        self._add(value)
         self.least = min(self.least, value)
         self.greatest = max(self.greatest, value)
         if functions.shares:
@@ -250,11 +269,11 @@ class Summary:
             self.values = array("d")
         return sketch
 
-    def _percentile(self, share: float) -> float:
+    def _percentile(self, share: int) -> float:
         if self.sketched_numbers is not None:
-            return self.sketched_numbers.percentile(share)
+            return self.sketched_numbers.percentile(share / _WHOLE)
         assert self.values, "there is at least one reading"
-        return sorted(self.values)[max(0, math.ceil(share * len(self.values)) - 1)]
+        return sorted(self.values)[max(0, -(-share * len(self.values) // _WHOLE) - 1)]
 
     # --- distinct values ---------------------------------------------------------------------------------------------
     def _take_digests(self, digests: Sequence[int] | set[int], functions: Functions) -> None:

@@ -48,11 +48,11 @@ asyncio.run(main(sys.argv[1], float(sys.argv[2])))
 """
 
 
-def counted(state: Path) -> int:
-    """How many readings the records in the outbox stand for."""
+def recorded(state: Path) -> list[dict[str, int]]:
+    """The values of the records in the outbox."""
     with closing(sqlite3.connect(state / "outbox.sqlite")) as database:
         rows = database.execute("SELECT reading FROM records").fetchall()
-    return sum(decode_untrusted_record(Record(1, "r", Raw(data))).value["count"] for (data,) in rows)
+    return [decode_untrusted_record(Record(1, "r", Raw(data))).value for (data,) in rows]
 
 
 @pytest.mark.processes
@@ -81,11 +81,52 @@ def test_node_killed_again_and_again_counts_each_reading_once_or_as_lost(tmp_pat
                     break
             put += last
         assert process.returncode == (0 if is_last else -signal.SIGKILL)
-    there = counted(tmp_path / "veh-1" / "state")
+    values = recorded(tmp_path / "veh-1" / "state")
+    assert len({value["end_ns"] for value in values}) == len(values), "no window comes twice"
+    there = sum(value["count"] for value in values)
     # One may have been taken in each life that its program had no time to tell. A window that was stored in the very
     # moment of a kill counts as lost, too.
     assert put <= there + lost <= put + kills + 500
     assert there > put / 2
+
+
+IDLE = """
+import asyncio, json, sys
+import meshnode
+
+async def main(config, number):
+    async with meshnode.open(config) as node:
+        for value in range(number):
+            node.publish("veh/veh-1/n", float(value), unit="1", sensor="s")
+        while node.statistics().get("rules_derived", 0) < (2 if number else 0):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(1.5)  # what was derived is stored, and nothing changes any more
+        statistics = node.statistics()
+        print(json.dumps([statistics.get("rules_lost", 0), statistics["outbox_issued"]]), flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.mark.processes
+def test_node_killed_while_nothing_happens_derives_nothing_again_and_has_lost_nothing(tmp_path: Path) -> None:
+    """Its windows were saved long before: they were derived again, and readings of rules without records were lost."""
+    silent = RULES.replace('"counts"', '"silent"').replace(
+        '/counts", unit = "1"', '/silent", unit = "1", record = false'
+    )
+    (tmp_path / "rules.toml").write_text(RULES.replace("size_s = 0.7", "size_s = 4") + silent)
+    config = House(tmp_path).file(
+        "veh-1", f'[discovery]\nmdns = false\n[rules]\nfiles = ["{tmp_path}/rules.toml"]\n'
+    )  # fmt: skip
+    for number in (3, 0):
+        with subprocess.Popen(
+            [sys.executable, "-c", IDLE, str(config), str(number)], stdout=subprocess.PIPE, text=True
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            process.kill()
+        assert told == [0, 1]
+    assert len(recorded(tmp_path / "veh-1" / "state")) == 1
 
 
 async def test_windows_of_a_node_that_was_closed_go_on_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:

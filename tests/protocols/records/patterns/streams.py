@@ -79,13 +79,13 @@ def streams(draw: Any, max_size: int = 25) -> list[Came]:
     return found
 
 
-def run(subject: Pattern, stream: Sequence[Came]) -> list[tuple[ReadingDerived, int]]:
+def run(subject: Pattern, stream: Sequence[Came], is_own: bool = False) -> list[tuple[ReadingDerived, int]]:
     """All that is derived and when, with every timer called when it is due."""
     derived: list[tuple[Any, int]] = []
     for one in stream:
         derived += timers(subject, one.utc_ns)
         now = MonotonicNs(one.utc_ns - UTC_NS + BOOT_NS)
-        derived += [(found, one.utc_ns) for found in subject.receive(one.reading, False, now, UtcNs(one.utc_ns))]
+        derived += [(found, one.utc_ns) for found in subject.receive(one.reading, is_own, now, UtcNs(one.utc_ns))]
     return derived + timers(subject, NEVER)
 
 

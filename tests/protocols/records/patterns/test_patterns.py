@@ -194,7 +194,7 @@ def test_readings_that_do_not_fit_are_left_out_and_counted() -> None:
         came(reading(10_000, "x" * 10_000, sequence=8), 11_000),
         came(reading(10_000, 1, sequence=9), 11_000),
     ]
-    ((derived, _),) = run(subject, stream)
+    ((derived, _),) = run(subject, stream, is_own=True)
     assert [one["sequence"] for one in derived.value["readings"]] == [8, 9]
     assert derived.key == "veh/me/p/7"
     assert subject.counters() == {
@@ -252,5 +252,12 @@ def test_repetition_whose_lineages_do_not_fit_together_is_not_derived_and_is_cou
     """Each two of them would."""
     subject = repetition(times=3)
     steps = [tuple(f"{name}{number}" for number in range(6)) for name in "xyz"]
-    assert run(subject, [came(reading(at, sequence=at, lineage=steps[at])) for at in range(3)]) == []
+    assert run(subject, [came(reading(at, sequence=at, lineage=steps[at])) for at in range(3)], is_own=True) == []
     assert subject.counters() == {"taken": 3, "lineage_full": 1}
+
+
+def test_repetition_of_what_neighbours_sensed_takes_no_lineage_from_them() -> None:
+    """One of them could claim that it comes from a rule, which would not be shown what is derived for all."""
+    stream = [came(reading(at, sequence=at, origin=f"n{at}", lineage=("alarm",) * at)) for at in range(2)]
+    ((derived, _),) = run(repetition(times=2), stream)
+    assert derived.how.lineage == ()

@@ -49,13 +49,13 @@ def rule(window: Window, functions: Sequence[str] = ("count",), **options: Any) 
     )  # fmt: skip
 
 
-def run(subject: WindowRule, came: Sequence[Came]) -> list[ReadingDerived]:
+def run(subject: WindowRule, came: Sequence[Came], is_own: bool = False) -> list[ReadingDerived]:
     """All that is derived, with every timer called when it is due."""
     derived: list[Any] = []
     for one in came:
         derived += timers(subject, one.utc_ns - UTC_NS)
         now = MonotonicNs(one.utc_ns - UTC_NS + BOOT_NS)
-        derived += subject.receive(one.reading, False, now, UtcNs(one.utc_ns))
+        derived += subject.receive(one.reading, is_own, now, UtcNs(one.utc_ns))
     return derived + timers(subject, NEVER // 2)
 
 
@@ -151,7 +151,7 @@ def test_summary_has_the_context_of_all_its_readings() -> None:
         Came(reading(0, 1.0, where=Position(48.70, 11.40, 2.0), lineage=("x",)), UTC_NS),
         Came(reading(SECOND, 3.0, sequence=2, where=Position(48.72, 11.42, 5.0), lineage=("y",)), UTC_NS + SECOND),
     ]
-    (derived,) = run(rule(TimeWindow(10 * SECOND, 10 * SECOND), ("mean",)), came)
+    (derived,) = run(rule(TimeWindow(10 * SECOND, 10 * SECOND), ("mean",)), came, is_own=True)
     assert derived.value == {"start_ns": UTC_NS, "end_ns": UTC_NS + 10 * SECOND, "mean": 2.0}
     assert derived.when == EventTime(UTC_NS + 5 * SECOND, 5 * SECOND)
     assert (derived.where.latitude_deg, derived.where.longitude_deg) == pytest.approx((48.71, 11.41))
@@ -173,7 +173,7 @@ def test_readings_that_do_not_fit_are_left_out_and_counted() -> None:
         )
     ]
     subject = rule(TimeWindow(SECOND, SECOND), ("mean",), source=Source("**", "any", "m/s"))
-    (derived,) = run(subject, came)
+    (derived,) = run(subject, came, is_own=True)
     assert derived.value["mean"] == 1.0
     assert subject.counters() == {
         "taken": 1, "unit_mismatch": 1, "unfit": 3, "future": 1, "late": 1, "derived": 1,
@@ -262,3 +262,72 @@ def test_many_windows_that_end_together_are_derived_in_slices() -> None:
         sizes.append(len(subject.handle_timer(MonotonicNs(3 * SECOND))))
     assert Counter(sizes)[128] == 2
     assert sum(sizes) == 300
+
+
+# --- what a reviewer found -------------------------------------------------------------------------------------------
+def test_lineage_that_a_neighbour_claims_silences_nobody() -> None:
+    """A rule is not shown what has its own name in its lineage: one reading with that name silenced it for all."""
+    claimed = tuple(f"rule-{number}" for number in range(15))
+    came = [Came(reading(0, 1.0, lineage=claimed), UTC_NS)]
+    came += [Came(reading(n, 2.0, origin="b", sequence=n, lineage=("x",)), UTC_NS + n) for n in range(1, 4)]
+    subject = rule(TimeWindow(SECOND, SECOND), ("count",))
+    (derived,) = run(subject, came)
+    assert (derived.value["count"], derived.how.lineage) == (4, ())
+
+
+def test_clock_that_was_a_year_ahead_for_a_while_closes_no_window_of_today() -> None:
+    year_ns = 365 * 86_400 * SECOND
+    subject = rule(TimeWindow(SECOND, SECOND), ("count",))
+    ahead = [Came(reading(year_ns + n * SECOND, 1.0, sequence=n), UTC_NS + n * SECOND) for n in range(3)]
+    derived: list[Any] = []
+    for one in ahead:
+        now = MonotonicNs(one.utc_ns - UTC_NS + BOOT_NS)
+        derived += subject.receive(one.reading, True, now, UtcNs(one.utc_ns + year_ns))
+        derived += timers(subject, one.utc_ns - UTC_NS + 5 * SECOND)
+    assert len(derived) == 3
+    back = [Came(reading(n * SECOND, 1.0, sequence=10 + n), UTC_NS + n * SECOND) for n in range(10, 13)]
+    assert len(run(subject, back, is_own=True)) == 3
+    assert "late" not in subject.counters()
+
+
+def test_neighbour_whose_readings_go_back_in_time_fills_no_memory_with_sessions_that_gave_way() -> None:
+    subject = rule(SessionWindow(3_600 * SECOND, 3_600 * SECOND), ("count", "p50"), partition=by_key, max_partitions=10)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(20_000):
+            one = reading(-number, 1.0, f"veh/{number}/speed", "e", number + 1)
+            subject.receive(one, False, MonotonicNs(BOOT_NS), UtcNs(UTC_NS))
+        assert tracemalloc.get_traced_memory()[0] - before < subject.max_state_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_windows_that_nobody_saves_leave_no_notes_behind() -> None:
+    """A node whose disk failed noted every row that ever changed."""
+    subject = rule(TimeWindow(SECOND, SECOND), ("count",), partition=by_key, max_partitions=9)
+    for number in range(50):
+        run(subject, [Came(reading(number * SECOND, 1.0, sequence=number), UTC_NS + number * SECOND)])
+    assert not subject.has_changed
+    subject.receive(reading(60 * SECOND, 1.0, sequence=60), False, MonotonicNs(BOOT_NS), UtcNs(UTC_NS + 60 * SECOND))
+    subject.track(True)
+    assert len(subject.changed(10)) == 1
+    subject.track(False)
+    assert not subject.has_changed
+
+
+@pytest.mark.parametrize("share", [7, 14, 28, 55, 56, 68, 81])
+def test_percentile_is_the_nearest_rank_also_where_its_share_is_no_number_of_a_computer(share: int) -> None:
+    came = [Came(reading(n, n, sequence=n), UTC_NS) for n in range(1, 101)]
+    (derived,) = run(rule(TimeWindow(SECOND, SECOND), (f"p{share}",)), came)
+    assert derived.value[f"p{share}"] == share
+
+
+def test_mean_of_equal_numbers_is_that_number_and_huge_ones_are_left_out() -> None:
+    came = [Came(reading(n, 13.9 * 3.6, sequence=n), UTC_NS) for n in range(1, 26)]
+    came += [Came(reading(n, 1.7e308, sequence=n), UTC_NS) for n in (30, 31)]
+    subject = rule(TimeWindow(SECOND, SECOND), ("mean", "min", "max", "sum"))
+    (derived,) = run(subject, came)
+    assert derived.value["min"] <= derived.value["mean"] <= derived.value["max"]
+    assert derived.value["sum"] == math.fsum([13.9 * 3.6] * 25)
+    assert subject.counters()["unfit"] == 2
