@@ -79,8 +79,8 @@ from sketches: the rank of a percentile is wrong by at most 1.65 % (99 % confide
 1.6 % (one standard error). The reading was sensed in the middle of the window, with half of the window and the largest
 uncertainty of a reading as its uncertainty; its position is the middle of the rectangle that holds those of its
 readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
-names the rule, and what readings of this node were derived from. What neighbours say of theirs is not taken over: a rule is
-not shown what has its own name in its lineage, and a neighbour could silence it by that.
+names the rule, and what readings of this node were derived from. What neighbours say of theirs is not taken over: a
+rule is not shown what has its own name in its lineage, and a neighbour could silence it by that.
 
 Open windows survive a restart: they are saved every second in which they changed. After a kill, those of them that were
 derived since are given up, so that no record comes twice; readings that were in no saved window are counted as lost
@@ -103,7 +103,7 @@ that the uncertainties leave, and distances with the errors of both positions ad
 | `filtered` | left out by `where` |
 | `failed` | left out, because an expression had no value for it |
 | `unit_mismatch` | in another unit than `unit` |
-| `unfit` | not what is computed needs (a number below 1e100; for `first`, `last` and `distinct` a number, a truth value or a text of at most 200 characters), or its lineage is full |
+| `unfit` | not what is computed needs (a number, or a text of at most 200 characters), or its lineage is full |
 | `late` | sensed in windows that were closed when it came |
 | `future` | sensed more than {FUTURE_S:g} s and its uncertainty from now |
 | `doubled` | taken already |
