@@ -207,13 +207,14 @@ class TimeStore:
         window = self._window
         numbers = range(end - window.panes + 1, end + 1)
         start_ns, end_ns = numbers[0] * window.every_ns, (end + 1) * window.every_ns
+        is_oldest = min(self._open) == end
         for partition in dict.fromkeys(p for number in numbers for p in self._panes.get(number, ())):
             summary = Summary()
             for number in numbers:
                 part = self._panes.get(number, {}).get(partition)
                 if part is not None:
                     summary.merge(part, self._functions)
-            if min(self._open) == end:  # so that its rows don't go all at once
+            if is_oldest:  # so that its rows don't go all at once
                 self._drop(numbers[0], partition)
             if summary.count:
                 yield ClosedWindow(partition, summary, start_ns, end_ns)
