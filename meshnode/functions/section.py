@@ -40,7 +40,9 @@ class FunctionSection(Section, frozen=True, kw_only=True):
     timeout_s: Annotated[
         float, Meta(ge=0.05, le=3_600, description="A call that takes longer is killed, with all that it started.")
     ] = 10.0
-    memory_mib: Annotated[int, Meta(ge=16, le=1_048_576, description="The most memory that a call may take.")] = 256
+    memory_mib: Annotated[
+        int, Meta(ge=16, le=1_048_576, description="The most memory that each process of a call may take.")
+    ] = 256
     min_interval_ms: Annotated[
         int, Meta(ge=0, le=86_400_000, description="The shortest time between the beginnings of two calls.")
     ] = 0

@@ -1,6 +1,7 @@
 """Functions on events, with real programs: called once, within their limits, and never able to hold up the node."""
 
 import os
+import signal
 import stat
 import time
 from collections.abc import AsyncIterator, Callable
@@ -114,6 +115,32 @@ async def test_what_a_program_leaves_behind_is_killed_with_it(opened: Opened) ->
                 return True
 
         await until(is_gone, "the process in the background is gone")
+
+
+@pytest.mark.parametrize("held", ["exec sleep 60", "exec sleep 60 <&3 3<&-"], ids=["output", "all pipes"])
+async def test_program_that_leaves_a_child_in_a_session_of_its_own_is_done_and_its_pipes_are_closed(
+    opened: Opened, held: str
+) -> None:
+    """It can't be killed with the group. The call must neither wait for it nor keep descriptors for it."""
+    program = f"""exec 3<&0; setsid sh -c 'echo $$ >> children; {held}' &
+until [ -s children ]; do :; done; echo '{{"key": "rsu/rsu-1/sign", "value": 1}}'"""
+    async with opened(program, 'publishes = "rsu/*/sign"\ntimeout_s = 20') as node:
+        heard = node.subscribe("rsu/*/sign")
+        before = descriptors()
+        try:
+            for number in range(3):
+                node.publish("rsu/rsu-1/hotspot", "x" * 200_000)  # more than a pipe holds
+                assert (await heard.next(10.0)).value == 1
+                await until(lambda called=number + 1: count(node, "called") == called, f"{node.statistics()}")
+            assert count(node, "late") == 0
+            await until(lambda: descriptors() <= before, "the pipes are closed")
+        finally:
+            for child in (node.folder / "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _is_zombie(pid: int) -> bool:
