@@ -1,8 +1,10 @@
 """Functions at work: readings wait for each, and calls are made of them, one after the other or several at a time.
 
 A function is called once for each reading that comes while it is wanted, and never for what was derived through itself:
-what it publishes has ``function NAME`` first in its lineage. A reading that waits too long for its turn gives way to
-newer ones, and is counted.
+what it publishes has ``function NAME`` first in its lineage. A reading whose lineage has no room for that step makes no
+call, and is counted. So is one that waits too long for its turn, and gives way to newer ones.
+
+All lines of a call are published, or none: each is checked before the first one is.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -20,14 +22,22 @@ from meshnode.functions.calling import Call, call
 from meshnode.functions.section import FunctionSection, FunctionsSection
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish, reading_form
+from meshnode.readings.publisher import Publisher
 from meshnode.readings.subscriptions import Subscription
 from meshnode.running import Host, RunningPart
-from protocols.base.errors import LocalProtocolError, MeshError, ValueUnsupported
+from protocols.access import DEFAULT_RULES, AccessTable
+from protocols.base.errors import LocalProtocolError, MeshError, NotPermitted, ValueUnsupported
 from protocols.base.keys import matches
-from protocols.wire.readings import Reading
+from protocols.base.limits import MAX_LINEAGE
+from protocols.readings.publication import checked_publication
+from protocols.wire.parcels import encode_alone
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 MAX_LINES: Final = 100
 """How many readings one call may publish."""
+
+_Draft = tuple[Publisher, Any, Position, int | None]
+"""A publisher, and the value, place and time that it is to publish."""
 
 
 class Function:
@@ -40,6 +50,8 @@ class Function:
         self._mark = f"function {section.name}"
         self.counts: Counter[str] = Counter()
         self._next_ns = 0
+        rules = host.config.access.rules
+        self._access = AccessTable(DEFAULT_RULES if rules is None else rules)
 
     @property
     def name(self) -> str:
@@ -52,6 +64,9 @@ class Function:
         async with asyncio.TaskGroup() as calls:
             async for reading in subscription:
                 if self._mark in reading.how.lineage:
+                    continue
+                if len(reading.how.lineage) >= MAX_LINEAGE:
+                    self.counts["lineage_full"] += 1
                     continue
                 await places.acquire()
                 await self._wait_for_turn()
@@ -81,10 +96,10 @@ class Function:
             self._host.troubles.begin("function", self.name, f"a call for {reading.key} failed: {made.why}")
             return
         try:
-            for number, line in enumerate(made.lines):
-                if number >= MAX_LINES:
-                    raise LocalProtocolError(f"it wrote more than {MAX_LINES} lines")
-                self._publish(reading, line)
+            drafts = self._drafts(reading, made.lines)
+            for publisher, value, where, time_ns in drafts:
+                publisher.put(value, where=where, time_ns=time_ns)
+                self.counts["published"] += 1
         except (MeshError, BadRequest) as error:
             self.counts["refused"] += 1
             self._host.troubles.begin(
@@ -93,21 +108,34 @@ class Function:
             return
         self._host.troubles.end("function", self.name)
 
-    def _publish(self, reading: Reading, line: bytes) -> None:
+    def _drafts(self, reading: Reading, lines: Sequence[bytes]) -> list[_Draft]:
+        """What the lines of a call publish. :raises MeshError: when something is wrong with one of them.
+        :raises BadRequest: when one is no reading."""
+        if len(lines) > MAX_LINES:
+            raise LocalProtocolError(f"it wrote more than {MAX_LINES} lines")
+        return [self._draft(reading, line) for line in lines]
+
+    def _draft(self, reading: Reading, line: bytes) -> _Draft:
+        """What a line publishes, checked as publishing it will: against the access table, and by encoding it."""
         form = parse_untrusted_publish(line)
-        allowed = self._section.publishes
+        host, allowed = self._host, self._section.publishes
         if allowed is None or not matches(allowed, form.key):
             raise LocalProtocolError(
                 f"{form.key!r} is none of the keys that it may publish ({allowed or 'none'}): set 'publishes'"
             )
-        where = reading.where if form.position is None else form.position
-        lineage = (self._mark, *reading.how.lineage) if not form.lineage else (self._mark, *form.lineage)
-        self._host.publish(
-            form.key, form.value, unit=form.unit, sensor=form.sensor if form.sensor != "http" else self._mark,
-            where=where, time_ns=form.time_ns, quality=form.quality, calibration=form.calibration, lineage=lineage,
-            priority=form.priority, lifespan_ms=form.lifespan_ms, hops=form.hops,
-        )  # fmt: skip
-        self.counts["published"] += 1
+        sensor = form.sensor if form.sensor != "http" else self._mark
+        lineage = (self._mark, *(form.lineage or reading.how.lineage))
+        how = Provenance(sensor, form.unit, form.quality, form.calibration, lineage)
+        where = form.position or reading.where
+        checked_publication(form.key, how, where, form.priority, form.lifespan_ms, form.hops)
+        if not self._access.permits_publish(host.role, host.id, form.key):
+            raise NotPermitted(f"the access table does not let {host.role.value} {host.id} publish on {form.key!r}")
+        when = reading.when if form.time_ns is None else EventTime(form.time_ns, 0)
+        encode_alone(
+            Reading(form.key, host.id, 1, form.value, where, when, how, form.priority, form.lifespan_ms, form.hops)
+        )
+        publisher = host.kept_publisher(form.key, how, form.priority, form.lifespan_ms, form.hops)
+        return publisher, form.value, where, form.time_ns
 
 
 class RunningFunctions(RunningPart):

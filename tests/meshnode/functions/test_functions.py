@@ -14,6 +14,7 @@ import pytest
 import meshnode
 from meshnode.loading import load
 from protocols.base.errors import ConfigError
+from protocols.base.limits import MAX_LINEAGE
 from tests.tools.mesh_fixture import House, until
 
 pytestmark = pytest.mark.processes
@@ -75,6 +76,29 @@ async def test_what_a_function_published_does_not_call_it_again(opened: Opened) 
         node.publish("rsu/rsu-1/hotspot", 2)
         await until(lambda: count(node, "called") == 2, "both readings of others were given to it")
         assert count(node, "published") == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["this is no reading", '{"key": "veh/other/x", "value": 1}', '{"key": "rsu/rsu-1/x", "value": 1, "priority": 9}'],
+)
+async def test_of_a_call_with_a_bad_line_nothing_is_published(opened: Opened, bad: str) -> None:
+    """A caller that sees half of it could not tell a failed call from one that has done its work."""
+    program = f"""echo '{{"key": "rsu/rsu-1/sign", "value": 1}}'; echo '{bad}'"""
+    async with opened(program, 'publishes = "**"') as node:
+        node.publish("rsu/rsu-1/hotspot", 1)
+        await until(lambda: count(node, "refused") == 1, f"{node.statistics()}")
+        assert count(node, "published") == 0
+
+
+async def test_reading_with_a_full_lineage_is_counted_apart_and_makes_no_call(opened: Opened) -> None:
+    """What would be published of it has no room for one more step; nothing is wrong with the program."""
+    async with opened('cat >> calls; echo \'{"key": "rsu/rsu-1/x", "value": 1}\'', 'publishes = "**"') as node:
+        node.publish("rsu/rsu-1/hotspot", 1, lineage=tuple(f"step {number}" for number in range(MAX_LINEAGE)))
+        node.publish("rsu/rsu-1/hotspot", 2, lineage=tuple(f"step {number}" for number in range(MAX_LINEAGE - 1)))
+        await until(lambda: count(node, "published") == 1, f"{node.statistics()}")
+        assert (count(node, "lineage_full"), count(node, "called")) == (1, 1)
+        assert not node.troubles.current()
 
 
 @pytest.mark.parametrize(
