@@ -47,9 +47,7 @@ async def call(
     """Run a program with ``given`` on its standard input. It never raises for what the program does."""
     limited = ("/bin/sh", "-c", _LIMITED, str(memory_mib * 1_024), *program)
     try:
-        transport, talk = await asyncio.get_running_loop().subprocess_exec(
-            _Talk, *limited, cwd=folder, start_new_session=True
-        )
+        transport, talk = await _started(limited, folder)
     except (OSError, ValueError) as error:
         return Call("not_started", why=f"{program[0]} can't be started ({error}): correct 'run'")
     try:
@@ -66,6 +64,19 @@ async def call(
     finally:
         await _end(transport, talk)
     return _judged(program, transport.get_returncode(), talk)
+
+
+async def _started(program: Sequence[str], folder: Path) -> "tuple[asyncio.SubprocessTransport, _Talk]":
+    """Start a program. It is whole before a call that is cancelled ends it: asyncio itself would kill the leader alone,
+    and wait for the pipes that others in its group hold."""
+    loop = asyncio.get_running_loop()
+    starting = asyncio.ensure_future(loop.subprocess_exec(_Talk, *program, cwd=folder, start_new_session=True))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError, ValueError):
+            await _end(*await starting)
+        raise
 
 
 def _judged(program: Sequence[str], status: int | None, talk: "_Talk") -> Call:

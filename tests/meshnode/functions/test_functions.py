@@ -1,5 +1,7 @@
 """Functions on events, with real programs: called once, within their limits, and never able to hold up the node."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 import meshnode
+from meshnode.functions.calling import call
 from meshnode.loading import load
 from protocols.base.errors import ConfigError
 from protocols.base.limits import MAX_LINEAGE
@@ -180,6 +183,36 @@ async def test_closing_node_ends_a_call_under_way_and_does_not_wait_for_it(opene
     assert time.monotonic() - began_s < 30
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+async def test_call_that_is_cancelled_while_its_program_starts_leaves_nothing_behind(
+    tmp_path: Path, turns: int
+) -> None:
+    """The pipes are connected one after the other, and the program may have started something already."""
+    before, program = descriptors(), ("/bin/sh", "-c", "sleep 300 & echo $! > child; wait")
+    made = asyncio.create_task(call(program, tmp_path, b"", 300.0, 64))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    child = _text_of(tmp_path / "child")
+    made.cancel()
+    await asyncio.wait((made,), timeout=10.0)
+    try:
+        assert made.cancelled()
+        await until(lambda: descriptors() <= before, "the pipes are closed")
+    finally:
+        if child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+
+
+def _text_of(path: Path) -> str:
+    """What a program has written, if it does within half a second. The event loop does not go on meanwhile."""
+    until_s = time.monotonic() + 0.5
+    while not path.exists() or not path.read_text():
+        if time.monotonic() > until_s:
+            return ""
+    return path.read_text()
 
 
 async def test_readings_that_come_faster_than_calls_give_way_and_the_newest_is_called_for(opened: Opened) -> None:
