@@ -18,6 +18,8 @@ from protocols.records.windows.kinds import MAX_COUNT, MAX_SPAN_NS
 from protocols.records.windows.rule import MAX_PARTITIONS
 
 _MAX_SPAN_S: Final = MAX_SPAN_NS / limits.SECOND
+MAX_NAME: Final = 150
+"""Characters of the name of a rule. Readings carry it in texts with a few words more, which have a bound too."""
 _Text = Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
 _Cel = Annotated[str, Meta(min_length=1, max_length=1_000)]
 _Seconds = Annotated[float, Meta(ge=0.01, le=_MAX_SPAN_S)]
@@ -135,7 +137,7 @@ class OutputTable(Section, frozen=True, kw_only=True):
 class RuleTable(Section, frozen=True, kw_only=True):
     """A rule."""
 
-    name: Annotated[_Text, Meta(description="Its name, which its records carry.")]
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME, description="Its name, which its records carry.")]
     keys: Annotated[Expression, Meta(description="Key expression of the readings that it takes.")]
     source: Annotated[
         Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")

@@ -58,6 +58,7 @@ def test_two_rules_of_one_name_in_two_files_are_refused(tmp_path: Path) -> None:
         ("road/{node}", "road/{nod}", "{nod} stands for nothing"),
         ('keys = "veh/*/speed"', 'keys = "veh//speed"', "empty chunk"),
         ('name = "speeds"', 'nam = "speeds"', "did you mean 'name'"),
+        ('name = "speeds"', f'name = "{"x" * 151}"', "use at most 150|at most 150 characters"),
         ("window = {", "repeated = { times = 2, within_s = 1 }\nwindow = {", "can't be together with window"),
         (WINDOW, "repeated = { times = 1, within_s = 1 }\n", "times = 1"),
         (WINDOW, "repeated = { times = 9, within_s = 1 }\nmax_held = 4\n", "allow max_held to be 8"),
