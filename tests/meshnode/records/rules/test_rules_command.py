@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from meshnode.cli.reference import rules_page
 from meshnode.records.console.rules import rules
+from meshnode.records.rules.trying import Case, GivenReading, tried
 
 RULES = """
 [[rule]]
@@ -123,6 +124,13 @@ def test_mistake_in_a_file_of_cases_is_named(folder: Path, old: str, new: str, m
     status, output = run("test", folder / "cases.toml")
     assert status == 1
     assert message in output
+
+
+def test_more_windows_than_are_derived_at_once_are_all_derived_when_they_end(folder: Path) -> None:
+    """200 origins, one window each: a rule derives some of them, and asks for its next turn at a time long past."""
+    given = tuple(GivenReading(key="veh/a/speed", value=1.0, unit="m/s", at_s=1, origin=f"v{n}") for n in range(200))
+    result = tried(folder / "rules.toml", Case(name="many", reading=given))
+    assert [derived.at_s for derived in result.derived] == [11.0] * 200
 
 
 def test_explain_says_what_a_rule_takes_keeps_and_sends(folder: Path) -> None:
