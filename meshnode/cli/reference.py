@@ -8,7 +8,7 @@ from meshnode.config.reference import described_table, reference_page
 from meshnode.loading import parts_with, sections_of
 from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
-from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, VARIABLES
+from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, MAX_TEXT, VARIABLES
 from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleTable, WindowTable
 from meshnode.records.rules.trying import Case, ExpectedReading, GivenReading
 from protocols.base.limits import SECOND
@@ -66,7 +66,9 @@ _RULES_MIDDLE: Final = f"""\
 `where`, `value` and `by` are written in the [Common Expression Language](https://cel.dev). They may use
 {", ".join(f"`{name}`" for name in VARIABLES)}. All numbers in `value` are decimal ones (`double`): write `value > 3.0`,
 and `int(value) % 2` for whole ones. A reading for which an expression has no value (a missing field, a text where a
-number is needed, more than {MAX_ELEMENTS:,} elements) is left out and counted as `failed`.
+number is needed, more than {MAX_ELEMENTS:,} elements, or texts of more than {MAX_TEXT:,} characters together) is left
+out and counted as `failed`. So is one whose result is larger than that, or can't be published: a map whose keys are not
+texts, a type, a duration.
 
 An expression has at most {MAX_CHARS:,} characters, is nested at most {MAX_DEPTH} deep, and has at most {MAX_LOOPS} loop
 (`all`, `exists`, `exists_one`, `map`, `filter`).

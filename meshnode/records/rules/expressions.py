@@ -3,8 +3,9 @@
 The evaluator is the official one in C++ (``cel-expr-python``), which checks types when an expression is compiled. It
 has no limit of cost of its own, so what an expression may cost is bounded here, when it is compiled: its length, how
 deep it is nested, and one loop (``all``, ``exists``, ``exists_one``, ``map``, ``filter``) in it, because a loop inside
-another one would square what it costs. It has no value for a reading of more than ``MAX_ELEMENTS`` elements or a text
-of more than ``MAX_TEXT`` characters. Regular expressions are those of RE2, which take linear time.
+another one would square what it costs. It has no value for a reading of more than ``MAX_ELEMENTS`` elements or more
+than ``MAX_TEXT`` characters in all its texts together, nor when what it gives is larger than that or can't travel.
+Regular expressions are those of RE2, which take linear time.
 
 An expression sees one reading. :data:`VARIABLES` names what it may use. All numbers in ``value`` are decimal ones
 (``double``), so that ``value * 2.0`` is right, and ``value * 2`` is refused.
@@ -13,12 +14,13 @@ An expression sees one reading. :data:`VARIABLES` names what it may use. All num
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from protocols.base.errors import ConfigError
 from protocols.records.sources import ExpressionFailed
-from protocols.wire.encoding.values import COMPOSITE, element_count
+from protocols.wire.encoding.values import COMPOSITE, MAX_VALUE_DEPTH, element_count
 from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
@@ -34,24 +36,82 @@ MAX_TEXT: Final = 16_384
 def _value(reading: Reading) -> Any:
     value = reading.value
     kind = type(value)
+    if kind is float:
+        return value
     if kind in COMPOSITE and element_count(value) > MAX_ELEMENTS:
         raise ExpressionFailed(f"the value of {reading.key} has more than {MAX_ELEMENTS} elements")
-    if kind in (str, bytes) and len(value) > MAX_TEXT:
-        raise ExpressionFailed(f"the value of {reading.key} is longer than {MAX_TEXT}")
-    return _decimal(value)
+    return _Decimal(f"the value of {reading.key}").of(value)
 
 
-def _decimal(value: Any) -> Any:
+class _Texts:
+    """Counts the characters of all texts and bytes of one value."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._left = what, MAX_TEXT
+
+    def count(self, text: str | bytes | bytearray) -> None:
+        """:raises ExpressionFailed: when they are too many."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise ExpressionFailed(f"the texts in {self._what} are longer than {MAX_TEXT} together")
+
+
+class _Decimal(_Texts):
     """A value whose whole numbers are decimal ones: CEL adds, subtracts and multiplies only numbers of one kind, and a
     sensor that gives 0.5 now and 1 then would break every other evaluation."""
-    kind = type(value)
-    if kind is int:
-        return float(value)
-    if kind is list:
-        return [_decimal(element) for element in value]
-    if kind is dict:
-        return {key: _decimal(element) for key, element in value.items()}
-    return value
+
+    def of(self, value: Any) -> Any:
+        """That of a value. :raises ExpressionFailed: when there is too much text in it, at any depth."""
+        kind = type(value)
+        if kind is int:
+            return float(value)
+        if kind is str or kind is bytes:
+            self.count(value)
+        elif kind is list:
+            return [self.of(element) for element in value]
+        elif kind is dict:
+            for key in value:
+                self.count(key)
+            return {key: self.of(element) for key, element in value.items()}
+        return value
+
+
+class _Result(_Texts):
+    """A result of CEL as a value that can travel. CEL converts one level of it at a time, so what an expression has
+    made large (``value.map(x, value)``) is never converted whole."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"what {text!r} gives")
+        self._elements = MAX_ELEMENTS
+
+    def of(self, value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
+        """That of one value. :raises ExpressionFailed: when it can't travel or is too large."""
+        if hasattr(value, "plain_value"):  # what CEL holds, inside a list or map
+            value = value.value()
+        kind = type(value)
+        if kind in _TRAVELLING:
+            return value
+        if kind is str:
+            self.count(value)
+            return value
+        if kind is bytearray or kind is bytes:
+            self.count(value)
+            return bytes(value)
+        if kind is not list and kind is not dict:
+            raise ExpressionFailed(f"{self._what} is of {kind.__name__}, which can't be published")
+        self._elements -= len(value)
+        if self._elements < 0 or depth == 0:
+            raise ExpressionFailed(f"{self._what} has more than {MAX_ELEMENTS} elements or {MAX_VALUE_DEPTH} levels")
+        if kind is list:
+            return [self.of(element, depth - 1) for element in value]
+        for key in value:
+            if type(key) is not str:
+                raise ExpressionFailed(f"{self._what} has the key {key!r}: keys of maps have to be texts")
+            self.count(key)
+        return {key: self.of(element, depth - 1) for key, element in value.items()}
+
+
+_TRAVELLING: Final = frozenset((type(None), bool, int, float, datetime))
 
 
 _READ: Final[Mapping[str, tuple[str, Callable[[Reading], Any]]]] = {
@@ -113,9 +173,11 @@ class CompiledExpression:
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # a value that CEL has no type for
             raise ExpressionFailed(f"{self.text!r} has no value: {error}") from error
         value = result.value()
-        if type(value) is not bool and type(value) is not float and result.type() == self._error:
+        if type(value) is bool or type(value) is float:
+            return value
+        if result.type() == self._error:
             raise ExpressionFailed(f"{self.text!r} has no value: {value}")
-        return value
+        return _Result(self.text).of(value)
 
 
 def compiled(text: str) -> CompiledExpression:

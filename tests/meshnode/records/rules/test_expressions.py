@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from meshnode.records.rules.expressions import MAX_ELEMENTS, VARIABLES, ExpressionInvalid, compiled
 from protocols.records.sources import ExpressionFailed
+from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
 from tests.tools.strategies import MODEST
@@ -39,10 +41,15 @@ def reading(value: Any = 2.0) -> Reading:
         ("time_ns - uncertainty_ns", 1, 4),
         ("priority", 1, 3),
         ("value ? 'on' : 'off'", True, "on"),
+        ("value.box", {"box": [[1, 2], {"a": [b"x", None]}]}, [[1.0, 2.0], {"a": [b"x", None]}]),
+        ("{'speed': value, 'at': [latitude_deg, [key]]}", 1, {"speed": 1.0, "at": [48.7, ["veh/a/speed"]]}),
+        ("timestamp('2026-01-01T00:00:00Z')", 1, datetime(2026, 1, 1, tzinfo=UTC)),
     ],
 )
 def test_expression_sees_the_value_and_all_of_its_context(text: str, value: Any, expected: Any) -> None:
-    assert compiled(text)(reading(value)) == expected
+    result = compiled(text)(reading(value))
+    assert result == expected
+    assert decode_alone(encode_alone(reading(result))).value == expected  # it can be published
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,14 @@ def test_text_in_quotes_counts_neither_as_loops_nor_as_depth() -> None:
         ("size(value)", [0] * (MAX_ELEMENTS + 1)),
         ("size(value)", [[0] * 40] * 40),
         ("size(value)", "x" * 20_000),
+        ("size(value)", {"plate": "x" * 20_000}),
+        ("size(value)", ["x" * 9_000, {"a": b"x" * 9_000}]),
+        ("size(value)", {"x" * 20_000: 1}),
+        ("value.map(x, value)", [1.0] * 100),
+        ("value.map(x, value[0])", ["x" * 10_000, "y"]),
+        ("{1: value}", 1.0),
+        ("[type(value)]", 1.0),
+        ("duration('1s')", 1.0),
     ],
 )
 def test_expression_without_a_value_for_a_reading_says_so_and_raises_nothing_else(text: str, value: Any) -> None:
