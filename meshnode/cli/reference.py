@@ -96,6 +96,12 @@ The value of a reading that is derived by a pattern is a map that names its read
 or `count` and a list `readings`. Order is by the time of sensing. With `certain` it must hold over the whole intervals
 that the uncertainties leave, and distances with the errors of both positions added.
 
+## Rules on rules
+
+A rule may take what others derive, and never takes what was derived through itself. Rules that derive from each reading
+at once (without a window or a pattern) may not take one another's output in a circle: they would be tried in every
+order. Such files are refused, and the rules of the circle named.
+
 ## What becomes of readings
 
 | counter | a reading was |

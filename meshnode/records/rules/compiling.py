@@ -8,6 +8,7 @@ from typing import Final
 
 from meshnode.config.parsing import Problem, TableReader, problem_report, shown
 from meshnode.config.toml import read_toml
+from meshnode.records.rules.cycles import refuse_cycles
 from meshnode.records.rules.expressions import CompiledExpression, ExpressionInvalid, compiled
 from meshnode.records.rules.sketches import DATA_SKETCHES
 from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleFile, RuleTable, WindowTable
@@ -39,7 +40,7 @@ _LONGEST: Final = 60
 
 def rules_in(paths: Sequence[Path], node: NodeId) -> list[Rule]:
     """The rules of all files, in order. :raises ConfigError: with all that is wrong in the first file that has faults,
-    or with two rules of one name."""
+    or with two rules of one name, or with rules that derive from one another in a circle."""
     rules: list[Rule] = []
     places: dict[str, Path] = {}
     for path in paths:
@@ -48,6 +49,7 @@ def rules_in(paths: Sequence[Path], node: NodeId) -> list[Rule]:
                 raise ConfigError(f"rule {rule.name!r} is in {places[rule.name]} and in {path}: give each its own name")
             places[rule.name] = path
             rules.append(rule)
+    refuse_cycles(rules, node)
     return rules
 
 
@@ -66,7 +68,12 @@ def rules_of_file(path: Path, node: NodeId) -> list[Rule]:
     ]
     if problems:
         raise ConfigError(problem_report(str(path), tuple(problems)))
-    return [rule for rule in rules if rule is not None]
+    whole = [rule for rule in rules if rule is not None]
+    try:
+        refuse_cycles(whole, node)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return whole
 
 
 class _Lines:

@@ -81,3 +81,49 @@ def test_mistake_in_a_file_is_named_with_its_place(tmp_path: Path, old: str, new
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rules\.toml does not exist"):
         rules_of_file(tmp_path / "rules.toml", ME)
+
+
+def at_once(name: str, keys: str, output: str, more: str = "") -> str:
+    return f'[[rule]]\nname = "{name}"\nkeys = "{keys}"\noutput = {{ key = "{output}" }}\n{more}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "circle"),
+    [
+        ("".join(at_once(f"r{n}", "rsu/**", f"rsu/{{node}}/x{n}") for n in range(8)), "'r0' -> 'r1' -> 'r0'"),
+        (at_once("a", "in", "b/1") + at_once("b", "b/*", "c/1") + at_once("c", "*/1", "b/2"), "'b' -> 'c' -> 'b'"),
+        (at_once("a", "x/me", "y/{partition}", 'by = "key"') + at_once("b", "y/x/*", "x/{node}"), "'a' -> 'b' -> 'a'"),
+        (at_once("a", "x/**", "x-{partition}/y", 'by = "key"') + at_once("b", "x-7/*", "x/1"), "'a' -> 'b' -> 'a'"),
+    ],
+)
+def test_rules_that_derive_from_one_another_in_a_circle_are_refused(tmp_path: Path, text: str, circle: str) -> None:
+    """They would be tried in every order: eight give 109,600 readings out of one."""
+    path = tmp_path / "rules.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"the rules {circle} .* let 'output.key' of one of them"):
+        rules_of_file(path, ME)
+
+
+def test_circle_through_two_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(at_once("a", "x", "y"))
+    (tmp_path / "b.toml").write_text(at_once("b", "y", "x"))
+    assert len(rules_in([tmp_path / "a.toml"], ME)) == 1
+    with pytest.raises(ConfigError, match="'a' -> 'b' -> 'a'"):
+        rules_in([tmp_path / "a.toml", tmp_path / "b.toml"], ME)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        at_once("a", "rsu/**", "rsu/{node}/x"),
+        at_once("a", "in", "b/1") + at_once("b", "b/*", "c/1") + at_once("c", "c/*", "d/1"),
+        at_once("a", "x/other", "y") + at_once("b", "y", "x/{node}"),
+        at_once("a", "x", "y", 'unit = "m"') + at_once("b", "y", "x").replace('"x" }', '"x", unit = "s" }'),
+        GOOD.replace("veh/*/speed", "road/**") + at_once("b", "road/**", "road/x"),
+    ],
+    ids=["its own output", "a chain", "another node", "another unit", "a window between"],
+)
+def test_rules_that_are_in_no_circle_are_compiled(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(text)
+    assert len(rules_of_file(path, ME)) == text.count("[[rule]]")
