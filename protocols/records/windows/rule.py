@@ -20,8 +20,9 @@ from protocols.records.curation import CurationOutput, ReadingDerived
 from protocols.records.output import Output
 from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.kinds import Window
-from protocols.records.windows.open import ClosedWindow, open_windows_for
+from protocols.records.windows.open import ClosedWindow
 from protocols.records.windows.saving import SavedState, WindowTally
+from protocols.records.windows.stores import open_windows_for
 from protocols.records.windows.summary import Functions
 from protocols.wire.readings import EventTime, Provenance, Reading
 
