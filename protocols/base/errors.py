@@ -77,10 +77,10 @@ class UnknownFrame(RemoteProtocolError):
 class ReceiptWrong(RemoteProtocolError):
     """A receipt, or what is to prove a record by it, that must not be believed."""
 
-    def __init__(self, step: str, message: str) -> None:
+    def __init__(self, step: str, message: str | None = None) -> None:
         """``step``: the check that failed: ``form``, ``receipt``, ``certificate``, ``signature``, ``path`` or
-        ``record``."""
-        super().__init__(message)
+        ``record``. Without ``message`` it is the whole text, as when an error comes to an application by its name."""
+        super().__init__(step if message is None else message)
         self.step = step
 
 

@@ -77,7 +77,10 @@ def judged(published: int, stored: Counter[str], dropped: int = 0, **account: in
     """The faults of one node's records."""
     outcome = Outcome("express", 1, 4, 1.0)
     fields = dict.fromkeys(("issued", "expired", "evicted", "refused", "outstanding", "missing"), 0) | account
-    known = OriginAccount("veh-1", stored=len(stored), gaps=(), stored_after_all=0, conflicts=0, **fields)
+    known = OriginAccount(
+        "veh-1", stored=len(stored), gaps=(), stored_after_all=0, conflicts=0, with_receipt=len(stored),
+        wrong_receipts=0, why_wrong="", **fields,
+    )  # fmt: skip
     compare(outcome, "veh-1", {"readings": 0, "records": published, "failed": ""}, stored, dropped, known)
     return outcome.faults
 
