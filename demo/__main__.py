@@ -142,11 +142,12 @@ def show(summary: dict[str, Any]) -> None:
         table.add_row(*(str(row[key]) for key in ("node", "issued", "delivered", "pending", "lost", "at_relay")))
     console.print(table)
     if summary["traffic"]:
-        last = summary["traffic"][-1]
+        fastest = max(summary["traffic"], key=lambda each: each["mean"])
+        latitude_deg, longitude_deg, accuracy_m = fastest["where"]
         console.print(
-            f"[bold]Traffic[/]: {len(summary['traffic'])} summaries of {WINDOW_S} s at the relay; the last one by "
-            f"{last['node']}: {last['count']} speeds, mean {last['mean']:.1f}, 95th percentile {last['p95']:.1f} km/h, "
-            f"within {last['where'][2]:.0f} m of {last['where'][0]:.4f}, {last['where'][1]:.4f}"
+            f"[bold]Traffic[/]: {len(summary['traffic'])} summaries of {WINDOW_S} s at the relay; the fastest by "
+            f"{fastest['node']}: {fastest['count']} speeds, mean {fastest['mean']:.1f}, 95th percentile "
+            f"{fastest['p95']:.1f} km/h, within {accuracy_m:.0f} m of {latitude_deg:.4f}, {longitude_deg:.4f}"
         )
     colours = {Outcome.KEPT: "green", Outcome.TOO_SLOW: "yellow", Outcome.BROKEN: "red"}
     for promise in summary["promises"]:

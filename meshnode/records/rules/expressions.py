@@ -245,6 +245,8 @@ def _at(text: str, at: int, complaint: str) -> ExpressionInvalid:
 
 def _helped(complaint: str) -> str:
     """What CEL says, with the way out where it is known."""
+    if complaint.startswith("Syntax error: mismatched input '<EOF>'"):
+        return "Syntax error: the expression ends too early"
     if "undeclared reference" in complaint:
         return f"{complaint}; an expression may use {', '.join(VARIABLES)}"
     if "no matching overload" in complaint and ("(double, int)" in complaint or "(int, double)" in complaint):
