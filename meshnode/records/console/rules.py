@@ -14,11 +14,11 @@ from protocols.base.limits import SECOND
 if TYPE_CHECKING:
     from meshnode.records.rules.compiling import Rule
     from meshnode.records.rules.trying import CaseResult
+    from protocols.records.deriving.sources import Source
     from protocols.records.patterns.absence import AbsenceRule
     from protocols.records.patterns.join import JoinRule
     from protocols.records.patterns.repetition import RepetitionRule
     from protocols.records.patterns.sequence import SequenceRule
-    from protocols.records.sources import Source
     from protocols.records.windows.kinds import Window
 
 _NODE: Final = NodeId("node")

@@ -15,14 +15,14 @@ from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable
 from protocols.base.errors import ConfigError, MeshError
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
-from protocols.records.each import EachRule
-from protocols.records.output import Output
+from protocols.records.deriving.each import EachRule
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.absence import AbsenceRule
 from protocols.records.patterns.join import JoinRule, both_described
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
-from protocols.records.sources import Source
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import WindowRule, by_key, by_origin, undivided
 from protocols.records.windows.summary import Functions

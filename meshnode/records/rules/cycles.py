@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from protocols.base.errors import ConfigError
 from protocols.base.ids import NodeId
 from protocols.base.keys import intersects
-from protocols.records.each import EachRule
-from protocols.records.output import Output
+from protocols.records.deriving.each import EachRule
+from protocols.records.deriving.output import Output
 
 
 def refuse_cycles(rules: Sequence[object], node: NodeId) -> None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from protocols.base.errors import ConfigError
-from protocols.records.sources import ExpressionFailed
+from protocols.records.deriving.sources import ExpressionFailed
 from protocols.wire.encoding.values import COMPOSITE, MAX_VALUE_DEPTH, element_count
 from protocols.wire.readings import Reading
 

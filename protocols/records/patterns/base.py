@@ -19,11 +19,11 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.limits import MAX_LINEAGE
 from protocols.records.curation import ReadingDerived
-from protocols.records.output import Output
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.places import enclosing_circle
+from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.patterns.held import MAX_HELD_BYTES, held_bytes
 from protocols.records.patterns.nearness import Nearness
-from protocols.records.places import enclosing_circle
-from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.rule import MAX_PARTITIONS, MAX_STATE_BYTES, MAX_UNCERTAINTY_NS, MIB, undivided
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 

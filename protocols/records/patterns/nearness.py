@@ -16,7 +16,7 @@ from typing import Final
 
 from protocols.base.errors import BoundExceeded
 from protocols.base.limits import SECOND
-from protocols.records.places import distance_m
+from protocols.records.deriving.places import distance_m
 from protocols.records.windows.kinds import FUTURE_NS, MAX_SPAN_NS
 from protocols.wire.readings import Reading
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput
-from protocols.records.output import Output
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.base import Partition, PatternRule, described, fit_together
 from protocols.records.patterns.held import HeldReadings, bytes_for
 from protocols.records.patterns.nearness import Nearness
-from protocols.records.sources import Source
 from protocols.records.windows.rule import undivided
 from protocols.wire.readings import Reading
 

@@ -17,8 +17,8 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_LINEAGE
 from protocols.records.curation import CurationOutput, ReadingDerived
-from protocols.records.output import Output
-from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.kinds import Window
 from protocols.records.windows.open import ClosedWindow
 from protocols.records.windows.saving import SavedState, WindowTally

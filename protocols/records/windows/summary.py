@@ -21,7 +21,7 @@ from msgspec import msgpack
 
 from protocols.base.errors import LocalProtocolError, ValueUnsupported
 from protocols.base.limits import MAX_LINEAGE, MAX_TEXT_CHARS
-from protocols.records.places import enclosing_circle
+from protocols.records.deriving.places import enclosing_circle
 from protocols.wire.encoding.values import travelling_value
 from protocols.wire.readings import Position, Reading
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocols.records.places import distance_m, enclosing_circle
+from protocols.records.deriving.places import distance_m, enclosing_circle
 from protocols.wire.readings import Position
 
 

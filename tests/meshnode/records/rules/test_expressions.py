@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.records.rules.expressions import MAX_ELEMENTS, VARIABLES, ExpressionInvalid, compiled
-from protocols.records.sources import ExpressionFailed
+from protocols.records.deriving.sources import ExpressionFailed
 from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor

@@ -9,9 +9,9 @@ from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.records.curation import Pattern, ReadingDerived
-from protocols.records.output import Output
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.nearness import Nearness
-from protocols.records.sources import Source
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from tests.protocols.records.patterns.evaluator import Came, Id
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.absence import AbsenceRule
 from protocols.records.patterns.answers import AnsweredTimes
 from protocols.records.patterns.nearness import Nearness
-from protocols.records.sources import Source
 from protocols.records.windows.rule import by_key, by_origin
 from protocols.wire.readings import EventTime
 from tests.protocols.records.patterns import evaluator

@@ -8,9 +8,9 @@ from hypothesis import given
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.records.curation import ReadingDerived
+from protocols.records.deriving.sources import ExpressionFailed, Source
 from protocols.records.patterns.join import JoinRule
 from protocols.records.patterns.nearness import Nearness
-from protocols.records.sources import ExpressionFailed, Source
 from protocols.records.windows.rule import by_key
 from protocols.wire.readings import EventTime, Reading
 from tests.protocols.records.patterns import evaluator

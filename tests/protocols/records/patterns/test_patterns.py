@@ -10,13 +10,13 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MAX_LINEAGE, MS, SECOND
 from protocols.records.curation import Curator, Pattern, ReadingDerived
+from protocols.records.deriving.sources import ExpressionFailed, Source
 from protocols.records.patterns.absence import AbsenceRule
 from protocols.records.patterns.base import PatternRule
 from protocols.records.patterns.join import JoinRule
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
-from protocols.records.sources import ExpressionFailed, Source
 from protocols.records.windows.rule import MAX_STATE_BYTES, MIB, by_key, by_origin
 from protocols.wire.readings import Reading
 from tests.protocols.records.patterns.streams import (

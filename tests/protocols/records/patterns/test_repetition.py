@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import SECOND
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
-from protocols.records.sources import Source
 from protocols.records.windows.rule import by_key
 from tests.protocols.records.patterns import evaluator
 from tests.protocols.records.patterns.evaluator import Came

@@ -16,8 +16,8 @@ from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.records.curation import ReadingDerived
-from protocols.records.output import Output
-from protocols.records.sources import Source
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import Source
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import MAX_STATE_BYTES, WindowRule, by_key, by_origin
 from protocols.records.windows.summary import EXACT, Functions

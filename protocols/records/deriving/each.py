@@ -12,8 +12,8 @@ from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_LINEAGE
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived
-from protocols.records.output import Output
-from protocols.records.sources import NOT_TAKEN, ExpressionFailed, Source
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Source
 from protocols.wire.readings import Reading
 
 
