@@ -111,7 +111,7 @@ def _explained(rule: "Rule") -> list[str]:
     from protocols.records.patterns.base import PatternRule
     from protocols.records.windows.rule import WindowRule
 
-    first, *others = rule.sources if isinstance(rule, PatternRule) else (rule.source,)
+    first, *others = rule.sources
     output = rule.output
     lines = [f"takes {line}" for line in _source_lines(first)]
     if isinstance(rule, PatternRule):

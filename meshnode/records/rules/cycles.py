@@ -39,8 +39,8 @@ def outputs_of(output: Output, node: NodeId) -> str:
 
 
 def _may_take(taker: EachRule, output: Output, keys: str) -> bool:
-    wanted = taker.source.unit
-    return (not output.unit or wanted in (None, output.unit)) and intersects(keys, taker.source.keys)
+    (source,) = taker.sources
+    return (not output.unit or source.unit in (None, output.unit)) and intersects(keys, source.keys)
 
 
 def _circle(takers: Sequence[Sequence[int]]) -> list[int]:

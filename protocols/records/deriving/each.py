@@ -3,8 +3,7 @@
 What it derives was sensed where, when and as well as the reading that it comes from.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -13,36 +12,19 @@ from protocols.base.limits import MAX_LINEAGE
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived
 from protocols.records.deriving.output import Output
+from protocols.records.deriving.rule import DerivingRule, Partition
 from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Source
 from protocols.wire.readings import Reading
 
 
-class EachRule:
+class EachRule(DerivingRule):
     """See the module. Fulfils :class:`protocols.records.curation.Pattern`."""
 
     max_state_bytes = 0
 
-    def __init__(
-        self, name: str, node: NodeId, source: Source, output: Output, partition: Callable[[Reading], object]
-    ) -> None:
+    def __init__(self, name: str, node: NodeId, source: Source, output: Output, partition: Partition) -> None:
         """``partition`` gives what stands for ``{partition}`` in the key of the output."""
-        self.name = name
-        self._node, self.source, self.output, self._partition = node, source, output, partition
-        self._counts: Counter[str] = Counter()
-
-    @property
-    def expressions(self) -> tuple[str, ...]:
-        """The key expression of its source, when it takes readings of neighbours."""
-        return (self.source.keys,) if self.source.source == "any" else ()
-
-    @property
-    def record_lifespan_ms(self) -> int | None:
-        """That of its output."""
-        return self.output.record_lifespan_ms
-
-    def considers(self, key: str, is_own: bool) -> bool:
-        """Whether its source does."""
-        return self.source.considers(key, is_own)
+        super().__init__(name, node, (source,), output, partition)
 
     def counters(self) -> Mapping[str, int]:
         """Readings derived, and readings left out by reason."""
@@ -50,7 +32,7 @@ class EachRule:
 
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
-        value = self.source.taken(reading, self._counts)
+        value = self.sources[0].taken(reading, self._counts)
         if value is NOT_TAKEN:
             return ()
         try:

@@ -22,9 +22,10 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.records.curation import CurationOutput
 from protocols.records.deriving.output import Output
+from protocols.records.deriving.rule import Partition
 from protocols.records.deriving.sources import Source
 from protocols.records.patterns.answers import SPAN_BYTES, AnsweredTimes
-from protocols.records.patterns.base import AT_ONCE, Partition, PatternRule, described
+from protocols.records.patterns.base import AT_ONCE, PatternRule, described
 from protocols.records.patterns.held import HeldReadings, bytes_for
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.windows.kinds import FUTURE_NS

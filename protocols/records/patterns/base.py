@@ -10,7 +10,7 @@ derived; so readings whose lineages don't fit together are not put together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from protocols.base.limits import MAX_LINEAGE
 from protocols.records.curation import ReadingDerived
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.places import enclosing_circle
+from protocols.records.deriving.rule import DerivingRule, Partition
 from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.patterns.held import MAX_HELD_BYTES, held_bytes
 from protocols.records.patterns.nearness import Nearness
@@ -35,10 +36,8 @@ AT_ONCE: Final = 128
 _PARTITION_CHARS: Final = 200
 """More would not fit into what travels: whoever says so says nothing."""
 
-Partition = Callable[[Reading], object]
 
-
-class PatternRule:
+class PatternRule(DerivingRule):
     """The common part of the rules. ``max_held``: how many readings of one partition are held, of each source."""
 
     of_many: ClassVar[bool] = False
@@ -53,25 +52,10 @@ class PatternRule:
             raise BoundExceeded(f"max_partitions is {max_partitions}: use 1 to {MAX_PARTITIONS}")
         if not 1 <= max_held <= MAX_HELD:
             raise BoundExceeded(f"max_held is {max_held}: use 1 to {MAX_HELD}")
-        self.name, self.nearness = name, nearness
+        super().__init__(name, node, sources, output, partition)
+        self.nearness = nearness
         self.max_partitions = 1 if partition is undivided else max_partitions
-        self._node, self.sources, self.output, self._partition = node, tuple(sources), output, partition
         self._seen = Seen()
-        self._counts: Counter[str] = Counter()
-
-    @property
-    def expressions(self) -> tuple[str, ...]:
-        """The key expressions of its sources that take readings of neighbours."""
-        return tuple(dict.fromkeys(source.keys for source in self.sources if source.source == "any"))
-
-    @property
-    def record_lifespan_ms(self) -> int | None:
-        """That of its output."""
-        return self.output.record_lifespan_ms
-
-    def considers(self, key: str, is_own: bool) -> bool:
-        """Whether one of its sources does."""
-        return any(source.considers(key, is_own) for source in self.sources)
 
     def counters(self) -> Mapping[str, int]:
         """Readings taken and left out, by reason; readings that gave way (``evicted``); and what was derived."""

@@ -17,8 +17,9 @@ from typing import Any
 from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.records.curation import CurationOutput
 from protocols.records.deriving.output import Output
+from protocols.records.deriving.rule import Partition
 from protocols.records.deriving.sources import ExpressionFailed, Source
-from protocols.records.patterns.base import AT_ONCE, Partition, PatternRule, described, fit_together
+from protocols.records.patterns.base import AT_ONCE, PatternRule, described, fit_together
 from protocols.records.patterns.held import HeldReadings, bytes_for
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.windows.rule import undivided

@@ -17,7 +17,7 @@ from typing import Final
 from protocols.base.errors import BoundExceeded
 from protocols.base.limits import SECOND
 from protocols.records.deriving.places import distance_m
-from protocols.records.windows.kinds import FUTURE_NS, MAX_SPAN_NS
+from protocols.records.windows.kinds import MAX_SPAN_NS, is_from_future
 from protocols.wire.readings import Reading
 
 _MIN_SPAN_NS: Final = SECOND // 100
@@ -62,7 +62,7 @@ class Nearness:
     def fault(self, reading: Reading, utc_now: int) -> str:
         """Why a reading that comes now is left out: ``late`` or ``future``; empty when it is not."""
         when = reading.when
-        if when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS):
+        if is_from_future(when, utc_now):
             return "future"
         return "late" if when.utc_ns + self.span_ns + self.late_ns <= utc_now else ""
 

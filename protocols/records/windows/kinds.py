@@ -11,12 +11,19 @@ from typing import Final
 
 from protocols.base.errors import LocalProtocolError
 from protocols.base.limits import SECOND
+from protocols.wire.readings import EventTime
 
 FUTURE_NS: Final = 2 * SECOND
+"""How far a clock may be ahead of ours."""
 MAX_PANES: Final = 60
 """The most panes that a sliding window is cut into."""
 MAX_SPAN_NS: Final = 7 * 86_400 * SECOND
 MAX_COUNT: Final = 1_000_000
+
+
+def is_from_future(when: EventTime, utc_now: int) -> bool:
+    """Whether a reading claims to have been sensed later than clocks that differ can explain."""
+    return when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ A timer closes at most ``_AT_ONCE`` windows, so that nobody waits for a hundred 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -18,6 +18,7 @@ from protocols.base.ids import MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_LINEAGE
 from protocols.records.curation import CurationOutput, ReadingDerived
 from protocols.records.deriving.output import Output
+from protocols.records.deriving.rule import DerivingRule, Partition
 from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Seen, Source
 from protocols.records.windows.kinds import Window
 from protocols.records.windows.open import ClosedWindow
@@ -51,17 +52,17 @@ def undivided(_: Reading) -> str:
     return "all"
 
 
-class WindowRule:
+class WindowRule(DerivingRule):
     """See the module. Fulfils :class:`protocols.records.curation.Pattern`."""
 
     def __init__(
         self, name: str, node: NodeId, source: Source, window: Window, functions: Functions, output: Output,
-        partition: Callable[[Reading], object] = undivided, max_partitions: int = 1_000,
+        partition: Partition = undivided, max_partitions: int = 1_000,
     ) -> None:  # fmt: skip
         """``partition`` gives the name of the partition of a reading; :raises BoundExceeded: when the windows could
         need more than ``MAX_STATE_BYTES``."""
-        self.name, self.window, self.functions = name, window, functions
-        self._node, self.source, self.output, self._partition = node, source, output, partition
+        super().__init__(name, node, (source,), output, partition)
+        self.window, self.functions = window, functions
         self.max_rows = (1 if partition is undivided else max_partitions) * window.max_open
         self._seen = Seen(max_streams=4 * max_partitions)
         self.max_state_bytes = self.max_rows * functions.max_bytes + self._seen.max_bytes
@@ -76,21 +77,6 @@ class WindowRule:
                 "partitions, or use longer steps or fewer functions (percentiles and distinct need most)"
             )
         self._open = open_windows_for(window, functions, self.max_rows)
-        self._counts: Counter[str] = Counter()
-
-    @property
-    def expressions(self) -> tuple[str, ...]:
-        """The key expression of its source, when it takes readings of neighbours."""
-        return (self.source.keys,) if self.source.source == "any" else ()
-
-    @property
-    def record_lifespan_ms(self) -> int | None:
-        """That of its output."""
-        return self.output.record_lifespan_ms
-
-    def considers(self, key: str, is_own: bool) -> bool:
-        """Whether its source does."""
-        return self.source.considers(key, is_own)
 
     @property
     def has_changed(self) -> bool:
@@ -120,7 +106,7 @@ class WindowRule:
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
         counts = self._counts
-        value = self.source.taken(reading, counts)
+        value = self.sources[0].taken(reading, counts)
         if value is NOT_TAKEN:
             return ()
         try:

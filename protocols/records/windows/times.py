@@ -8,7 +8,7 @@ from typing import Any
 
 from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
-from protocols.records.windows.kinds import FUTURE_NS, TimeWindow
+from protocols.records.windows.kinds import FUTURE_NS, TimeWindow, is_from_future
 from protocols.records.windows.open import ClosedWindow
 from protocols.records.windows.saving import SavedState, WindowTally, decoded_row, encoded_row, restored
 from protocols.records.windows.summary import Functions, Summary
@@ -37,7 +37,7 @@ class TimeStore:
     def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """See ``OpenWindows``."""
         window, when = self._window, reading.when
-        if when.utc_ns > utc_now + FUTURE_NS + min(when.uncertainty_ns, FUTURE_NS):
+        if is_from_future(when, utc_now):
             return "future"
         number = when.utc_ns // window.every_ns
         closes_ns = self._closes_ns(number + window.panes - 1)

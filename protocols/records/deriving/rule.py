@@ -1,0 +1,37 @@
+"""What all rules that derive readings have in common: which readings they consider, and what becomes of those."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from protocols.base.ids import NodeId
+from protocols.records.deriving.output import Output
+from protocols.records.deriving.sources import Source
+from protocols.wire.readings import Reading
+
+Partition = Callable[[Reading], object]
+"""Gives the name of the partition of a reading. :raises ExpressionFailed: it has none."""
+
+
+class DerivingRule:
+    """The common part of the rules. With the rest they fulfil :class:`protocols.records.curation.Pattern`."""
+
+    def __init__(
+        self, name: str, node: NodeId, sources: Sequence[Source], output: Output, partition: Partition
+    ) -> None:  # fmt: skip
+        self.name, self.sources, self.output = name, tuple(sources), output
+        self._node, self._partition = node, partition
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """The key expressions of its sources that take readings of neighbours."""
+        return tuple(dict.fromkeys(source.keys for source in self.sources if source.source == "any"))
+
+    @property
+    def record_lifespan_ms(self) -> int | None:
+        """That of its output."""
+        return self.output.record_lifespan_ms
+
+    def considers(self, key: str, is_own: bool) -> bool:
+        """Whether one of its sources does."""
+        return any(source.considers(key, is_own) for source in self.sources)
