@@ -26,6 +26,21 @@ _Seconds = Annotated[float, Meta(ge=0.01, le=_MAX_SPAN_S)]
 _Metres = Annotated[float, Meta(gt=0, le=1e6)]
 _Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 
+_Source = Annotated[
+    Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
+]
+_Unit = Annotated[
+    _Text | None, Meta(description="Readings in another unit are left out and counted.", extra={"default": "any"})
+]
+_Where = Annotated[
+    _Cel | None, Meta(description="CEL: only readings for which it is true are taken.", extra={"default": "all"})
+]
+_Value = Annotated[_Cel | None, Meta(description="CEL: what is taken of a reading.", extra={"default": "its value"})]
+_Late = Annotated[
+    float, Meta(ge=0, le=_MAX_SPAN_S, description="How much longer is waited for readings that come late.")
+]
+_Certain = Annotated[bool, Meta(description="Whether all of it must hold for whatever the true times and places are.")]
+
 
 class WindowTable(Section, frozen=True, kw_only=True):
     """Which readings are summarised together: by time (`size_s`), by pauses (`gap_s`) or by their number (`count`)."""
@@ -69,28 +84,16 @@ class OtherTable(Section, frozen=True, kw_only=True):
     """The readings that follow, that should have followed, or that are joined, and how near they have to be."""
 
     keys: Annotated[Expression, Meta(description="Key expression of these readings.")]
-    source: Annotated[
-        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
-    ] = "own"
-    unit: Annotated[
-        _Text | None, Meta(description="Readings in another unit are left out and counted.", extra={"default": "any"})
-    ] = None
-    where: Annotated[
-        _Cel | None, Meta(description="CEL: only readings for which it is true are taken.", extra={"default": "all"})
-    ] = None
-    value: Annotated[
-        _Cel | None, Meta(description="CEL: what is taken of a reading.", extra={"default": "its value"})
-    ] = None
+    source: _Source = "own"
+    unit: _Unit = None
+    where: _Where = None
+    value: _Value = None
     within_s: Annotated[_Seconds, Meta(description="The longest time between the two.")]
     within_m: Annotated[
         _Metres | None, Meta(description="The longest distance between the two.", extra={"default": "any"})
     ] = None
-    late_s: Annotated[
-        float, Meta(ge=0, le=_MAX_SPAN_S, description="How much longer is waited for readings that come late.")
-    ] = 1.0
-    certain: Annotated[
-        bool, Meta(description="Whether all of it must hold for whatever the true times and places are.")
-    ] = False
+    late_s: _Late = 1.0
+    certain: _Certain = False
 
 
 class RepeatedTable(Section, frozen=True, kw_only=True):
@@ -102,12 +105,8 @@ class RepeatedTable(Section, frozen=True, kw_only=True):
         _Metres | None, Meta(description="The longest distance between any two of them.", extra={"default": "any"})
     ] = None
     distinct_origins: Annotated[bool, Meta(description="Whether each must come from another node.")] = False
-    late_s: Annotated[
-        float, Meta(ge=0, le=_MAX_SPAN_S, description="How much longer is waited for readings that come late.")
-    ] = 1.0
-    certain: Annotated[
-        bool, Meta(description="Whether all of it must hold for whatever the true times and places are.")
-    ] = False
+    late_s: _Late = 1.0
+    certain: _Certain = False
 
 
 class OutputTable(Section, frozen=True, kw_only=True):
@@ -122,7 +121,7 @@ class OutputTable(Section, frozen=True, kw_only=True):
     ] = ""
     priority: Annotated[int, Meta(ge=0, le=7, description="7 is the most urgent.")] = 3
     lifespan_s: Annotated[
-        int, Meta(ge=0, le=limits.MAX_RECORD_LIFESPAN_S, description="They are worthless so long after; 0: never.")
+        int, Meta(ge=0, le=limits.MAX_LIFESPAN_MS // 1_000, description="They are worthless so long after; 0: never.")
     ] = 0
     record: Annotated[bool, Meta(description="Whether they become records for the relay.")] = True
     record_lifespan_s: Annotated[
@@ -139,18 +138,10 @@ class RuleTable(Section, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME, description="Its name, which its records carry.")]
     keys: Annotated[Expression, Meta(description="Key expression of the readings that it takes.")]
-    source: Annotated[
-        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
-    ] = "own"
-    unit: Annotated[
-        _Text | None, Meta(description="Readings in another unit are left out and counted.", extra={"default": "any"})
-    ] = None
-    where: Annotated[
-        _Cel | None, Meta(description="CEL: only readings for which it is true are taken.", extra={"default": "all"})
-    ] = None
-    value: Annotated[
-        _Cel | None, Meta(description="CEL: what is taken of a reading.", extra={"default": "its value"})
-    ] = None
+    source: _Source = "own"
+    unit: _Unit = None
+    where: _Where = None
+    value: _Value = None
     by: Annotated[
         _Cel,
         Meta(
