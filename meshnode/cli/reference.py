@@ -99,8 +99,8 @@ that the uncertainties leave, and distances with the errors of both positions ad
 ## Rules on rules
 
 A rule may take what others derive, and never takes what was derived through itself. Rules that derive from each reading
-at once (without a window or a pattern) may not take one another's output in a circle: they would be tried in every
-order. Such files are refused, and the rules of the circle named.
+at once (without a window or a pattern, or by a join) may not take one another's output in a circle: they would be tried
+in every order. Such files are refused, and the rules of the circle named.
 
 ## What becomes of readings
 

@@ -2,7 +2,7 @@
 
 A function is called once for each reading that comes while it is wanted, and never for what was derived through itself:
 what it publishes has ``function NAME`` first in its lineage. A reading whose lineage has no room for that step makes no
-call, and is counted. So is one that waits too long for its turn, and gives way to newer ones.
+call, and is counted. So is one that gives way to newer ones, because too many wait for their turn.
 
 All lines of a call are published, or none: each is checked before the first one is.
 """
@@ -25,6 +25,7 @@ from meshnode.http.reading_json import parse_untrusted_publish, reading_form
 from meshnode.readings.publisher import Publisher
 from meshnode.readings.subscriptions import Subscription
 from meshnode.running import Host, RunningPart
+from meshnode.tasks import told
 from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base.errors import LocalProtocolError, MeshError, NotPermitted, ValueUnsupported
 from protocols.base.keys import matches
@@ -154,6 +155,7 @@ class RunningFunctions(RunningPart):
             )  # fmt: skip
             self._subscriptions[function.name] = subscription
             task = asyncio.create_task(function.run(subscription), name=f"function {function.name}")
+            task.add_done_callback(told)
             closing.push_async_callback(_ended, task)
 
     def statistics(self) -> Mapping[str, int]:

@@ -20,6 +20,7 @@ from meshnode.backoff import Backoff
 from meshnode.records.outbox import Outbox
 from meshnode.records.outbox_file import OutboxDamaged
 from meshnode.records.uplink import UplinkDriver
+from meshnode.tasks import told
 from meshnode.troubles import Troubles
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
@@ -63,7 +64,7 @@ class OutboxKeeper:
         """Open the outbox. When that is not possible now it is a trouble, and tried again."""
         await self._try()
         self._keeping = asyncio.create_task(self._keep(), name="outbox keeper")
-        self._keeping.add_done_callback(_told)
+        self._keeping.add_done_callback(told)
 
     async def close(self, flush_s: float) -> None:
         """Try for ``flush_s`` to deliver what waits, and close."""
@@ -122,7 +123,7 @@ class OutboxKeeper:
         if self._make_uplink is not None:
             self.uplink = self._make_uplink(outbox)
             self._tasks = [asyncio.create_task(self.uplink.run(), name="uplink")]
-            self._tasks[0].add_done_callback(_told)
+            self._tasks[0].add_done_callback(told)
         self._troubles.end("outbox")
         self._ready.set()
 
@@ -220,9 +221,3 @@ class OutboxKeeper:
 
 def _log_of(database: Path) -> Path:
     return database.with_name(f"{database.name}-wal")
-
-
-def _told(task: "asyncio.Task[None]") -> None:
-    """Log a task that ended by a bug, because nobody awaits it before the node closes."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("the task %s of the records failed", task.get_name(), exc_info=task.exception())

@@ -32,6 +32,7 @@ from meshnode.records.rules.state import EVERY_S, WindowState
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
+from meshnode.tasks import told
 from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
@@ -142,10 +143,10 @@ class Recorder:
         if (state := self._state) is not None:
             await asyncio.to_thread(state.open, _now(), _utc_now())
             self._saving = asyncio.create_task(self._save(state), name="windows of rules")
-            self._saving.add_done_callback(_told)
+            self._saving.add_done_callback(told)
             self._set_timer()
         self._storing = asyncio.create_task(self._store(), name="recorder")
-        self._storing.add_done_callback(_told)
+        self._storing.add_done_callback(told)
 
     @property
     def readings_lost(self) -> int:
@@ -290,7 +291,7 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._due_ns < NEVER:
+        if self._due_ns < NEVER and self._has_patterns:
             self._timer = self._loop.call_later(max(0, self._due_ns - _now()) / limits.SECOND, self._handle_timer)
 
     def _handle_timer(self) -> None:
@@ -368,6 +369,8 @@ class Recorder:
         self._has_patterns = False  # so that nobody sets the timer again
         if self._timer is not None:
             self._timer.cancel()
+        if self.door is not None:
+            await asyncio.to_thread(self.door.close, flush_s)  # pictures that wait become records, or are counted
         await self._drain()
         if self._saving is not None and self._state is not None:
             self._saving.cancel()
@@ -387,9 +390,3 @@ def _now() -> MonotonicNs:
 
 def _utc_now() -> UtcNs:
     return UtcNs(time.time_ns())
-
-
-def _told(task: "asyncio.Task[None]") -> None:
-    """Log a task that ended by a bug, because nobody awaits it before the node closes."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("the task %s of the records failed", task.get_name(), exc_info=task.exception())

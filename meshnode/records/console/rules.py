@@ -97,11 +97,11 @@ def explain(files: Sequence[Path], as_json: bool) -> None:
 
 
 def _compiled(files: Sequence[Path]) -> "list[tuple[Path, list[Rule]]]":
-    from meshnode.records.rules.compiling import rules_in, rules_of_file
+    from meshnode.records.rules.compiling import check_together, rules_of_file
 
     try:
         found = [(path, rules_of_file(path, _NODE)) for path in files]
-        rules_in(files, _NODE)  # names are unique over all files
+        check_together(found, _NODE)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     return found
@@ -113,10 +113,10 @@ def _explained(rule: "Rule") -> list[str]:
 
     first, *others = rule.sources
     output = rule.output
-    lines = [f"takes {line}" for line in _source_lines(first)]
+    lines = [f"takes {_source_text(first)}"]
     if isinstance(rule, PatternRule):
         lines.append(_pattern_text(rule))
-        lines += [f"  {line}" for other in others for line in _source_lines(other)]
+        lines += [f"  {_source_text(other)}" for other in others]
         lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
     elif isinstance(rule, WindowRule):
         lines.append(_window_text(rule.window))
@@ -132,12 +132,12 @@ def _explained(rule: "Rule") -> list[str]:
     return lines
 
 
-def _source_lines(source: "Source") -> list[str]:
+def _source_text(source: "Source") -> str:
     whose = "this node's readings" if source.source == "own" else "readings of this node and of neighbours"
     unit = f" in {source.unit}" if source.unit is not None else ""
     where = "" if source.where is None else f", only where {_text(source.where)}"
     value = "" if source.value is None else f"; of each it takes {_text(source.value)}"
-    return [f"{whose} of {source.keys}{unit}{where}{value}"]
+    return f"{whose} of {source.keys}{unit}{where}{value}"
 
 
 def _pattern_text(rule: "SequenceRule | AbsenceRule | RepetitionRule | JoinRule") -> str:

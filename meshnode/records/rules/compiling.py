@@ -41,16 +41,20 @@ _LONGEST: Final = 60
 def rules_in(paths: Sequence[Path], node: NodeId) -> list[Rule]:
     """The rules of all files, in order. :raises ConfigError: with all that is wrong in the first file that has faults,
     or with two rules of one name, or with rules that derive from one another in a circle."""
-    rules: list[Rule] = []
+    found = [(path, rules_of_file(path, node)) for path in paths]
+    check_together(found, node)
+    return [rule for _, rules in found for rule in rules]
+
+
+def check_together(found: "Sequence[tuple[Path, list[Rule]]]", node: NodeId) -> None:
+    """:raises ConfigError: when rules of several files can't be used together."""
     places: dict[str, Path] = {}
-    for path in paths:
-        for rule in rules_of_file(path, node):
+    for path, rules in found:
+        for rule in rules:
             if rule.name in places:
                 raise ConfigError(f"rule {rule.name!r} is in {places[rule.name]} and in {path}: give each its own name")
             places[rule.name] = path
-            rules.append(rule)
-    refuse_cycles(rules, node)
-    return rules
+    refuse_cycles([rule for _, rules in found for rule in rules], node)
 
 
 def rules_of_file(path: Path, node: NodeId) -> list[Rule]:

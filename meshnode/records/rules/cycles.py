@@ -1,9 +1,9 @@
 """Finds rules that derive from one another in a circle.
 
-A rule without a window derives at once from each reading, and what it derives is shown to the other rules before the
-publisher goes on. It never takes what was derived through itself, so a circle ends; but k rules that all take what the
-others derive are tried in every order, which gives 109,600 readings out of one for eight. So a circle is refused. A
-rule that takes its own output is none: it is never shown it.
+A rule without a window derives at once from each reading, and a join where both were sensed at the same moment. What
+they derive is shown to the other rules before the publisher goes on. A rule never takes what was derived through
+itself, so a circle ends; but k rules that all take what the others derive are tried in every order, which gives 109,600
+readings out of one for eight. So a circle is refused. A rule that takes its own output is none: it is never shown it.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from protocols.base.ids import NodeId
 from protocols.base.keys import intersects
 from protocols.records.deriving.each import EachRule
 from protocols.records.deriving.output import Output
+from protocols.records.patterns.join import JoinRule
 
 
 def refuse_cycles(rules: Sequence[object], node: NodeId) -> None:
     """:raises ConfigError: when rules that derive at once may take one another's output in a circle; it names them."""
-    at_once = [rule for rule in rules if isinstance(rule, EachRule)]
+    at_once = [rule for rule in rules if isinstance(rule, EachRule | JoinRule)]
     keys = [outputs_of(rule.output, node) for rule in at_once]
     takers = [
         [other for other, taker in enumerate(at_once) if other != index and _may_take(taker, rule.output, keys[index])]
@@ -38,8 +39,8 @@ def outputs_of(output: Output, node: NodeId) -> str:
     return "/".join("**" if "{partition}" in chunk else chunk for chunk in chunks)
 
 
-def _may_take(taker: EachRule, output: Output, keys: str) -> bool:
-    (source,) = taker.sources
+def _may_take(taker: EachRule | JoinRule, output: Output, keys: str) -> bool:
+    source = taker.sources[0]
     return (not output.unit or source.unit in (None, output.unit)) and intersects(keys, source.keys)
 
 

@@ -95,6 +95,7 @@ class EgressGate:
         if rule.time_s is not None:
             changes["when"] = coarsened_time(reading.when, rule.time_s)
             changes["value"] = with_wide_window(changes.get("value", reading.value), rule.time_s)
+        if rule.time_s is not None or rule.pseudonym_s is not None:
             changes["sequence"] = self._pseudonyms.of_sequence(reading.origin, reading.key, reading.sequence)
         if rule.pseudonym_s is not None:
             changes |= self._without_names(rule, rule.pseudonym_s, reading)
@@ -124,7 +125,6 @@ class EgressGate:
         return {
             "key": "/".join(chunks),
             "origin": named(reading.origin),
-            "sequence": self._pseudonyms.of_sequence(reading.origin, reading.key, reading.sequence),
             "how": replace(reading.how, sensor="", calibration="", lineage=()),
         }
 

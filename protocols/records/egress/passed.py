@@ -25,8 +25,7 @@ class PassedPolicies:
         self._is_changed = False
 
     def begin(self, digest: bytes, next_sequence: int, oldest: int) -> None:
-        """From ``next_sequence`` on, records pass this policy. ``oldest``: the oldest record that
-        waits."""
+        """From ``next_sequence`` on, records pass this policy. ``oldest``: the oldest record that waits."""
         marks = [mark for mark in self._marks if mark.first < next_sequence]
         while len(marks) > 1 and marks[1].first <= oldest:
             del marks[0]

@@ -4,11 +4,10 @@ Count, least, greatest, sum, mean, first and last are exact. Percentiles and the
 to ``EXACT`` readings or values, and come from a sketch of stated error beyond; :class:`Sketches` makes these. A
 percentile is the smallest value that at least that share of the readings does not exceed (the nearest-rank method).
 
-The context of a summary covers its readings. Its lineage is that of this node's own readings alone: a neighbour could
-claim any, and a rule is not shown what has its own name in its lineage. So a neighbour could silence rules with it.
-
-The position is the middle of the rectangle that holds them, with the
-radius to its corner and the largest radius of a reading as accuracy. Quality is that of the worst reading.
+The context of a summary covers its readings. The position is the middle of the rectangle that holds them, with the
+radius to its corner and the largest radius of a reading as accuracy. Quality is that of the worst reading. The lineage
+is that of this node's own readings alone: a rule is not shown what has its own name in its lineage, and a neighbour,
+which may claim any lineage, could silence rules with it.
 """
 
 import math

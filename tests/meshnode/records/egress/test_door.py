@@ -1,10 +1,12 @@
 """What may not leave is nowhere in the outbox of a running node."""
 
+import sqlite3
 import stat
 import struct
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,31 @@ async def test_pictures_that_come_too_fast_are_counted_and_numbers_do_not_wait_f
         go_on.set()
         await kept(node, 1 + 30 - behind + 1)
         assert node.statistics()["outbox_not_stored"] == behind
+
+
+async def test_pictures_that_wait_when_a_node_closes_become_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody closed the thread that draws: what waited there was neither recorded nor counted."""
+    draw = drawing.redrawn_picture
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(content: bytes, cover: Any) -> bytes:
+        begun.set()
+        go_on.wait(30)
+        return draw(content, cover)
+
+    monkeypatch.setattr(drawing, "redrawn_picture", slow)
+    policy = "[[egress]]\nname = 'pictures'\nkeys = '**'\nstrip_pictures = true\n"
+    async with meshnode.open(House(tmp_path).file("veh-1", RULES + policy)) as node:
+        for _ in range(3):
+            node.publish("veh/veh-1/picture", picture("PNG"))
+        assert begun.wait(30)
+        path = node.config.node.state_dir / "outbox.sqlite"
+        go_on.set()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM records").fetchone() == (3,)
+    assert "egress" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_closing_node_finishes_pictures_or_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         rules_of_file(tmp_path / "rules.toml", ME)
 
 
+JOINED = 'joined_with = { keys = "y", within_s = 1 }'
+
+
 def at_once(name: str, keys: str, output: str, more: str = "") -> str:
     return f'[[rule]]\nname = "{name}"\nkeys = "{keys}"\noutput = {{ key = "{output}" }}\n{more}\n'
 
@@ -91,6 +94,7 @@ def at_once(name: str, keys: str, output: str, more: str = "") -> str:
     ("text", "circle"),
     [
         ("".join(at_once(f"r{n}", "rsu/**", f"rsu/{{node}}/x{n}") for n in range(8)), "'r0' -> 'r1' -> 'r0'"),
+        ("".join(at_once(n, "x/**", f'x/{n}", unit = "1', JOINED) for n in "ab"), "'a' -> 'b' -> 'a'"),
         (at_once("a", "in", "b/1") + at_once("b", "b/*", "c/1") + at_once("c", "*/1", "b/2"), "'b' -> 'c' -> 'b'"),
         (at_once("a", "x/me", "y/{partition}", 'by = "key"') + at_once("b", "y/x/*", "x/{node}"), "'a' -> 'b' -> 'a'"),
         (at_once("a", "x/**", "x-{partition}/y", 'by = "key"') + at_once("b", "x-7/*", "x/1"), "'a' -> 'b' -> 'a'"),
