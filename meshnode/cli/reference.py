@@ -81,8 +81,8 @@ from sketches: the rank of a percentile is wrong by at most 1.65 % (99 % confide
 1.6 % (one standard error). The reading was sensed in the middle of the window, with half of the window and the largest
 uncertainty of a reading as its uncertainty; its position is the middle of the rectangle that holds those of its
 readings, with the way to the corner and the largest error as accuracy; its quality is that of the worst; its lineage
-names the rule, and what readings of this node were derived from. What neighbours say of theirs is not taken over: a
-rule is not shown what has its own name in its lineage, and a neighbour could silence it by that.
+names the rule, and what readings of this node were derived from. A rule is not shown what has its own name in its
+lineage. So what neighbours say of theirs is not taken over: by claiming that name, one of them could silence the rule.
 
 Open windows survive a restart: they are saved every second in which they changed. After a kill, those of them that were
 derived since are given up, so that no record comes twice; readings that were in no saved window are counted as lost

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from meshnode.history.contents import Placed, SegmentContents, Selection, StreamSummary
 from meshnode.history.merging import Row, RowSource, merged
-from meshnode.history.query import Place
+from meshnode.history.query import MAX_LIMIT, Place
 from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
@@ -284,7 +284,8 @@ class SegmentReader:
         To sort all of them would take 30 ms. So the rows that came last (or first) are looked at before: the oldest (or
         newest) of as many as are wanted is a bound, beyond which no row can be among those that are wanted."""
         wanted, values = self._wanted(selection, streams)
-        newest_first, most = selection.query.newest_first, selection.query.limit + 1
+        # Not fewer for a small question: rows of OTHERS may have to be looked at by the thousand.
+        newest_first, most = selection.query.newest_first, max(selection.query.limit, MAX_LIMIT) + 1
         last: Place | None = None
         while True:
             edges = _edges(selection, last)

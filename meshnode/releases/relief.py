@@ -61,7 +61,7 @@ class RelievedThread:
             return about
 
     def close(self) -> None:
-        """Do nothing any more, after what is done now. What hangs is not waited for."""
+        """Do nothing any more, after what is done now. What was relieved because it hung is not waited for."""
         with self._lock:
             self._is_closed, thread = True, self._thread
             self._waiting.clear()

@@ -60,7 +60,8 @@ class Room:
         }
         self._admitted, self._small_bytes = {}, small_bytes
         self._taken = {index: size for sizes in self._settled.values() for index, size in sizes.items()}
-        return sorted(fetched, key=lambda release: list(before).index(release) if release in before else len(before))
+        place = {release: number for number, release in enumerate(before)}
+        return sorted(fetched, key=lambda release: place.get(release, len(place)))
 
     def admit(self, release: Release, sizes: Sizes) -> NoRoom | None:
         """Count what a wanted release takes, if it fits. None: it does."""

@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from protocols.base.errors import InputInvalid
 from protocols.records.egress.coarse import widened
+from protocols.records.patterns.base import DESCRIBED
 from protocols.wire.tensors import Tensor
 
 Redraw = Callable[[bytes], bytes]
 """Encodes a picture anew. :raises InputInvalid: it is none, or none that can be decoded."""
 
-_START, _END, _COUNT = "start_ns", "end_ns", "count"
+_START, _END, _UNTIL, _COUNT = "start_ns", "end_ns", "until_ns", "count"
 _ENCODED_SHAPE: Final = 1
 """Dimensions of an array that holds an encoded picture."""
 
@@ -32,8 +33,23 @@ def has_count(value: Any, least: int) -> bool:
     return type(count) is int and count >= least
 
 
+def with_described(value: Any, veiled: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """The value with ``veiled`` in place of each reading that it describes, as what patterns derive does."""
+    match value:
+        case dict():
+            inner = {name: with_described(item, veiled) for name, item in value.items()}
+            return veiled(inner) if inner.keys() == DESCRIBED and type(inner["utc_ns"]) is int else inner
+        case list() if value and type(value[0]) is dict:
+            return [with_described(item, veiled) for item in value]
+        case _:
+            return value
+
+
 def with_wide_window(value: Any, bucket_s: int) -> Any:
-    """A map that says when its window began and ended, with whole buckets in their place. Anything else as it is."""
+    """A map that says when its window began and ended, or until when nothing came, with whole buckets in their place.
+    Anything else as it is."""
+    if type(value) is dict and type(value.get(_UNTIL)) is int:
+        value = value | {_UNTIL: widened(value[_UNTIL], value[_UNTIL], bucket_s)[1]}
     if type(value) is not dict or type(value.get(_START)) is not int or type(value.get(_END)) is not int:
         return value
     start_ns, end_ns = widened(value[_START], value[_END], bucket_s)

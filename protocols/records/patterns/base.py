@@ -128,6 +128,10 @@ def _are_small(parts: Sequence[Reading | None], partition: str) -> bool:
     return all(part is None or held_bytes(part, partition) <= MAX_HELD_BYTES for part in parts)
 
 
+DESCRIBED: Final = frozenset({"key", "origin", "sequence", "utc_ns", "value"})
+"""The fields of :func:`described`."""
+
+
 def described(reading: Reading) -> dict[str, Any]:
     """How a derived value names a reading that it follows from."""
     return {

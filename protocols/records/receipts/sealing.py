@@ -1,7 +1,7 @@
 """Makes the receipt of each batch, once: a batch that is sent again has the receipt that it had.
 
 The certificate that the receipt names goes along until the relay has acknowledged a batch with it, and again when the
-relay says that it does not know it. So a receipt costs about 200 bytes a batch, and the certificate, of 600, a moment.
+relay says that it does not know it. So a receipt costs about 170 bytes a batch, and the certificate, of 400, a moment.
 
 It is used by one thread at a time: that of the uplink while a request is under way, and the event loop otherwise.
 """
@@ -73,7 +73,7 @@ class BatchSealer:
         self.forget()
 
     def certificate_is_unknown(self) -> bool:
-        """The relay does not know the certificate. Returns whether sending it along is of use, because it was not."""
+        """The relay does not know the certificate. True: it did not go along with the batch, so send it now."""
         was_thought_known = bool(self._known)
         self._known = b""
         return was_thought_known

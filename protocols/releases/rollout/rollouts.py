@@ -301,12 +301,13 @@ class Rollouts:
     def _conclude(self, now: int) -> None:
         """Note what has changed. A halt that began with silence is told once, also when verdicts bear it out later."""
         self.revision += 1
+        decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
         for serial, tally in self._tallies.items():
-            before, state = self._decisions.get(serial), _shown(tally.decide(now))
+            before, state = self._decisions.get(serial), _shown(decisions[serial])
             if before is None or _shown(before) != state:
                 order = self._orders[serial]
                 self._events.append(RolloutState(serial, order.path, order.counter, state, str(tally)))
-        self._decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
+        self._decisions = decisions
         self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
         if self._is_informed:  # after a restart the orders come a moment later
             self._due_ns = min(self._due_ns, self._reporting.take(self._progress(), now))

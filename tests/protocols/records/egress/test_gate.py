@@ -257,3 +257,23 @@ def test_digest_tells_policies_apart_and_is_the_same_for_equal_ones() -> None:
         digest(EgressRule("all", "**"), one, other)
         == "5186f2cc628568c881b7a16f99175a3968aa8168ffba27b3f14a8144ee21c09a"
     )
+
+
+def test_readings_that_a_pattern_names_in_its_value_are_veiled_like_readings() -> None:
+    """The exact time, key and sequence of another vehicle left in the value, while the record itself told none."""
+    described = {
+        "key": "veh/veh-9/speed", "origin": "veh-9", "sequence": 1_700_000_000_000_001,
+        "utc_ns": NOW_UTC_NS + 123_456_789, "value": 3.0,
+    }  # fmt: skip
+    until_ns = NOW_UTC_NS + 60_123_456_789
+    rule = EgressRule("stuck", "rsu/*/stuck", cell_m=2_000, time_s=3_600, pseudonym_s=86_400)
+    for value in (
+        {"after": described, "until_ns": until_ns},
+        {"count": 2, "readings": [described, described]},
+        {"left": described, "right": described | {"value": {"first": described, "then": described}}},
+    ):
+        released = judged(rule, reading(key="rsu/rsu-1/stuck", value=value))
+        told = repr(released.value)
+        for part in ("veh", "speed", str(described["sequence"]), str(described["utc_ns"]), str(until_ns)):
+            assert part not in told
+        assert "3.0" in told
