@@ -15,7 +15,7 @@ Rules:
 4. A run is late at the 95th percentile of its prediction. The next candidate then starts beside it, if it can make the
    deadline and the budget of hedges allows: one in twenty requests, over time. Whatever that budget says, this node
    starts when it could otherwise not make the deadline any more (a rescue), and a run that seems to stall is given up
-   for the next candidate. Its node is asked again when all others have failed.
+   for the next candidate. Its node is asked again when all others have failed or stall, and gets twice the time.
 5. What nobody can compute before its deadline is not begun. A model may name a smaller one that is run in its place
    when it would probably miss the deadline; the answer says which one ran.
 6. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
@@ -154,9 +154,9 @@ class Asking:
     def _fail_unstarted(self, request: OwnRequest, now: int) -> None:
         """Say why nobody was asked."""
         liars = self._distrusted(request, now)
-        if request.hopeless is not None:
+        if hopeless := request.why_hopeless(now):
             self.counters["hopeless"] += 1
-            self._fail(request, "late", _hopeless(request, request.hopeless, now), now)
+            self._fail(request, "late", hopeless, now)
         elif liars:
             detail = f"{', '.join(liars)} gave wrong answers and must not be asked for a while"
             self._fail(request, "failed", detail[: limits.MAX_TEXT_CHARS], now)
@@ -322,8 +322,8 @@ class Asking:
             self.counters["replayed"] += 1
             started = self._start_next(request, now) or (request.try_again() and self._start_next(request, now))
             if not started:
-                if request.hopeless is not None:
-                    self._fail(request, "late", _hopeless(request, request.hopeless, now), now)
+                if hopeless := request.why_hopeless(now):
+                    self._fail(request, "late", hopeless, now)
                 elif invalid:
                     self._fail(request, "invalid", invalid[0].detail, now)
                 else:
@@ -437,12 +437,13 @@ class Asking:
     def _hedge(self, request: OwnRequest, run: OwnRun, now: int) -> None:
         if self._hedges.left < 1:
             self.counters["hedges_denied"] += 1
-            run.denied = run.node != self._node
-            if run.denied and now >= run.stalled_at:
-                self._give_up(request, run, now)
         elif self._start_next(request, now, beside=True):
             self._hedges.spend()
             self.counters["hedged"] += 1
+            return
+        run.denied = run.node != self._node
+        if run.denied and now >= run.stalled_at:
+            self._give_up(request, run, now)
 
     def _rescue(self, request: OwnRequest, now: int) -> None:
         request.rescue_at = NEVER
@@ -453,14 +454,17 @@ class Asking:
 
     def _give_up(self, request: OwnRequest, run: OwnRun, now: int) -> None:
         """A run that could not be hedged seems to stall: another node gets the request in its place, if one can."""
-        run.denied = False
-        if self._candidates(request, now):
-            request.given_up.add(run.node)
-            took_ns = now - run.started_ns
-            self._standings.missed(run.node, now)
-            self.costs.overdue(run.node, run.demand, run.candidate.expected_ns, took_ns, True, now)
-            self._decided.messages.append((run.node, InferCancel(run.number)))
-            self._lose(request, run, RunReport(run.node, "late", took_ns, detail="it seems to stall"), now)
+        run.denied, beside = False, len(request.runs) > 1
+        if not self._candidates(request, now) and not (request.try_again() and self._candidates(request, now)):
+            return
+        request.given_up.add(run.node)
+        took_ns = now - run.started_ns
+        self._standings.missed(run.node, now)
+        self.costs.overdue(run.node, run.demand, run.candidate.expected_ns, took_ns, True, now)
+        self._decided.messages.append((run.node, InferCancel(run.number)))
+        self._lose(request, run, RunReport(run.node, "late", took_ns, detail="it seems to stall"), now)
+        if beside and request.runs:
+            self._start_next(request, now)
 
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, and end what is past its deadline."""
@@ -490,11 +494,3 @@ class Asking:
                     elif run.denied:
                         due = min(due, run.stalled_at)
         return due
-
-
-def _hopeless(request: OwnRequest, best: Candidate, now: int) -> str:
-    left_ms, needed_ms = max(request.deadline_ns - now, 0) / limits.MS, best.soonest_ns / limits.MS
-    return (
-        f"{request.model!r} needs at least {needed_ms:.1f} ms at {best.node}, and {left_ms:.1f} ms are left: "
-        "give it a later deadline, or ask for less at a time"
-    )

@@ -62,8 +62,9 @@ class OwnRun:
             late_ns = max(late_ns, candidate.expected_ns * 3 // 2 + GUESS_SLACK_NS)
         self.late_at = now + late_ns
         """When the next candidate should start beside it."""
-        self.stalled_at = now + STALLED_FACTOR * late_ns
-        """When it is so late that its node seems to stall."""
+        self.stalled_at = now + STALLED_FACTOR * late_ns * 2**request.rounds
+        """When it is so late that its node seems to stall. Whoever is asked again gets twice the time: a mesh that is
+        slow as a whole would otherwise begin the same runs for ever, and end none."""
         self.hedged = self.denied = False
         """Whether it was late, and whether there was no hedge for it then."""
 
@@ -73,7 +74,7 @@ class OwnRequest:
 
     __slots__ = (
         "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "given_up", "hedge", "hopeless",
-        "inputs", "model", "number", "outputs", "planned", "rescue_at", "runs", "size_bytes", "tried",
+        "inputs", "model", "number", "outputs", "planned", "rescue_at", "rounds", "runs", "size_bytes", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +97,8 @@ class OwnRequest:
         self.tried: set[NodeId] = set()
         self.given_up: set[NodeId] = set()
         """Those of them whose run seemed to stall. They may be tried again when nobody else is left."""
+        self.rounds = 0
+        """How often nobody else was left."""
         self.attempts: list[RunReport] = []
 
     def begin_anew(self, digest: str | None) -> None:
@@ -110,7 +113,18 @@ class OwnRequest:
         """Let those be tried again that were given up. Returns whether there are any."""
         again, self.given_up = self.given_up, set()
         self.tried -= again
+        self.rounds += bool(again)
         return bool(again)
+
+    def why_hopeless(self, now: int) -> str:
+        """Why nobody can make the deadline; empty: somebody might have."""
+        if self.hopeless is None:
+            return ""
+        left_ms, needed_ms = max(self.deadline_ns - now, 0) / limits.MS, self.hopeless.soonest_ns / limits.MS
+        return (
+            f"{self.model!r} needs at least {needed_ms:.1f} ms at {self.hopeless.node}, and {left_ms:.1f} ms are left: "
+            "give it a later deadline, or ask for less at a time"
+        )
 
     @property
     def demand(self) -> Demand:

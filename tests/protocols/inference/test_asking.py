@@ -1,5 +1,7 @@
 """Own requests between deadline, hedge and rescue: what is begun, what is not, and what the caller is told."""
 
+from itertools import pairwise
+
 import pytest
 
 from protocols.base.limits import MS, SECOND
@@ -126,6 +128,48 @@ def test_neighbour_that_was_given_up_is_asked_again_when_nobody_else_can_compute
     answered = bench.answered()
     assert [(each.node, each.outcome) for each in answered.attempts] == [(A, "late"), (B, "failed"), (A, "failed")]
     assert answered.failure == "failed"
+
+
+def test_neighbour_that_was_given_up_is_asked_again_when_the_only_other_one_stalls() -> None:
+    """The first had stood for 7 ms, the second never answered, and the request waited for its deadline of ten seconds.
+    Each round gives twice the time, so that a mesh that is slow as a whole ends what it has begun."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    bench.prove(B, 30)
+    bench.machine._asking._hedges._parts = 0
+    bench.ask(20 * SECOND)
+    asked = bench.requests()
+    began = [bench.now]
+    while len(asked) < 5:
+        bench.at(bench.machine.next_timer_at())
+        if more := bench.requests():
+            asked += more
+            began.append(bench.now)
+    assert [node for node, _ in asked] == [A, B, A, B, A]
+    patience = [later - sooner for sooner, later in pairwise(began)]
+    assert all(patience[step + 2] >= 2 * patience[step] for step in range(len(patience) - 2)), patience
+    assert bench.now < SECOND
+    bench.answer(A, asked[-1][1].request)
+    winner = bench.answered().winner
+    assert winner is not None
+    assert winner.node == A
+
+
+def test_run_beside_a_stalled_one_is_given_up_for_a_third_neighbour() -> None:
+    """It was cancelled, and nobody began in its place while the stalled one was still hoped for."""
+    bench = Bench(A, B, C)
+    for node, cost_ms in ((A, 10), (B, 20), (C, 30)):
+        bench.prove(node, cost_ms)
+    bench.ask(20 * SECOND)
+    bench.requests()
+    bench.at(bench.machine.next_timer_at())
+    assert [node for node, _ in bench.requests()] == [B]
+    while not (third := bench.requests()):
+        bench.at(bench.machine.next_timer_at())
+    assert [node for node, _ in third] == [C]
+    assert bench.now < SECOND
+    bench.answer(C, third[0][1].request)
+    assert bench.answered().winner is not None
 
 
 def test_request_at_a_neighbour_that_is_late_is_rescued_here_without_a_hedge_left() -> None:
