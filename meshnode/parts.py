@@ -7,6 +7,7 @@ installed changes nothing, and none can take the place of a part that is listed 
 
 from typing import TYPE_CHECKING, Final
 
+from meshnode.applications.part import APPLICATIONS
 from meshnode.discovery.part import DISCOVERY
 from meshnode.functions.part import FUNCTIONS
 from meshnode.gossip.part import GOSSIP
@@ -28,7 +29,7 @@ GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, HISTORY, RELEASES, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
-DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS)
+DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS, APPLICATIONS)
 """Parts that use all others and open after them."""
 
 

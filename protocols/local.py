@@ -38,6 +38,8 @@ divides batches."""
 MAX_TOLD_ATTEMPTS: Final = 64
 """Runs of one inference that are told; of one that was divided, only those that gave no result."""
 Detail = Annotated[str, Meta(max_length=4_096)]
+SOCKET_VARIABLE = "MESHNODE_SOCKET"
+"""The variable of the environment that tells an application the socket of the node that has started it."""
 FIRST_SUBJECTS = frozenset({"peers", "statistics", "drops", "models", "position", "uplink"})
 """The subjects that a node of version 1.0 answers. It treats any other subject as a malformed frame; a newer node
 answers with an error instead."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, Literal
 
+from meshnode.applications.manifest import granted_rights, read_application
+from meshnode.applications.section import ApplicationsSection
 from meshnode.cli.probes import (
     ProbeFailed,
     interface_addresses,
@@ -24,6 +26,7 @@ from meshnode.cli.probes import (
 from meshnode.config.sections import NodeConfig
 from meshnode.console.node_api import NodeApi
 from meshnode.functions.section import FunctionsSection
+from meshnode.groups import program_in
 from meshnode.grpc.libraries import why_not_there
 from meshnode.grpc.section import GrpcSection
 from meshnode.history.section import HistorySection
@@ -91,6 +94,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _rules(config)
     yield from _egress(config)
     yield from _functions(config, config_path.parent)
+    yield from _applications(config)
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)
@@ -280,13 +284,40 @@ def _rules(config: NodeConfig) -> Iterator[Finding]:
 def _functions(config: NodeConfig, folder: Path) -> Iterator[Finding]:
     """The programs of functions."""
     for section in config.of(FunctionsSection).functions:
-        program = section.run[0]
-        found = shutil.which(str((folder / program).resolve()) if os.sep in program else program)
+        found = shutil.which(program_in(folder, section.run)[0])
         if found is None:
-            why = f"{program} is no program that can be run: correct 'run', or make the file executable"
+            why = f"{section.run[0]} is no program that can be run: correct 'run', or make the file executable"
             yield Finding("fail", f"function {section.name}", why)
         else:
             yield Finding("ok", f"function {section.name}", found)
+
+
+def _applications(config: NodeConfig) -> Iterator[Finding]:
+    """What applications ask for, and whether they get it."""
+    for section in config.of(ApplicationsSection).applications:
+        try:
+            manifest = read_application(section.manifest)
+            rights = granted_rights(manifest, section, config.node.id)
+        except ConfigError as error:
+            yield Finding("fail", f"application {section.manifest.parent.name}", str(error))
+            continue
+        what = f"application {manifest.name}"
+        if shutil.which(program_in(section.manifest.absolute().parent, manifest.run)[0]) is None:
+            why = f"{manifest.run[0]} is no program that can be run: correct 'run', or make the file executable"
+            yield Finding("fail", what, why)
+        else:
+            may = ", ".join(
+                f"{key} {' '.join(granted)}"
+                for key, granted in (
+                    ("reads", rights.reads),
+                    ("publishes", rights.publishes),
+                    ("infers", rights.infers),
+                )
+                if granted
+            )
+            yield Finding(
+                "ok", what, f"{manifest.version} by {manifest.publisher} ({manifest.licence}): {may or 'no rights'}"
+            )
 
 
 def _egress(config: NodeConfig) -> Iterator[Finding]:

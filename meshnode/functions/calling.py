@@ -9,22 +9,19 @@ Invariant: when a call has ended, its pipes are closed, whoever else still holds
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from meshnode.groups import LIMITED, kill_group
+
 MAX_OUT_BYTES: Final = 1 << 20
 """What a call may write on standard output …"""
 MAX_ERROR_BYTES: Final = 4_096
 """… and what of standard error is kept to say why it failed."""
-_LIMITED: Final = 'ulimit -d "$0" && ulimit -c 0 && exec "$@"'
 _GRACE_S: Final = 0.2
 """How long is read on when the program has ended and something that it started still holds its pipes."""
-_KILLS: Final = 40
-"""How often a group is killed before its rest is left alone: for four seconds."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 Outcome = Literal["done", "failed", "late", "not_started"]
@@ -45,7 +42,7 @@ async def call(
     program: Sequence[str], folder: Path, given: bytes, timeout_s: float, memory_mib: int
 ) -> Call:  # fmt: skip
     """Run a program with ``given`` on its standard input. It never raises for what the program does."""
-    limited = ("/bin/sh", "-c", _LIMITED, str(memory_mib * 1_024), *program)
+    limited = ("/bin/sh", "-c", LIMITED, str(memory_mib * 1_024), *program)
     try:
         transport, talk = await _started(limited, folder)
     except (OSError, ValueError) as error:
@@ -125,15 +122,9 @@ class _Talk(asyncio.SubprocessProtocol):
 
 
 async def _end(transport: asyncio.SubprocessTransport, talk: _Talk) -> None:
-    """Kill the group until nobody is left in it: a shell that is just starting something was seen to leave that behind
-    when the group was killed once. Then close the pipes, which what has left the session may hold."""
+    """Kill the group. Then close the pipes, which what has left the session may hold."""
     try:
-        for attempt in range(_KILLS):
-            try:
-                os.killpg(transport.get_pid(), signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # nobody is left, or what is left has another user
-                break
-            await asyncio.sleep(min(0.001 * 2**attempt, 0.1))
+        await kill_group(transport.get_pid())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await talk.ended.wait()

@@ -9,7 +9,6 @@ All lines of a call are published, or none: each is checked before the first one
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import msgspec
 
 from meshnode.functions.calling import Call, call
 from meshnode.functions.section import FunctionSection, FunctionsSection
+from meshnode.groups import program_in
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish, reading_form
 from meshnode.readings.publisher import Publisher
@@ -46,8 +46,7 @@ class Function:
 
     def __init__(self, host: Host, section: FunctionSection) -> None:
         self._host, self._section = host, section
-        first, *rest = section.run
-        self._program = [str((host.folder / first).resolve()) if os.sep in first else first, *rest]
+        self._program = program_in(host.folder, section.run)
         self._mark = f"function {section.name}"
         self.counts: Counter[str] = Counter()
         self._next_ns = 0

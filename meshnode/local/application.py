@@ -17,6 +17,7 @@ from meshnode.inference.result import InferenceResult
 from meshnode.inference.running import RunningInference
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.pipe import Pipe
+from meshnode.local.rights import Rights
 from meshnode.running import DropCount, Host
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
@@ -106,8 +107,12 @@ class _Fallen(Drops):
 class Application:
     """A connection to :class:`meshnode.local.server.LocalServer`."""
 
-    def __init__(self, number: int, pipe: Pipe, who: ProcessCredentials, host: Host, counters: dict[str, int]) -> None:
-        self.number, self.pipe, self.who = number, pipe, who
+    def __init__(
+        self, number: int, pipe: Pipe, who: ProcessCredentials, host: Host, counters: dict[str, int],
+        rights: Rights | None = None,
+    ) -> None:  # fmt: skip
+        """``rights``: None: it may do all that the node may."""
+        self.number, self.pipe, self.who, self._rights = number, pipe, who, rights
         self.name = ""
         """Empty until it has opened."""
         self.since_ns = time.monotonic_ns()
@@ -154,7 +159,7 @@ class Application:
             case Flush():
                 self._say(Done(frame.question))
             case Locate():
-                self._host.position = frame.position
+                self._locate(frame)
             case _:
                 assert_never(frame)
         return True
@@ -174,6 +179,8 @@ class Application:
         rules = node.config.access.rules
         # An application checks only what it publishes, and an older library refuses a verb that it does not know.
         publishing = tuple(rule for rule in (DEFAULT_RULES if rules is None else rules) if rule.verb == "publish")
+        if self._rights is not None:
+            publishing = self._rights.publish_rules(node.role)
         self._say(
             Welcome(
                 LOCAL_MAJOR, LOCAL_MINOR, self.number, node.mesh, node.id, node.role, node.incarnation, publishing
@@ -212,6 +219,8 @@ class Application:
             reading = decode_untrusted_parcel(parcel)
             how = reading.how
             try:
+                if self._rights is not None:
+                    self._rights.check_publish(reading.key)
                 node.publish(
                     reading.key, reading.value, unit=how.unit, sensor=how.sensor,
                     where=reading.where if parcel.label == OWN_POSITION else None, time_ns=reading.when.utc_ns,
@@ -223,15 +232,28 @@ class Application:
                 self._refuse(reading, error)
 
     def _refuse(self, reading: Reading, error: MeshError) -> None:
+        self._count_refusal(error)
+        self._say(Refused(reading.key, reading.sequence, type(error).__name__, str(error)[:4_096]), needed=False)
+
+    def _count_refusal(self, error: MeshError) -> None:
         self._counters["refused"] += 1
         self._refusals += 1
         if self._refusals & (self._refusals - 1) == 0:  # 1, 2, 4, 8 …: a broken application can't fill a disk
-            _log.warning("%s: a reading on %r was refused: %s (%d so far)", self, reading.key, error, self._refusals)
-        self._say(Refused(reading.key, reading.sequence, type(error).__name__, str(error)[:4_096]), needed=False)
+            _log.warning("%s was refused something: %s (%d times so far)", self, error, self._refusals)
+
+    def _locate(self, frame: Locate) -> None:
+        try:
+            if self._rights is not None:
+                self._rights.check_locate()
+            self._host.position = frame.position
+        except MeshError as error:  # nobody waits for an answer
+            self._count_refusal(error)
 
     def _subscribe(self, frame: Subscribe) -> None:
         subscriptions = self._drops.wanted
         try:
+            if self._rights is not None:
+                self._rights.check_subscribe(frame.expression)
             if len(subscriptions) >= limits.MAX_LOCAL_SUBSCRIPTIONS:
                 raise BoundExceeded(
                     f"{limits.MAX_LOCAL_SUBSCRIPTIONS} subscriptions of one application are open: close some, or use a "
@@ -292,6 +314,13 @@ class Application:
     # --- inference -------------------------------------------------------------------------------------------------
     def _infer(self, frame: Infer) -> None:
         self._counters["inferences"] += 1
+        try:
+            if self._rights is not None:
+                self._rights.check_infer(frame.model)
+        except MeshError as error:
+            self._count_refusal(error)
+            self._say(Inferred(frame.request, type(error).__name__, str(error)[:4_096]))
+            return
         if len(self._running) >= limits.MAX_LOCAL_REQUESTS or frame.request in self._running:
             self._say(
                 Inferred(
@@ -334,6 +363,8 @@ class Application:
     # --- answers ---------------------------------------------------------------------------------------------------
     def _tell(self, frame: Ask) -> None:
         try:
+            if self._rights is not None:
+                self._rights.check_question(frame.subject, frame.argument)
             content = self._host.begin_asking(frame.subject, frame.argument)
         except Exception as error:  # noqa: BLE001 -- whatever a part does, the application gets an answer
             self._tell_error(frame, error)
@@ -380,6 +411,6 @@ class Application:
                 self.pipe.shut_down()
 
     def notify(self, frame: bytes) -> None:
-        """Send an event. May be called from any thread."""
-        if self.name:
+        """Send an event of a neighbour. May be called from any thread."""
+        if self.name and self._rights is None:
             self._send(frame, needed=False)

@@ -12,6 +12,7 @@ module is cheap: it loads neither the links nor ONNX Runtime.
 import asyncio
 import itertools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from protocols.base import limits
 from protocols.base.effects import Event
 from protocols.base.errors import (
     BoundExceeded,
+    ConfigError,
     ContextMissing,
     InferenceError,
     LocalProtocolError,
@@ -50,6 +52,7 @@ from protocols.local import (
     MODELS,
     PEERS,
     POSITION,
+    SOCKET_VARIABLE,
     STATISTICS,
     Ask,
     Closing,
@@ -429,16 +432,24 @@ def _settle(future: "asyncio.Future[Any] | None", value: object) -> None:
         future.set_result(value)
 
 
-def connect(node: "NodeConfig | Path | str", name: str | None = None) -> ConnectedNode:
+def connect(node: "NodeConfig | Path | str | None" = None, name: str | None = None) -> ConnectedNode:
     """A node that runs in another process of this computer, connected inside ``async with``.
 
-    ``node``: its TOML file, its ``NodeConfig``, or the path of its socket. ``name``: the application's name in
-    the node's logs; by default that of the program.
+    ``node``: its TOML file, its ``NodeConfig``, or the path of its socket; None: the node that has started this program
+    as one of its applications. ``name``: the application's name in the node's logs; by default that of the program.
 
-    :raises ConfigError: at once, when the file is wrong. Entering raises ``TransportError`` with the way out.
+    :raises ConfigError: at once, when the file is wrong, or no node has started this program. Entering raises
+        ``TransportError`` with the way out.
     """
     if name is None:
         name = Path(sys.argv[0]).name or "python"
+    if node is None:
+        node = os.environ.get(SOCKET_VARIABLE)
+        if node is None:
+            raise ConfigError(
+                f"no node has started this program, since {SOCKET_VARIABLE} is not set: name its configuration "
+                "file or its socket"
+            )
     if not isinstance(node, Path | str):
         from meshnode.local.section import socket_of
 

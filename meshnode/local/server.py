@@ -20,6 +20,7 @@ from pathlib import Path
 
 from meshnode.local.application import Application, ProcessCredentials
 from meshnode.local.pipe import Pipe
+from meshnode.local.rights import Rights
 from meshnode.running import DropCount, Host
 from protocols.base import limits
 from protocols.base.effects import Event
@@ -37,9 +38,12 @@ _BOTH = select.EPOLLIN | select.EPOLLOUT
 class LocalServer:
     """Serves applications until :meth:`close`."""
 
-    def __init__(self, host: Host) -> None:
-        """``host`` must be open, and closes the server first."""
-        self._host = host
+    def __init__(self, host: Host, rights: Rights | None = None) -> None:
+        """``host`` must be open, and closes the server first. ``rights``: of all applications at this socket; None:
+        they may do all that the node may."""
+        self._host, self._rights = host, rights
+        self.heard_ns = 0
+        """When the last frame of an application came, on the monotonic clock; 0: none has."""
         self._applications: dict[int, Application] = {}  # by descriptor
         self._next = 1
         self._counters = dict.fromkeys(
@@ -133,7 +137,7 @@ class LocalServer:
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         pipe = Pipe(sock)
         number, self._next = self._next, self._next + 1
-        application = Application(number, pipe, ProcessCredentials(pid, uid), self._host, self._counters)
+        application = Application(number, pipe, ProcessCredentials(pid, uid), self._host, self._counters, self._rights)
         if len(self._applications) >= limits.MAX_LOCAL_APPLICATIONS:
             self._counters["turned_away"] += 1
             _log.warning("%s is turned away: %d are connected", application, len(self._applications))
@@ -156,6 +160,8 @@ class LocalServer:
                 return
             frames = application.pipe.receive()
             alive = frames is not None
+            if frames:
+                self.heard_ns = time.monotonic_ns()
             for frame in frames or ():
                 alive = application.receive(frame) and alive
         except RemoteProtocolError as error:

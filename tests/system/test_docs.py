@@ -21,6 +21,7 @@ import pytest
 
 from cloud_relay.cli import main as cloud_relay
 from cloud_relay.config import load_config
+from meshnode.applications.manifest import read_application
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.identity import create_mesh, issue
 from meshnode.loading import load
@@ -227,6 +228,10 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
         config.write_text(text, "utf-8")
         assert load_plan(config).publish
         return
+    if "publisher" in table:
+        config.write_text(text, "utf-8")
+        assert read_application(config).name == table["name"]
+        return
     if "id" in table.get("relay", {}) and "address" not in table["relay"]:
         config.write_text(text, "utf-8")
         assert load_config(config).node == table["relay"]["id"]
@@ -241,6 +246,9 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
         (tmp_path / model["path"]).touch()
     for name in table.get("rules", {}).get("files", ()):
         (tmp_path / name).touch()
+    for application in table.get("application", ()):
+        (tmp_path / application["manifest"]).parent.mkdir(parents=True)
+        (tmp_path / application["manifest"]).touch()
     if "releases" in table:
         (tmp_path / table["releases"]["root"]).touch()
     assert load(config).node.id == node

@@ -1,0 +1,31 @@
+"""Groups of processes: a program that the node runs, and all that it has started."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+_KILLS: Final = 40
+"""How often a group is killed before its rest is left alone: for four seconds."""
+LIMITED: Final = 'ulimit -d "$0" && ulimit -c 0 && exec "$@"'
+"""A script for ``/bin/sh -c`` that sets ``RLIMIT_DATA`` to its first argument, in KiB, and becomes the program that the
+others name. Limits that are set from outside come too late for what a program starts at once."""
+
+
+async def kill_group(leader: int) -> None:
+    """Kill a process group until nobody is left in it: a shell that is just starting something was seen to leave that
+    behind when the group was killed once. ``leader``: the process whose number the group has."""
+    for attempt in range(_KILLS):
+        try:
+            os.killpg(leader, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # nobody is left, or what is left has another user
+            break
+        await asyncio.sleep(min(0.001 * 2**attempt, 0.1))
+
+
+def program_in(folder: Path, run: Sequence[str]) -> list[str]:
+    """A program and its arguments: one with a ``/`` in its name is found from ``folder``, others on the search path."""
+    first, *rest = run
+    return [str((folder / first).resolve()) if os.sep in first else first, *rest]
