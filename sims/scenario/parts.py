@@ -211,7 +211,7 @@ class Curation(Part, frozen=True):
 
     interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
     """The least time between two records of one key; 0: every reading is a record."""
-    lifespan_s: Annotated[float, Meta(ge=0.001, le=86_400)] = 86_400.0
+    lifespan_s: Annotated[float, Meta(ge=0.001, le=604_800)] = 86_400.0
     """A record that is not delivered by then expires."""
     max_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
     """The number of records that may wait at one node. Beyond it the least urgent is evicted, and of these the
@@ -370,7 +370,7 @@ class Scenario(Part, frozen=True):
 
     name: Name
     description: str
-    duration_s: Annotated[float, Meta(gt=0, le=86_400)]
+    duration_s: Annotated[float, Meta(gt=0, le=604_800)]
     groups: Annotated[tuple[Group, ...], Meta(min_length=1)]
     origin: tuple[Latitude, Longitude] = (48.7665, 11.4258)
     """Latitude and longitude of (0, 0) in degrees."""
