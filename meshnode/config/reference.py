@@ -19,7 +19,7 @@ from meshnode.links.transport import Address
 from protocols.base.ids import NodeId
 
 _UNITS: Final = {
-    "_bytes_per_s": "bytes per second",
+    "bytes_per_s": "bytes per second",
     "_ms": "milliseconds",
     "_s": "seconds",
     "_mib": "MiB",

@@ -32,6 +32,7 @@ from meshnode.records.rules.state import EVERY_S, WindowState
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
+from meshnode.records.way import Way
 from meshnode.tasks import told
 from meshnode.troubles import Troubles
 from protocols.base import limits
@@ -129,6 +130,8 @@ class Recorder:
             return UplinkDriver(
                 outbox, lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id), self._node,
                 incarnation, Random(), BatchSealer(mesh, self._node, incarnation, signing_key, sha256),
+                Way(relay.address, relay.interfaces, relay.urgent_priority) if relay.interfaces else None,
+                relay.bytes_per_s,
             )  # fmt: skip
 
         self.keeper = OutboxKeeper(

@@ -85,3 +85,30 @@ class RelaySection(PartSection, frozen=True, kw_only=True):
         NodeId | None,
         Meta(description="Node id that its certificate must carry.", extra={"default": "any relay of the mesh"}),
     ] = None
+    interfaces: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(
+            max_length=16,
+            description="Records are sent only while the way to the relay leads over one of these network interfaces; "
+            "`wlan*` stands for all whose names begin so.",
+            extra={"default": "any"},
+        ),
+    ] = ()
+    urgent_priority: Annotated[
+        int | None,
+        Meta(
+            ge=0, le=7, description="Records of at least this priority are sent over any interface.",
+            extra={"default": "none are"},
+        ),
+    ] = None  # fmt: skip
+    bytes_per_s: Annotated[
+        int, Meta(ge=0, le=2**40, description="The most that records take of the way to the relay; 0: all of it.")
+    ] = 0
+
+    def conflicts(self) -> Iterator[Problem]:
+        """An exception to a rule that is not there."""
+        if self.urgent_priority is not None and not self.interfaces:
+            yield Problem(
+                "urgent_priority", shown(self.urgent_priority),
+                "has no effect without interfaces: name those that all records may take, or remove it",
+            )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, assert_never
 
 from meshnode.links.transport import Requester
 from meshnode.records.outbox import Outbox
+from meshnode.records.way import Permission, Way
 from protocols.base.errors import MeshError, StorageError, TransportError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId
 from protocols.base.limits import SECOND
@@ -49,12 +50,14 @@ class UplinkDriver:
 
     def __init__(
         self, outbox: Outbox, connect: Callable[[], Requester], node: NodeId, incarnation: Incarnation, random: Random,
-        sealer: BatchSealer | None = None,
+        sealer: BatchSealer | None = None, way: Way | None = None, bytes_per_s: int = 0,
     ) -> None:  # fmt: skip
         """``connect`` opens a requester to the relay; it runs on the uplink's thread and may raise TransportError.
-        ``sealer`` makes the receipts of batches, on the same thread; None: they have none."""
-        self._outbox, self._connect = outbox, connect
-        self._machine = Uplink(outbox.ledger, node, incarnation, random, sealer)
+        ``sealer`` makes the receipts of batches, on the same thread; None: they have none. ``way``: which records may
+        be sent now; None: all. ``bytes_per_s``: see :class:`Uplink`."""
+        self._outbox, self._connect, self._way = outbox, connect, way
+        self._permission = Permission(None)
+        self._machine = Uplink(outbox.ledger, node, incarnation, random, sealer, bytes_per_s)
         self._requester: Requester | None = None
         self._closed = False
         self._stop = asyncio.Event()
@@ -110,11 +113,26 @@ class UplinkDriver:
             if not await self._unless_stopped(self._outbox.wait()):
                 return False
             machine.wake(_now())
+        await self._look_at_the_way()
         await self._outbox.follow_clock()
         request = await self._decide(lambda now: machine.handle_timer(now, self._outbox.utc_now()))
         while request is not None:
             request = await self._decide(await self._exchange(request))
         return True
+
+    async def _look_at_the_way(self) -> None:
+        """Tell the machine which records may be sent. A connection does not follow the way, so it ends when that leads
+        over another interface."""
+        if self._way is None:
+            return
+        permission = await asyncio.get_running_loop().run_in_executor(self._thread, self._way.look)
+        if permission == self._permission:
+            return
+        if permission.interface != self._permission.interface:
+            self._hang_up()
+        self._permission = permission
+        self._machine.allow(permission.least_priority, permission.why)
+        self._report()
 
     async def _decide(self, tell: Callable[[MonotonicNs], None]) -> _Request | None:
         """Tell the machine something and perform what it decides. Returns the request to make of the relay, if any."""
@@ -155,7 +173,8 @@ class UplinkDriver:
         for event in self._machine.events():
             match event:
                 case UplinkChanged(state, detail):
-                    level = logging.INFO if state is UplinkState.CONNECTED else logging.WARNING
+                    well = state in (UplinkState.CONNECTED, UplinkState.HELD)
+                    level = logging.INFO if well else logging.WARNING
                     _log.log(level, "relay: %s%s", state.value, f": {detail}" if detail else "")
                 case RecordRefused(sequence, reason):
                     _log.warning("the relay refused record %d: %s", sequence, reason)

@@ -15,6 +15,8 @@ class UplinkState(StrEnum):
     REFUSED = "refused"
     STORAGE = "storage"
     """A disk, here or at the relay, does not take records."""
+    HELD = "held"
+    """Records may not take the way that leads to the relay now, except urgent ones."""
     STOPPED = "stopped"
 
 

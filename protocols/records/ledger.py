@@ -26,7 +26,7 @@ and write, and :meth:`Ledger.changes_saved` notes that it was done.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocols.base.errors import LocalProtocolError
@@ -59,6 +59,8 @@ class BatchPlan:
     next_sequence: int
     policy: bytes = b""
     """The digest of the egress policy that all of the records passed; empty: none is known."""
+    size_bytes: int = field(default=0, compare=False)
+    """The bytes of its records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,18 +258,26 @@ class Ledger:
         node put it would keep it for years."""
         self._pending.expire_by(UtcNs(now + MAX_RECORD_LIFESPAN_S * SECOND))
 
-    def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
+    def has_pending(self, least_priority: int) -> bool:
+        """Whether a record of at least that priority waits."""
+        return self._pending.holds(least_priority)
+
+    def next_batch(
+        self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS, least_priority: int = 0,
+        max_bytes: int = MAX_BATCH_BYTES,
+    ) -> BatchPlan | None:  # fmt: skip
         """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.
-        Its records passed one policy.
+        Its records passed one policy and have at least that priority. One record may be larger than ``max_bytes``.
 
         The batch is under way until :meth:`acknowledged` or :meth:`abandoned` is called. There is one at a time.
         """
         if self._pending.has_pinned:
             raise LocalProtocolError("a batch is under way: report what became of it first")
         chosen: list[int] = []
-        room = MAX_BATCH_BYTES
+        room = min(max_bytes, MAX_BATCH_BYTES)
         end = NEVER
-        for entry in self._pending.oldest_first():
+        sizes: dict[int, int] = {}
+        for entry in self._pending.oldest_first(least_priority):
             if len(chosen) >= min(max_records, MAX_BATCH_RECORDS):
                 break
             if 0 < entry.expires_utc_ns <= now:
@@ -279,6 +289,7 @@ class Ledger:
             if not chosen:
                 end = self._passed.end_of(entry.sequence)
             chosen.append(entry.sequence)
+            sizes[entry.sequence] = entry.size_bytes
         fates = self._fates.in_order(MAX_FATES_PER_BATCH + 1)
         if len(fates) > MAX_FATES_PER_BATCH:
             untold = fates.pop()
@@ -287,7 +298,8 @@ class Ledger:
             return None
         self._pending.pin(chosen)
         policy = self._passed.of(chosen[0]) if chosen else b""
-        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence, policy)
+        size_bytes = sum(sizes[sequence] for sequence in chosen)
+        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence, policy, size_bytes)
 
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
         """The relay has the batch on disk. Returns how many of its records ended.

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
 from typing import Final
 
 from protocols.base.ids import UtcNs
@@ -101,14 +102,25 @@ class PendingRecords:
             self._head += 1
         return payer
 
-    def oldest_first(self) -> Iterator[LedgerEntry]:
-        """Every record. The caller may remove what it was given."""
+    def oldest_first(self, least_priority: int = 0) -> Iterator[LedgerEntry]:
+        """Every record of at least that priority. The caller may remove what it was given."""
+        if least_priority:
+            queues = [queue for (_, priority), queue in self._queues.items() if priority >= least_priority]
+            for sequence in merge(*queues):
+                yield self._entry(bisect_left(self._sequences, sequence, self._head))
+            return
         for row in range(self._head, len(self._sequences)):
             if self._priorities[row] != _GONE:
-                yield LedgerEntry(
-                    self._sequences[row], self._sizes[row], self._priorities[row], self._expiries[row],
-                    self._payers[row],
-                )  # fmt: skip
+                yield self._entry(row)
+
+    def _entry(self, row: int) -> LedgerEntry:
+        return LedgerEntry(
+            self._sequences[row], self._sizes[row], self._priorities[row], self._expiries[row], self._payers[row]
+        )
+
+    def holds(self, least_priority: int) -> bool:
+        """Whether a record of at least that priority waits."""
+        return any(priority >= least_priority for _, priority in self._queues)
 
     def expired(self, now: UtcNs) -> list[int]:
         """Sequences of the records whose lifespan is over and that are not pinned."""

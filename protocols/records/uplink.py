@@ -20,6 +20,9 @@ A new ledger introduces itself with an empty batch before its first record, see 
 The uplink changes the ledger that it is given, and storage follows. A driver performs the effects in their order, and
 nobody else may use the ledger until it has reported what storage did. Records may be issued while a batch is on its
 way to the relay and back.
+
+A node may hold back what is not urgent while the way to the relay is one that costs money (:meth:`Uplink.allow`), and
+keep a pace in bytes a second: each batch is followed by a pause as long as its bytes take.
 """
 
 from random import Random
@@ -29,7 +32,7 @@ from msgspec import Struct
 
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId, UtcNs
-from protocols.base.limits import MAX_BATCH_RECORDS, MS, SECOND
+from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MS, SECOND
 from protocols.base.time import NEVER
 from protocols.records.events import (
     RecordRefused,
@@ -57,6 +60,10 @@ REFUSED_RETRY_NS: Final = 30 * SECOND
 """Pause after a refusal that only a person can lift."""
 REQUEST_TIMEOUT_NS: Final = 10 * SECOND
 """A full batch of 1 MiB passes an uplink of 1 Mb/s in 8.4 s."""
+NO_PRIORITY: Final = 8
+"""The least priority of which nothing may be sent."""
+HELD_LOOK_NS: Final = 5 * SECOND
+"""How often an uplink that may send nothing asks whether it may now."""
 _MAX_DOUBLINGS: Final = 16
 """Failures in a row that are counted: the pause has long reached its maximum."""
 _MAX_SEQUENCE_DIGITS: Final = 18
@@ -70,6 +77,8 @@ class _Resting(Struct, frozen=True):
     due_ns: int
     failed: bool = False
     """Whether this is the pause after a failure."""
+    paced: bool = False
+    """Whether this is a pause that a record must not shorten either."""
 
 
 class _Introducing(Struct, frozen=True):
@@ -106,10 +115,16 @@ class Uplink:
     """The uplink of one life of a node. Instants are monotonic nanoseconds unless they are called ``utc``."""
 
     def __init__(
-        self, ledger: Ledger, node: NodeId, incarnation: Incarnation, random: Random, sealer: BatchSealer | None = None
+        self, ledger: Ledger, node: NodeId, incarnation: Incarnation, random: Random,
+        sealer: BatchSealer | None = None, bytes_per_s: int = 0,
     ) -> None:  # fmt: skip
         """The first batch is due at once. ``random`` spreads the pauses of many nodes. Without a ``sealer``, batches
-        have no receipts."""
+        have no receipts. ``bytes_per_s``: the pace of records; 0: none is kept."""
+        self._bytes_per_s = bytes_per_s
+        self._owed_ns = 0
+        """How long what was sent last takes at that pace."""
+        self._least_priority, self._why_held = 0, ""
+        self._state_before = UplinkState.STARTING
         self._ledger, self._random, self._sealer = ledger, random, sealer
         self._node, self._incarnation = node, incarnation
         self._step: _Step = _Resting(-NEVER)
@@ -165,6 +180,13 @@ class Uplink:
             MAJOR, MINOR, self._node, self._incarnation, plan.next_sequence, records, plan.fates, receipt, certificate,
         ))  # fmt: skip
 
+    def allow(self, least_priority: int, why: str = "") -> None:
+        """Send only records of at least that priority from now on; 0: all, ``NO_PRIORITY``: none. ``why``: what holds
+        back the others."""
+        self._least_priority, self._why_held = least_priority, why
+        if not least_priority and self._state is UplinkState.HELD:
+            self._enter(self._state_before, "")
+
     # --- time ------------------------------------------------------------------------------------------------------
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next. ``NEVER``: something is under way, or nothing waits."""
@@ -176,20 +198,28 @@ class Uplink:
             return
         if self._step.failed and self._ledger.expire(utc_now):
             self._effects.append(SaveLedger())
+        if self._least_priority and not self._ledger.has_pending(self._least_priority):
+            self._hold()
+            self._step = _Resting(now + HELD_LOOK_NS)
+            return
         if not self._ledger.introduced:
             self._step = _Introducing()
             self._send_empty(self._ledger.first_sequence)
             return
-        plan = self._ledger.next_batch(utc_now, min(self._largest_batch, self._again or self._largest_batch))
+        plan = self._ledger.next_batch(
+            utc_now, min(self._largest_batch, self._again or self._largest_batch), self._least_priority,
+            self._bytes_per_s or MAX_BATCH_BYTES,
+        )  # fmt: skip
         if plan is None:
             self._step = _Resting(NEVER)
         else:
+            self._owed_ns = plan.size_bytes * SECOND // self._bytes_per_s if self._bytes_per_s else 0
             self._step = _Carrying(plan)
             self._effects.append(SendBatch(plan, REQUEST_TIMEOUT_NS))
 
     def wake(self, now: MonotonicNs) -> None:
         """A record was issued: send it at once, unless this is a pause after a failure."""
-        if isinstance(self._step, _Resting) and not self._step.failed:
+        if isinstance(self._step, _Resting) and not self._step.failed and not self._step.paced:
             self._step = _Resting(min(self._step.due_ns, now))
 
     # --- what became of a batch ------------------------------------------------------------------------------------
@@ -324,8 +354,17 @@ class Uplink:
 
     def _succeed(self, now: int) -> None:
         self._failures = 0
-        self._enter(UplinkState.CONNECTED, "")
-        self._step = _Resting(now)
+        if self._least_priority:
+            self._hold()
+        else:
+            self._enter(UplinkState.CONNECTED, "")
+        owed_ns, self._owed_ns = self._owed_ns, 0
+        self._step = _Resting(now + owed_ns, paced=owed_ns > 0)
+
+    def _hold(self) -> None:
+        if self._state is not UplinkState.HELD:
+            self._state_before = self._state
+        self._enter(UplinkState.HELD, self._why_held)
 
     def _refuse(self, answer: RelayRefusal, now: int) -> None:
         if answer.code == "storage":
@@ -344,7 +383,8 @@ class Uplink:
         pause_ns = pause_ns or min(RETRY_MIN_NS << self._failures, RETRY_MAX_NS)
         self._failures = min(self._failures + 1, _MAX_DOUBLINGS)
         self._enter(state, detail)
-        self._step = _Resting(now + int(pause_ns * self._random.uniform(0.5, 1.0)), failed=True)
+        owed_ns, self._owed_ns = self._owed_ns, 0
+        self._step = _Resting(now + max(owed_ns, int(pause_ns * self._random.uniform(0.5, 1.0))), failed=True)
 
     def _enter(self, state: UplinkState, detail: str) -> None:
         if state is not self._state:

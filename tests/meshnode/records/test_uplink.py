@@ -4,14 +4,17 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from meshnode.links.transport import Address
 from meshnode.records.outbox import Outbox
 from meshnode.records.uplink import UplinkDriver
+from meshnode.records.way import Way, interface_towards
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
 from protocols.base.limits import SECOND
@@ -160,6 +163,41 @@ async def test_uplink_storage_refusal_is_tried_again(relay: RelayInProcess, tmp_
         await until(lambda: uplink.state is UplinkState.STORAGE)
         full = False
         await until(lambda: outbox.pending == 0)
+
+
+async def test_uplink_holds_records_back_until_the_way_leads_over_a_free_interface(
+    relay: RelayInProcess, tmp_path: Path
+) -> None:
+    """The urgent one goes over the cellular network; the others go once there is Wi-Fi, over another connection."""
+    leads_over, opened = ["wwan0"], []
+    asked = direct(relay)
+
+    def connect() -> DirectRequester:
+        opened.append(leads_over[0])
+        return DirectRequester(asked)
+
+    way = Way(Address("relay.example", 7_500), ("wlan*", "eth0"), 6, lambda _: leads_over[0])
+    async with Outbox.open(tmp_path / "outbox.sqlite", 1000, 2**24) as outbox:
+        uplink = UplinkDriver(outbox, connect, node_id("v-1"), Incarnation(1), Random(1), way=way)
+        task = asyncio.create_task(uplink.run())
+        await outbox.put(curated(1))
+        await outbox.put(replace(curated(2), priority=6))
+        await until(lambda: outbox.ledger.statistics()["delivered"] == 1, "the urgent one is there")
+        await until(lambda: uplink.state is UplinkState.HELD, "the other one is held back")
+        assert uplink.detail == "the way leads over wwan0, and records wait for wlan*, eth0"
+        assert outbox.ledger.pending == 1
+        leads_over[0] = "wlan1"
+        await outbox.put(curated(3))
+        await until(lambda: outbox.ledger.pending == 0, "all are there")
+        assert uplink.state is UplinkState.CONNECTED
+        assert opened == ["wwan0", "wlan1"]
+        await uplink.stop(5)
+        await asyncio.wait_for(task, 5)
+
+
+def test_kernel_says_by_which_interface_packets_would_leave() -> None:
+    assert interface_towards(Address("127.0.0.1", 7_500)) == "lo"
+    assert interface_towards(Address("nobody.invalid", 7_500)) is None
 
 
 async def test_uplink_node_that_lost_its_outbox_goes_on_without_conflicts(
