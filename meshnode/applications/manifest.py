@@ -14,11 +14,12 @@ from protocols.base.errors import ConfigError
 from protocols.base.ids import NodeId
 from protocols.base.keys import includes
 
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+APPLICATION_FILE: Final = "application.toml"
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 def _check_name(value: str) -> str | None:
-    if _NAME.fullmatch(value):
+    if NAME.fullmatch(value):
         return None
     return "is no name of an application: use up to 40 small letters, digits and -"
 

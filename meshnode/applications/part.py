@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 from meshnode.part import Part
 
 if TYPE_CHECKING:
+    import click
+
     from meshnode.config.sections import PartSection
     from meshnode.running import Host, RunningPart
 
@@ -22,4 +24,10 @@ def _sections() -> "Sequence[type[PartSection]]":
     return (ApplicationsSection,)
 
 
-APPLICATIONS: Final = Part("applications", _start, _sections)
+def _commands() -> "Sequence[click.Command]":
+    from meshnode.applications.commands import bundle
+
+    return (bundle,)
+
+
+APPLICATIONS: Final = Part("applications", _start, _sections, _commands)

@@ -1,0 +1,1 @@
+"""Bundles: rules, models and applications that belong together, in one file."""
