@@ -5,8 +5,9 @@ import csv
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import msgspec
 from cloud_relay.config import load_config
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
-from cloud_relay.query.selection import COLUMNS, Query, parse_box, parse_instant, select
+from cloud_relay.query.searching import COLUMNS, select
+from cloud_relay.query.selection import FILTERS, untrusted_query
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.store.schema import open_for_reading, storage_error
@@ -34,6 +36,13 @@ _STORE = click.option(
 )
 _SHOWN = ("origin", "sequence", "key", "value", "unit", "event_utc_ns", "latitude_deg", "longitude_deg", "rule")
 _MAX_CELL_CHARS = 40
+
+
+def filters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that select records."""
+    for name, text in reversed(list(FILTERS.items())):
+        command = click.option(f"--{name.replace('_', '-')}", metavar="TEXT", help=text)(command)
+    return command
 
 
 class _Failure(click.ClickException):
@@ -78,35 +87,16 @@ def run(config_path: Path, log_level: str) -> None:
 @main.command()
 @_CONFIG
 @_STORE
-@click.option("--key", help="Key expression, as in 'rsu/*/hazard' or 'veh/**'.")
-@click.option("--origin", help="The node that sent the record.")
-@click.option("--since", help="Event time, inclusive: ISO 8601, seconds since 1970, or an age as in 10m.")
-@click.option("--until", help="Event time, exclusive, in the form of --since.")
-@click.option("--box", help="lat,lon,lat,lon: two opposite corners, the western longitude first.")
+@filters
+@click.option("--order", type=click.Choice(["newest", "oldest"]), default="newest", show_default=True,
+              help="Which time of sensing comes first.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True,
-              help="Show at most this many records, the newest ones.")  # fmt: skip
+              help="Show at most this many records.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
-def query(
-    config_path: Path,
-    store_path: Path | None,
-    key: str | None,
-    origin: str | None,
-    since: str | None,
-    until: str | None,
-    box: str | None,
-    limit: int,
-    form: str,
-) -> None:
+def query(config_path: Path, store_path: Path | None, limit: int, form: str, **given: str | None) -> None:
     """Show stored records, newest event first; the relay may be running."""
-    now = UtcNs(time.time_ns())
-    wanted = Query(
-        key=key,
-        origin=origin,
-        since_utc_ns=None if since is None else parse_instant(since, now),
-        until_utc_ns=None if until is None else parse_instant(until, now),
-        box=None if box is None else parse_box(box),
-        limit=limit,
-    )
+    texts = {name: value for name, value in given.items() if value is not None}
+    wanted = replace(untrusted_query(texts, UtcNs(time.time_ns())), limit=limit)
     path = _store_of(config_path, store_path)
     with closing(open_for_reading(path)) as db:
         try:

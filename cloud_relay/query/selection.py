@@ -1,48 +1,57 @@
-"""Queries: they select stored records by key, origin, time and place.
+"""Questions to the store: what they can ask for, and how they are written as text.
 
-Filters are combined with AND. SQL selects by the fixed beginning of a key expression, and
-``protocols.base.keys.matches`` decides about each record that is found. The newest event comes first.
+Commands, HTTP and exports all read a question with :func:`untrusted_query`, so a filter means the same everywhere.
+Filters are combined with AND. Records are ordered by the time of sensing, then by the node that sent them and its
+sequence, which no two records share.
 """
 
+import math
 import re
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from difflib import get_close_matches
+from typing import Final
 
-import msgspec
+from protocols.base.errors import InvalidName, LocalProtocolError
+from protocols.base.ids import UtcNs, node_id
+from protocols.base.keys import checked_expression
+from protocols.base.limits import MAX_TEXT_CHARS, SECOND
 
-from protocols.base.errors import LocalProtocolError
-from protocols.base.ids import UtcNs
-from protocols.base.keys import checked_expression, matches
-from protocols.base.limits import SECOND
+MAX_PAGE_RECORDS: Final = 1_000
+"""Records on one page."""
+LAST_UTC_NS: Final = 2**63 - 1
 
-COLUMNS = (
-    "origin", "sequence", "rule", "key", "sensing_origin", "reading_sequence", "value", "latitude_deg", "longitude_deg",
-    "accuracy_m", "altitude_m", "heading_deg", "event_utc_ns", "uncertainty_ns", "sensor", "unit", "quality",
-    "calibration", "lineage", "priority", "lifespan_ms", "received_utc_ns", "has_receipt",
-)  # fmt: skip
-"""The columns of a result, in order. ``value`` and ``lineage`` are JSON. ``has_receipt``: whether the record can be
-proved, see :mod:`cloud_relay.query.proofs`."""
+_RELATIVE: Final = re.compile(r"(\d{1,9})\s*(ms|s|m|h|d)")
+_UNITS_NS: Final = {"ms": SECOND // 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
+_CURSOR: Final = re.compile(r"(\d{1,19})\.(\d{1,19})\.([a-z0-9-]{1,63})")
 
-_RELATIVE = re.compile(r"(\d{1,9})\s*(ms|s|m|h|d)")
-_UNITS_NS = {"ms": SECOND // 1000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
-_SELECT = (
-    f"SELECT {', '.join(COLUMNS[:-1])}, EXISTS (SELECT 1 FROM receipted WHERE receipted.origin = records.origin"  # noqa: S608 - constants only
-    " AND receipted.sequence = records.sequence) FROM records"
-)
-_MAX_NS = 2**63 - 1
+Place = tuple[int, str, int]
+"""Where a record stands in the order: its time of sensing in UTC nanoseconds, its node, its sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in WGS 84. ``west`` greater than ``east`` crosses the 180° meridian."""
+    """A rectangle in WGS 84, with its edges. ``west`` greater than ``east`` crosses the 180° meridian."""
 
     south: float
     west: float
     north: float
     east: float
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Ranges of longitude that it consists of. The meridians 180° and −180° are one."""
+        spans = [(self.west, self.east)] if self.west <= self.east else [(self.west, 180.0), (-180.0, self.east)]
+        if self.west == -180 and self.east < 180:
+            spans.append((180.0, 180.0))
+        if self.east == 180 and self.west > -180:
+            spans.append((-180.0, -180.0))
+        return spans
+
+    @property
+    def has_pole(self) -> bool:
+        """Whether it reaches a pole, which is one point, whatever its longitude is said to be."""
+        return self.north == 90 or self.south == -90
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +62,72 @@ class Query:
     """Key expression."""
     origin: str | None = None
     """The node that sent the record."""
+    rule: str | None = None
+    """The rule that chose it."""
     since_utc_ns: int | None = None
     """Event time, inclusive."""
     until_utc_ns: int | None = None
     """Event time, exclusive."""
     box: Box | None = None
+    min_quality: float | None = None
     limit: int = 100
+    newest_first: bool = True
+    after: Place | None = None
+    """The place of the last record of the page before."""
 
     def __post_init__(self) -> None:
         """:raises InvalidKey: for a key that is not an expression."""
         if self.key is not None:
             checked_expression(self.key)
+
+
+FILTERS: Final[Mapping[str, str]] = {
+    "key": "A key expression: '*' stands for one chunk, '**' for any number, as in rsu/*/hazard or veh/**.",
+    "origin": "The node that sent the records.",
+    "rule": "The rule that chose the records.",
+    "since": "Time of sensing, inclusive: ISO 8601 (no zone: UTC), seconds since 1970, or an age as in 90s, 10m, 7d.",
+    "until": "Time of sensing, exclusive, in the form of since.",
+    "box": "lat,lon,lat,lon in degrees: two opposite corners, the western longitude first. It may cross 180°.",
+    "min_quality": "Only records of at least this quality, from 0 to 1.",
+}
+"""What selects records, by name, and what is said of it."""
+PAGING: Final[Mapping[str, str]] = {
+    "limit": f"At most so many records on a page, from 1 to {MAX_PAGE_RECORDS}. A page may have fewer.",
+    "order": "newest or oldest: which time of sensing comes first.",
+    "cursor": "The cursor of the page before, unchanged, to get the next one.",
+}
+"""What chooses one page of them."""
+
+
+def untrusted_query(given: Mapping[str, str], now: UtcNs, names: Iterable[str] = (*FILTERS, *PAGING)) -> Query:
+    """The question in texts by name, of which only ``names`` may be there.
+
+    :raises LocalProtocolError: names the value that is wrong, and the way out.
+    """
+    known = list(names)
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise LocalProtocolError(f"the query has an unknown name {name[:40]!r}: {way_out}")
+    since = None if "since" not in given else parse_instant(given["since"], now)
+    until = None if "until" not in given else parse_instant(given["until"], now)
+    if since is not None and until is not None and since >= until:
+        raise LocalProtocolError(
+            f"since {given['since'][:40]!r} is not before until {given['until'][:40]!r}: nothing lies between them"
+        )
+    return Query(
+        key=given.get("key"),
+        origin=None if "origin" not in given else _origin(given["origin"]),
+        rule=None if "rule" not in given else _rule(given["rule"]),
+        since_utc_ns=since,
+        until_utc_ns=until,
+        box=None if "box" not in given else parse_box(given["box"]),
+        min_quality=None if "min_quality" not in given else _share("min_quality", given["min_quality"]),
+        limit=_limit(given.get("limit", "100")),
+        newest_first=_newest_first(given.get("order", "newest")),
+        after=None if "cursor" not in given else place_of(given["cursor"]),
+    )
 
 
 def parse_instant(text: str, now: UtcNs) -> UtcNs:
@@ -102,46 +166,51 @@ def parse_box(text: str) -> Box:
     return Box(min(lat1, lat2), lon1, max(lat1, lat2), lon2)
 
 
-def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
-    """The records of a query, newest event first, with ``value`` and ``lineage`` parsed."""
-    conditions: list[str] = []
-    values: list[object] = []
-
-    def demand(condition: str, *with_values: object) -> None:
-        conditions.append(condition)
-        values.extend(with_values)
-
-    if query.origin is not None:
-        demand("origin = ?", query.origin)
-    if query.key is not None:
-        prefix = query.key.split("*", 1)[0]
-        if prefix == query.key:
-            demand("key = ?", query.key)
-        elif prefix:
-            # The expression `a/**` matches the key `a` too, which has no slash.
-            demand("key >= ? AND key < ?", prefix.removesuffix("/"), prefix.removesuffix("/") + "\U0010ffff")
-    if query.since_utc_ns is not None:
-        demand("event_utc_ns >= ?", _bounded(query.since_utc_ns))
-    if query.until_utc_ns is not None:
-        demand("event_utc_ns < ?", _bounded(query.until_utc_ns))
-    if query.box is not None:
-        box = query.box
-        demand("latitude_deg BETWEEN ? AND ?", box.south, box.north)
-        joint = "AND" if box.west <= box.east else "OR"
-        demand(f"(longitude_deg >= ? {joint} longitude_deg <= ?)", box.west, box.east)
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    found = 0
-    for row in db.execute(f"{_SELECT}{where} ORDER BY event_utc_ns DESC, origin, sequence", values):
-        if found >= query.limit:
-            return
-        record = dict(zip(COLUMNS, row, strict=True))
-        if query.key is None or matches(query.key, record["key"]):
-            found += 1
-            record["value"] = msgspec.json.decode(record["value"])
-            record["has_receipt"] = bool(record["has_receipt"])
-            record["lineage"] = msgspec.json.decode(record["lineage"])
-            yield record
+def cursor_of(place: Place) -> str:
+    """The text that a place is told as."""
+    return f"{place[0]}.{place[2]}.{place[1]}"
 
 
-def _bounded(utc_ns: int) -> int:
-    return max(-_MAX_NS, min(_MAX_NS, utc_ns))
+def place_of(cursor: str) -> Place:
+    """The place that a cursor tells. :raises LocalProtocolError: it tells none."""
+    found = _CURSOR.fullmatch(cursor)
+    if found is None or max(int(found[1]), int(found[2])) > LAST_UTC_NS:
+        raise LocalProtocolError(f"cursor {cursor[:60]!r} is not one that a page had: give it unchanged")
+    return int(found[1]), found[3], int(found[2])
+
+
+def _origin(text: str) -> str:
+    try:
+        return node_id(text)
+    except InvalidName as error:
+        raise LocalProtocolError(f"origin: {error}") from error
+
+
+def _rule(text: str) -> str:
+    if not (0 < len(text) <= MAX_TEXT_CHARS and text.isprintable()):
+        raise LocalProtocolError(
+            f"rule {text[:40]!r} is no name of a rule: use 1 to {MAX_TEXT_CHARS} printable characters"
+        )
+    return text
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise LocalProtocolError(f"{name} is {text[:40]!r}: use a number from 0 to 1")
+    return number
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_PAGE_RECORDS):
+        raise LocalProtocolError(f"limit is {text[:40]!r}: use a whole number from 1 to {MAX_PAGE_RECORDS}")
+    return int(text)
+
+
+def _newest_first(text: str) -> bool:
+    if text not in ("newest", "oldest"):
+        raise LocalProtocolError(f"order is {text[:40]!r}: use newest or oldest")
+    return text == "newest"

@@ -19,6 +19,9 @@ MAX_INTEGER: Final = 2**63 - 1
 """The largest integer that SQLite holds."""
 
 Row = tuple[Any, ...]
+KEY_COLUMN: Final = 0
+EVENT_COLUMN: Final = 9
+"""Where a row has the key, and the time of sensing."""
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str))
 """Types of values that JSON has a form for, and that hold no other value."""

@@ -3,18 +3,35 @@
 The table ``records`` holds each record once, by origin and sequence, with its whole context in columns and the
 reading's own bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds
 the next sequence of each node. ``receipts`` holds what nodes signed, ``receipted`` which record is at which place of
-which receipt, ``certificates`` who signed, and ``wrong_receipts`` whose receipts were refused. Texts and blobs are
-stored as authenticated nodes sent them, and nothing in them ever becomes part of a statement.
+which receipt, ``certificates`` who signed, and ``wrong_receipts`` whose receipts were refused. ``streams`` says for
+each key, node and rule how many records there are and when the newest was sensed. Texts and blobs are stored as
+authenticated nodes sent them, and nothing in them ever becomes part of a statement.
+
+Three indexes serve queries: by key and node, by time, and by cell of a grid on the earth, each in the order in which
+records are shown and with their places, so that a query looks at a row of the table only when it may be shown.
 """
 
+import logging
 import sqlite3
 from pathlib import Path
+from typing import Final
 
 from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
 APPLICATION_ID = 0x6D6E7273
-VERSION = 2
+VERSION: Final = 3
+INDEXED_VERSION: Final = 3
+"""From this one on a store has what :mod:`cloud_relay.query.sources` needs to be fast."""
+CELLS_PER_DEGREE: Final = 100
+CELLS_AROUND: Final = 360 * CELLS_PER_DEGREE + 1
+"""Cells in a circle of latitude; the last one is for 180° itself."""
+CELL: Final = (
+    f"(CAST((latitude_deg + 90.0) * {CELLS_PER_DEGREE} AS INTEGER) * {CELLS_AROUND}"
+    f" + CAST((longitude_deg + 180.0) * {CELLS_PER_DEGREE} AS INTEGER))"
+)
+"""The number of the cell that a record is in: 1.1 km from south to north and at most as much from west to east. SQLite
+uses the index only for exactly this text."""
 
 SCHEMA = """
 CREATE TABLE records (
@@ -26,9 +43,6 @@ CREATE TABLE records (
     sensor TEXT NOT NULL, unit TEXT NOT NULL, quality REAL NOT NULL, calibration TEXT NOT NULL, lineage TEXT NOT NULL,
     priority INTEGER NOT NULL, lifespan_ms INTEGER NOT NULL, received_utc_ns INTEGER NOT NULL, encoded BLOB NOT NULL,
     PRIMARY KEY (origin, sequence));
-CREATE INDEX records_by_key ON records (key, event_utc_ns);
-CREATE INDEX records_by_time ON records (event_utc_ns);
-CREATE INDEX records_by_place ON records (latitude_deg, longitude_deg);
 CREATE TABLE fates (
     origin TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, state TEXT NOT NULL,
     PRIMARY KEY (origin, first)) WITHOUT ROWID;
@@ -55,6 +69,28 @@ CREATE TABLE wrong_receipts (
 """
 """What version 1 did not have."""
 
+SEARCHING = f"""
+CREATE TABLE streams (
+    key TEXT NOT NULL, origin TEXT NOT NULL, rule TEXT NOT NULL, records INTEGER NOT NULL,
+    newest_utc_ns INTEGER NOT NULL, PRIMARY KEY (key, origin, rule)) WITHOUT ROWID;
+CREATE INDEX streams_by_origin ON streams (origin);
+CREATE INDEX records_in_streams ON records
+    (key, origin, event_utc_ns, sequence, latitude_deg, longitude_deg);
+CREATE INDEX records_in_time ON records (event_utc_ns, origin, sequence, latitude_deg, longitude_deg);
+CREATE INDEX records_in_cells ON records
+    ({CELL}, event_utc_ns, origin, sequence, latitude_deg, longitude_deg)
+"""
+"""What version 2 did not have."""
+_REPLACED = """
+DROP INDEX IF EXISTS records_by_key;
+DROP INDEX IF EXISTS records_by_time;
+DROP INDEX IF EXISTS records_by_place
+"""
+_KNOWN_STREAMS = """
+INSERT INTO streams SELECT key, origin, rule, count(*), max(event_utc_ns) FROM records GROUP BY key, origin, rule
+"""
+_log = logging.getLogger(__name__)
+
 _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
 
@@ -77,12 +113,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_size_limit = 67108864")
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            _make(db, SCHEMA, RECEIPTS)
+            _make(db, SCHEMA, RECEIPTS, SEARCHING)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {VERSION}")
-        elif _checked_version(db, path) == 1:
-            _make(db, RECEIPTS)
-            db.execute(f"PRAGMA user_version = {VERSION}")
+        elif (version := _checked_version(db, path)) < VERSION:
+            _take_over(db, path, version)
         db.execute("COMMIT")
         _touch(db)
         narrow_database(path)
@@ -96,7 +131,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """A store for reading, which a relay may be writing. One of version 1 looks as if it had no receipts.
+    """A store for reading, which a relay may be writing. One of version 1 looks as if it had no receipts. Questions to
+    one without :data:`SEARCHING` are answered slowly.
 
     :raises StorageError: when it is missing or can't be read.
     """
@@ -130,6 +166,24 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     return StorageError(f"the store {path} can't be used: {error}; {way_out}")
 
 
+def store_version(db: sqlite3.Connection) -> int:
+    """The version of an open store."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _take_over(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Give a store of an earlier version what it lacks, in the transaction that is open."""
+    many = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()[0]
+    _log.warning(
+        "the store %s is of version %d: its %d records are indexed anew, about a minute for each three million; nodes "
+        "wait meanwhile, and keep their records", path, version, many,
+    )  # fmt: skip
+    if version < 2:
+        _make(db, RECEIPTS)
+    _make(db, _REPLACED, SEARCHING, _KNOWN_STREAMS)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
 def _touch(db: sqlite3.Connection) -> None:
     """Read a row of each table, so that a store whose pages are not what was written does not start. Reading
     all of it could take hours; damage elsewhere is found when what is there is needed, and refuses the batch.
@@ -149,7 +203,7 @@ def _make(db: sqlite3.Connection, *schemas: str) -> None:
 def _checked_version(db: sqlite3.Connection, path: Path) -> int:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise StorageError(f"{path} is not a relay's store: name another file")
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    version = store_version(db)
     if not 1 <= version <= VERSION:
         raise StorageError(
             f"the store {path} has version {version}, this program knows {VERSION}: start the newer program"

@@ -24,6 +24,7 @@ from cloud_relay.store.fates import FateTable
 from cloud_relay.store.receipts import ReceiptTable, StorableReceipt
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
+from cloud_relay.store.streams import StreamCounts
 from cloud_relay.store.turns import Turns
 from protocols.base.errors import StorageError
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord, RelayRefusal
@@ -75,6 +76,7 @@ class Store:
         self._turns: Turns[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]]] = Turns(MAX_WAITING_BATCHES)
         self._fates = FateTable(self._db)
         self._receipts = ReceiptTable(self._db)
+        self._streams = StreamCounts(self._db)
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="store")
@@ -127,11 +129,13 @@ class Store:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             answers = [self._take(batch) for batch, _ in group]
+            self._streams.write()
             self._db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
             self._stored, self._repeated, self._conflicts = before
             self._failures += 1
             self._fates.rolled_back()
+            self._streams.rolled_back()
             with suppress(sqlite3.Error):  # else this thread would end, and every later batch would wait for it
                 if self._db.in_transaction:
                     self._db.rollback()
@@ -159,6 +163,7 @@ class Store:
             name = (batch.origin, record.sequence)
             if self._db.execute(_INSERT, (*name, record.rule, *record.row, now, record.encoded)).rowcount == 1:
                 self._stored += 1
+                self._streams.note(batch.origin, record.rule, record.row)
             elif self._holds(name, record):
                 self._repeated += 1
             else:

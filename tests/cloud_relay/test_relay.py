@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
-from cloud_relay.query.selection import Query, parse_box, parse_instant, select
+from cloud_relay.query.searching import select
+from cloud_relay.query.selection import Query, parse_box, parse_instant
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester

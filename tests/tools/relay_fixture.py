@@ -13,7 +13,8 @@ from msgspec import Raw
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.selection import Query, select
+from cloud_relay.query.searching import select
+from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import create_mesh, issue

@@ -1,0 +1,193 @@
+"""``python -m benchmarks.relay_queries [--records N] [--check] [--json]``: how fast the relay's store answers.
+
+It fills a store with records of 1,000 nodes, four keys each, over ten days, through the relay's own writer. Then it
+asks what people ask, and tells the time from the question to the records, each question many times, with other values
+each time. Bars are those of the issue that built it, out of ten million records.
+
+- ``…_p50_ms``, ``…_p99_ms``: of each question; ``day_in_box`` is all pages of it, ``page`` one page of a cursor;
+- ``largest_mib``: the most memory that Python had for one page of everything, with large values;
+- ``record_us``, ``record_bytes``: what the writer takes for a record, and the disk.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from sqlite3 import Connection
+from statistics import median
+from typing import Any, Final
+
+from cloud_relay.query.newest import newest_page
+from cloud_relay.query.searching import find_page
+from cloud_relay.query.selection import Box, Query, place_of
+from cloud_relay.store.rows import Cost, row_of
+from cloud_relay.store.schema import open_for_reading
+from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from protocols.base.limits import SECOND
+from protocols.wire.parcels import encode_reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+
+BARS_MS: Final = {"day_in_box_p99_ms": 1_000.0, "newest_of_each_key_p99_ms": 100.0, "page_p99_ms": 50.0}
+MEMORY_BAR_MIB: Final = 128.0
+NODES: Final = 1_000
+_KINDS: Final = ("speed", "acceleration", "temperature", "hazard")
+_DAYS: Final = 10
+_DAY_NS: Final = 86_400 * SECOND
+_BASE_NS: Final = 1_700_000_000 * SECOND
+_BATCH: Final = 256
+
+
+def record_of(node: int, number: int, last: int, random: Random) -> StorableRecord:
+    """A record of a node that drives around its quarter of a city of 40 by 40 km."""
+    kind = _KINDS[number % len(_KINDS)]
+    utc_ns = _BASE_NS + number * _DAYS * _DAY_NS // last + node * 1_000_000
+    where = Position(
+        48.5 + node // 40 * 0.014 + random.gauss(0, 0.01), 11.2 + node % 40 * 0.014 + random.gauss(0, 0.02), 3.0
+    )
+    reading = Reading(
+        f"veh/veh-{node}/{kind}", f"veh-{node}", number, random.random() * 40, where,
+        EventTime(utc_ns, 1_000_000), Provenance("wheel", "m/s", round(random.random(), 2)),
+    )  # fmt: skip
+    encoded = encode_reading(reading)
+    return StorableRecord(number, f"{kind}-rule", row_of(reading, encoded, Cost()), encoded)
+
+
+def fill(path: Path, records: int) -> float:
+    """Fill a store with batches of all nodes in turn. Returns the microseconds that the writer took for each."""
+    each, random, took_s = -(-records // NODES), Random(1), 0.0
+    with closing(Store(path)) as store:
+        for first in range(1, each + 1, _BATCH):
+            numbers = range(first, min(first + _BATCH, each + 1))
+            for start in range(0, NODES, 50):
+                batches = [
+                    StorableBatch(
+                        f"veh-{node}", 1, numbers.stop,
+                        tuple(record_of(node, number, each, random) for number in numbers), (), (),
+                    )
+                    for node in range(start, min(start + 50, NODES))
+                ]  # fmt: skip
+                began_s = time.perf_counter()
+                for done in [store.submit(batch) for batch in batches]:
+                    done.result()
+                took_s += time.perf_counter() - began_s
+    return took_s / (each * NODES) * 1e6
+
+
+def all_pages(db: Connection, query: Query) -> int:
+    """Ask for each page of a question. Returns how many records there were."""
+    found = 0
+    while True:
+        page = find_page(db, query)
+        found += len(page.records)
+        if page.cursor is None:
+            return found
+        query = replace(query, after=place_of(page.cursor))
+
+
+def questions(random: Random) -> dict[str, Callable[[Connection], Any]]:
+    """What is asked, with values of its own each time."""
+    day = _BASE_NS + random.randrange(_DAYS) * _DAY_NS
+    south, west = 48.5 + random.random() * 0.3, 11.2 + random.random() * 0.5
+    small, wide = Box(south, west, south + 0.01, west + 0.01), Box(south, west, south + 0.1, west + 0.15)
+    somewhere = (_BASE_NS + random.randrange(_DAYS * _DAY_NS), "veh-1", 1)
+    node = f"veh-{random.randrange(NODES)}"
+
+    def page(**of: Any) -> Callable[[Connection], Any]:
+        return lambda db: find_page(db, Query(**({"limit": 100} | of)))
+
+    return {
+        "day_in_box": lambda db: all_pages(
+            db, Query(box=small, since_utc_ns=day, until_utc_ns=day + _DAY_NS, limit=1_000)
+        ),
+        "day_in_wide_box_page": page(box=wide, since_utc_ns=day, until_utc_ns=day + _DAY_NS),
+        "newest_of_each_key": lambda db: newest_page(db, Query(key="veh/*/speed", limit=1_000)),
+        "page": page(after=somewhere),
+        "page_1000": page(after=somewhere, limit=1_000),
+        "page_of_key": page(key=f"veh/{node}/speed", after=somewhere),
+        "page_of_pattern": page(key="veh/*/hazard", after=somewhere),
+        "page_of_origin": page(origin=node, after=somewhere),
+        "page_of_rule": page(rule="hazard-rule", after=somewhere),
+        "page_of_quality": page(min_quality=0.99, after=somewhere),
+        "page_in_box": page(box=small),
+        "nothing": page(key="rsu/**"),
+        "nothing_in_box": page(box=Box(0.0, 0.0, 40.0, 180.0)),
+    }
+
+
+def asked(path: Path, rounds: int) -> dict[str, float]:
+    """The times of all questions."""
+    random, times_ms = Random(2), dict[str, list[float]]()
+    with closing(open_for_reading(path)) as db:
+        for _ in range(rounds):
+            for name, ask in questions(random).items():
+                began_s = time.perf_counter()
+                ask(db)
+                times_ms.setdefault(name, []).append((time.perf_counter() - began_s) * 1e3)
+    figures: dict[str, float] = {}
+    for name, times in times_ms.items():
+        figures[f"{name}_p50_ms"] = median(times)
+        figures[f"{name}_p99_ms"] = sorted(times)[max(0, -(-99 * len(times) // 100) - 1)]
+    return figures
+
+
+def largest_mib(folder: Path) -> float:
+    """The memory of a page of everything, when each record is as large as one may be."""
+    path = folder / "large.sqlite"
+    with closing(Store(path)) as store:
+        for number in range(1, 41):
+            where, value = Position(48.7, 11.4, 1.0), [float(index) for index in range(16_000)]
+            reading = Reading("veh/v/large", "v", number, value, where, EventTime(_BASE_NS, 0), Provenance("s", "1"))
+            encoded = encode_reading(reading)
+            record = StorableRecord(number, "r", row_of(reading, encoded, Cost()), encoded)
+            store.submit(StorableBatch("v", 1, number + 1, (record,), (), ())).result()
+    with closing(open_for_reading(path)) as db:
+        tracemalloc.start()
+        try:
+            find_page(db, Query(limit=1_000))
+            return tracemalloc.get_traced_memory()[1] / (1 << 20)
+        finally:
+            tracemalloc.stop()
+
+
+def main() -> int:
+    """Measure, print and judge. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.relay_queries", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--records", type=int, default=200_000, metavar="N", help="records of the store")
+    parser.add_argument("--rounds", type=int, default=50, metavar="N", help="times that each question is asked")
+    parser.add_argument("--folder", type=Path, help="where the store is made (default: that of temporary files)")
+    parser.add_argument("--store", type=Path, help="keep the store in this file, and use it if it is there")
+    parser.add_argument("--check", action="store_true", help="end with status 1 when a bar is missed")
+    parser.add_argument("--json", action="store_true", help="print one object")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="mesh-relay-", dir=options.folder))
+    try:
+        path = options.store or scratch / "relay.sqlite"
+        figures: dict[str, float] = {}
+        if not path.exists():
+            figures["record_us"] = fill(path, options.records)
+            figures["record_bytes"] = path.stat().st_size / options.records
+        figures |= asked(path, options.rounds) | {"largest_mib": largest_mib(scratch)}
+    finally:
+        shutil.rmtree(scratch)
+    bars = BARS_MS | {"largest_mib": MEMORY_BAR_MIB}
+    missed = [name for name, figure in figures.items() if figure > bars.get(name, figure)]
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        for name, figure in figures.items():
+            print(f"{name:36} {figure:12.2f}{'   MISSED' if name in missed else ''}")
+    return 1 if options.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The newest record of each key.
+
+``key``, ``origin`` and ``rule`` say whose newest record is looked for. ``since``, ``box`` and ``min_quality`` then say
+which of these are shown: what is in a box is there now, and not what was there once. Keys come in the order of their
+bytes, and a page goes on after the last key of the page before.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Final
+
+from cloud_relay.query.searching import MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord, stored_record
+from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Box, Query
+from cloud_relay.query.sources import SqlCondition, key_filter, prepare, stream_names
+from cloud_relay.store.schema import INDEXED_VERSION, store_version
+from protocols.base.errors import InvalidKey, LocalProtocolError, StorageError
+from protocols.base.keys import checked_key
+
+NEWEST_FILTERS: Final = tuple(name for name in FILTERS if name != "until")
+_NEWEST_OF_STREAM: Final = (
+    "SELECT rowid FROM records INDEXED BY records_in_streams WHERE key = ? AND origin = ? AND event_utc_ns = ?"
+    " AND (?4 IS NULL OR rule = ?4) ORDER BY sequence DESC LIMIT 1"
+)
+
+
+def newest_page(
+    db: sqlite3.Connection, query: Query, after_key: str | None = None, patience_s: float = PATIENCE_S
+) -> RecordPage:
+    """The newest record of each key of a question, which has neither ``until`` nor ``after``. The cursor is a key.
+
+    :raises StorageError: the store is of an earlier version.
+    """
+    if store_version(db) < INDEXED_VERSION:
+        raise StorageError("the store is of an earlier version and knows no newest records: start the relay once")
+    ends_s = time.monotonic() + patience_s
+    prepare(db)
+    limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
+    records: list[StoredRecord] = []
+    for key, origin, newest_utc_ns in _newest_streams(db, query, after_key):
+        number = db.execute(_NEWEST_OF_STREAM, (key, origin, newest_utc_ns, query.rule)).fetchone()
+        record = None if number is None else stored_record(db, number[0])
+        if record is not None and _is_shown(record, query):
+            records.append(record)
+            size_bytes += record.size_bytes
+        if len(records) >= limit or size_bytes >= MAX_PAGE_BYTES or time.monotonic() > ends_s:
+            return RecordPage(records, key)
+    return RecordPage(records, None)
+
+
+def key_cursor(text: str) -> str:
+    """The key that a cursor is. :raises LocalProtocolError: it is none."""
+    try:
+        return checked_key(text)
+    except InvalidKey as error:
+        raise LocalProtocolError(f"cursor {text[:60]!r} is not one that a page had: give it unchanged") from error
+
+
+def _newest_streams(db: sqlite3.Connection, query: Query, after: str | None) -> Iterator[tuple[str, str, int]]:
+    """Of each key, the stream with the newest record. Streams come in the order of their keys, one at a time."""
+    asked = stream_names(query) & key_filter(query)
+    if after is not None:
+        asked &= SqlCondition("key > ?", (after,))
+    rows = db.execute(
+        f"SELECT key, origin, newest_utc_ns FROM streams WHERE {asked.text} ORDER BY key",  # noqa: S608 - our texts
+        asked.values,
+    )
+    for _, streams in groupby(rows, key=itemgetter(0)):
+        yield max(streams, key=itemgetter(2, 1))
+
+
+def _is_shown(record: StoredRecord, query: Query) -> bool:
+    fields = record.fields
+    if query.since_utc_ns is not None and fields["event_utc_ns"] < query.since_utc_ns:
+        return False
+    if query.min_quality is not None and fields["quality"] < query.min_quality:
+        return False
+    return query.box is None or _contains(query.box, fields["latitude_deg"], fields["longitude_deg"])
+
+
+def _contains(box: Box, latitude_deg: float, longitude_deg: float) -> bool:
+    if not box.south <= latitude_deg <= box.north:
+        return False
+    return abs(latitude_deg) == 90 or any(west <= longitude_deg <= east for west, east in box.spans())
