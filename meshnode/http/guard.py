@@ -96,7 +96,7 @@ class Guard:
                 message["headers"] = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
             await send(message)
 
-        refusal = _refusal(scope)
+        refusal = refusal_of(scope)
         if refusal is not None:
             await error_response(403, refusal)(scope, receive, dated)
             return
@@ -106,7 +106,8 @@ class Guard:
             return  # the client has gone
 
 
-def _refusal(scope: Scope) -> str | None:
+def refusal_of(scope: Scope) -> str | None:
+    """Why a web page may have sent a request; None: none of this host did, and no other can have."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not _is_loopback(hosts[0]):

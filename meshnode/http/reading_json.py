@@ -12,7 +12,6 @@ A key in a reading's own objects that begins with ``$`` gets a second ``$``, so 
 
 import base64
 import binascii
-import math
 from datetime import datetime
 from math import prod
 from typing import Annotated, Any, Final
@@ -22,11 +21,12 @@ from msgspec import Meta, Struct
 
 from meshnode.http.guard import BadRequest
 from meshnode.models import element_of_short
+from meshnode.readings.value_json import value_form
 from protocols.base import limits
 from protocols.base.errors import InputInvalid
 from protocols.wire.fields import Latitude, Longitude, NonNegative
 from protocols.wire.readings import Position, Reading
-from protocols.wire.tensors import Tensor, tensor_of
+from protocols.wire.tensors import Tensor
 
 MAX_READING_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one reading: the largest frame in base64, and its context."""
@@ -89,7 +89,7 @@ def reading_form(reading: Reading) -> dict[str, Any]:
         "key": reading.key,
         "origin": reading.origin,
         "sequence": reading.sequence,
-        "value": _value_form(reading.value),
+        "value": value_form(reading.value),
         "where": position_form(where),
         "when": {"utc_ns": when.utc_ns, "uncertainty_ns": when.uncertainty_ns},
         "how": {
@@ -114,25 +114,6 @@ def position_form(where: Position) -> dict[str, float | None]:
         "altitude_m": where.altitude_m,
         "heading_deg": where.heading_deg,
     }
-
-
-def _value_form(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else {"$float": str(value)}
-        case bytes() | bytearray() | memoryview():
-            return {"$bytes": base64.b64encode(value).decode()}
-        case list() | tuple():
-            return [_value_form(item) for item in value]
-        case dict():
-            return {f"${key}" if key.startswith("$") else key: _value_form(item) for key, item in value.items()}
-        case datetime():
-            return {"$time": value.isoformat().replace("+00:00", "Z")}
-    tensor = value if isinstance(value, Tensor) else tensor_of(value)  # what this node itself published may be an array
-    data = base64.b64encode(tensor.data).decode()
-    return {"$tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape), "data": data}}
 
 
 def _value_of(form: Any) -> Any:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -29,11 +30,12 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 
 
 class HttpServer:
-    """Serves one application on a loopback address."""
+    """Serves one application."""
 
-    def __init__(self, app: Starlette, leave: Callable[[float], object]) -> None:
-        """``leave`` is called with ``DRAIN_S`` when the server begins to close."""
-        self._app, self._leave = app, leave
+    def __init__(self, app: Starlette, leave: Callable[[float], object], tls: tuple[Path, Path] | None = None) -> None:
+        """``leave`` is called with ``DRAIN_S`` when the server begins to close. ``tls``: the files of the certificate
+        and of its key, which can be used; None: plain HTTP."""
+        self._app, self._leave, self._tls = app, leave, tls
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -43,8 +45,10 @@ class HttpServer:
         :raises TransportError: the address can't be used; names it, the key, and what to do.
         """
         listener = listening_socket(host, port, "HTTP", "[http]")
+        certificate, key = (None, None) if self._tls is None else self._tls
         config = uvicorn.Config(
-            self._app, loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
+            self._app, ssl_certfile=certificate, ssl_keyfile=key,
+            loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
             log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
             date_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
             timeout_graceful_shutdown=int(DRAIN_S) + 1, h11_max_incomplete_event_size=MAX_HEADER_BYTES,

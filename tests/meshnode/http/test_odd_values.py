@@ -13,8 +13,9 @@ import pytest
 import meshnode
 from meshnode.console.printing import value_text
 from meshnode.http.guard import BadRequest
-from meshnode.http.reading_json import _value_form, parse_untrusted_publish
+from meshnode.http.reading_json import parse_untrusted_publish
 from meshnode.http.readings import _lines
+from meshnode.readings.value_json import value_form
 from protocols.wire.parcels import encode_reading
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, wanted
 from tests.tools.node_fixture import free_port
@@ -83,7 +84,7 @@ def test_timestamp_survives_json_both_ways_and_a_wrong_one_is_refused() -> None:
     """What one node shows another program may publish."""
     east = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2)))
     for instant in (WHEN, east):
-        body = json.dumps({"key": "a/b", "value": _value_form(instant)}).encode()
+        body = json.dumps({"key": "a/b", "value": value_form(instant)}).encode()
         assert parse_untrusted_publish(body).value == instant
     for text in ("yesterday", "2026-01-01T00:00:00"):
         with pytest.raises(BadRequest, match=r"is not a time|has no offset"):
