@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from cloud_relay.config import load_config
+from cloud_relay.http.commands import token
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
 from cloud_relay.query.searching import COLUMNS, select
@@ -81,7 +82,14 @@ def run(config_path: Path, log_level: str) -> None:
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load_config(config_path)
-    serve(config, lambda port: click.echo(f"{config.node} ready on {config.host}:{port}"))
+    http = config.http
+
+    def answers(port: int) -> None:
+        assert http is not None
+        host = f"[{http.host}]" if ":" in http.host else http.host
+        click.echo(f"{config.node} answers on {'https' if http.tls else 'http'}://{host}:{port}")
+
+    serve(config, lambda port: click.echo(f"{config.node} ready on {config.host}:{port}"), answers)
 
 
 @main.command()
@@ -174,6 +182,7 @@ def verify(file: Path, authority: Path) -> None:
 
 main.add_command(release)
 main.add_command(rollout)
+main.add_command(token)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:

@@ -20,6 +20,13 @@
     [releases]
     folder = "state/releases"   # default: releases in state_dir
 
+    [http]                      # records over HTTP; without the table there is no server
+    host = "127.0.0.1"
+    port = 8480                 # 0: any free one, printed at the start
+    tokens = "none"             # "required": each request shows a token
+    certificate = "relay.pem"   # TLS; beyond loopback, tokens and TLS are demanded
+    key = "relay.key"
+
     [access]                    # as in the configurations of the nodes; default: the built-in table
     rules = [{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }]
 
@@ -28,6 +35,7 @@ otherwise.
 """
 
 import difflib
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +49,7 @@ from protocols.base.errors import ConfigError, InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
 
 DEFAULT_PORT = 7450
+DEFAULT_HTTP_PORT = 8480
 MAX_CONFIG_BYTES = 1024 * 1024
 """A file that is larger than this is not a configuration, but was named by mistake."""
 
@@ -50,10 +59,24 @@ _KEYS = {
     "store": ("path",),
     "ingest": ("receipts",),
     "releases": ("folder",),
+    "http": ("host", "port", "tokens", "certificate", "key"),
     "access": ("rules",),
 }
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """What the HTTP server needs."""
+
+    host: str
+    port: int
+    tokens_required: bool
+    tls: tuple[Path, Path] | None
+    """The files of the certificate and of its key."""
+    store: Path
+    state_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,8 @@ class RelayConfig:
     releases: Path
     """The repository of releases; it need not be there."""
     access: AccessTable
+    http: HttpConfig | None
+    """None: there is no server."""
 
 
 def load_config(path: Path) -> RelayConfig:
@@ -109,10 +134,9 @@ class _Parser:
             node = node_id(name)
         except InvalidName as error:
             raise ConfigError(f"{self._path}: relay.id: {error}") from error
-        port = self._value("relay", "port", DEFAULT_PORT)
-        if not 0 <= port <= 65_535:
-            raise ConfigError(f"{self._path}: relay.port is {port}: use 0 to 65535")
+        port = self._port("relay", DEFAULT_PORT)
         state_dir = self._file("relay", "state_dir", "state")
+        store = self._file("store", "path", str(state_dir / "relay.sqlite"))
         return RelayConfig(
             node=node,
             host=self._value("relay", "host", "0.0.0.0"),  # noqa: S104 - a relay is there to be reached
@@ -123,11 +147,32 @@ class _Parser:
                 self._file("identity", "key", f"{node}.key"),
                 self._file("identity", "authority", "authority.crt"),
             ),
-            store=self._file("store", "path", str(state_dir / "relay.sqlite")),
+            store=store,
             receipts_required=self._choice("ingest", "receipts", ("accepted", "required")) == "required",
             releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),
+            http=self._http(store, state_dir) if "http" in self._tables else None,
         )
+
+    def _http(self, store: Path, state_dir: Path) -> HttpConfig:
+        given = self._tables["http"]
+        host = self._value("http", "host", "127.0.0.1")
+        tokens_required = self._choice("http", "tokens", ("none", "required")) == "required"
+        tls = None
+        if "certificate" in given or "key" in given:
+            tls = self._file("http", "certificate", ""), self._file("http", "key", "")
+        if not _is_loopback(host) and not (tokens_required and tls):
+            raise ConfigError(
+                f'{self._path}: http.host is {_shown(host)}, which others can reach: set tokens = "required", '
+                'certificate and key there too, or host = "127.0.0.1"'
+            )
+        return HttpConfig(host, self._port("http", DEFAULT_HTTP_PORT), tokens_required, tls, store, state_dir)
+
+    def _port(self, table: str, default: int) -> int:
+        port = self._value(table, "port", default)
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{self._path}: {table}.port is {port}: use 0 to 65535")
+        return port
 
     def _check_names(self, prefix: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
         for name in content:
@@ -168,6 +213,13 @@ class _Parser:
         if not value or "\0" in value:
             raise ConfigError(f"{self._path}: {table}.{key} is {_shown(value)}: name a file or folder")
         return self._path.parent / value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _shown(value: object) -> str:

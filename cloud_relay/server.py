@@ -6,8 +6,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import count
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
@@ -30,11 +31,12 @@ THREADS: Final = 8 + MAX_WAITING
 """Those that handle requests. Nodes that wait for news of releases leave eight for batches."""
 
 
-def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
+def serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[[int], None]) -> None:
     """Run until SIGTERM or SIGINT, then answer what is under way and return. Call it on the main thread.
 
     While the clock shows a time at which the certificate can't be used, it waits until the clock is set or the files
-    were renewed. ``ready(port)`` is called once nodes can connect.
+    were renewed. ``answers(port)`` is called once the HTTP server listens, if there is one. ``ready(port)`` comes last,
+    once nodes can connect.
 
     :raises ConfigError: the certificate is not that of this relay.
     :raises IdentityError: certificate, key or authority can't be used.
@@ -42,10 +44,10 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     :raises TransportError: the port can't be listened on.
     """
     with _Stop(signal.SIGTERM, signal.SIGINT) as stop:
-        _serve(config, ready, stop)
+        _serve(config, ready, answers, stop)
 
 
-def _serve(config: RelayConfig, ready: Callable[[int], None], stop: "_Stop") -> None:
+def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[[int], None], stop: "_Stop") -> None:
     files = config.credentials
     identity = _identity(config, stop)
     if identity is None:
@@ -62,31 +64,39 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], stop: "_Stop") -> 
             f"the state folder {config.state_dir} can't be made ({error.strerror}): set [relay] state_dir to a folder "
             "that you may write to"
         ) from error
-    store = Store(config.store)
-    try:
+    with ExitStack() as closing:
+        store = Store(config.store)
+        closing.callback(store.close)
         receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
         ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
         handler = by_frame(ingest.answer, releases.answer)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
-        try:
-            ready(responder.port)
+        closing.callback(responder.close)
+        closing.callback(releases.close)
+
+        def counted() -> dict[str, Any]:
+            return {
+                **store.statistics(),
+                **responder.statistics(),
+                "refusals": ingest.statistics(),
+                "releases": releases.statistics(),
+            }
+
+        if config.http is not None:
+            from cloud_relay.http.serving import (
+                RelayHttp,
+            )  # its libraries take 10 MB, which only a relay with HTTP pays
+
+            http = RelayHttp(config.http, counted)
+            closing.callback(http.close)
+            answers(http.port)
+        ready(responder.port)
+        renew_if_due(config.releases)
+        while not stop.wait(RENEW_S):
             renew_if_due(config.releases)
-            while not stop.wait(RENEW_S):
-                renew_if_due(config.releases)
-            _log.info("stopping: batches under way are finished first")
-        finally:
-            releases.close()
-            responder.close()
-    finally:
-        store.close()
-    counted = {
-        **store.statistics(),
-        **responder.statistics(),
-        "refusals": ingest.statistics(),
-        "releases": releases.statistics(),
-    }
-    _log.info("stopped: %s", counted)
+        _log.info("stopping: batches under way are finished first")
+    _log.info("stopped: %s", counted())
 
 
 class _Stop:

@@ -64,6 +64,8 @@ class RelayProcess:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.http_url: str | None = None
+        """Where it answers over HTTP, if its configuration says so."""
         create_mesh(folder / "authority", "demo")
         issue(folder / "authority", Role.RELAY, "relay-1", folder)
 
@@ -76,6 +78,9 @@ class RelayProcess:
         assert self.process.stdout is not None
         with self.process.stdout:
             line = self.process.stdout.readline()
+            if " answers on " in line:
+                self.http_url = line.split()[-1]
+                line = self.process.stdout.readline()
         self.address = Address("127.0.0.1", int(line.rsplit(":", 1)[1]))
         return self
 

@@ -1,0 +1,1 @@
+"""The relay over HTTP: records for programs and people."""

@@ -1,0 +1,125 @@
+"""Answers to requests for records: found on threads of their own, tagged, compressed.
+
+How many requests are looked for at once and how many wait is bounded. An answer has an entity tag that says what the
+store had and what was asked, so that a client that asks again is told ``304`` without a search when nothing has come
+since.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import Connection, DatabaseError
+from typing import Final
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cloud_relay.http.problems import HttpProblem
+from cloud_relay.query.forms import record_form
+from cloud_relay.query.searching import RecordPage
+from cloud_relay.store.schema import open_for_reading, storage_error
+from protocols.base.errors import StorageError
+
+THREADS: Final = 4
+"""Requests that are looked for at once. Beyond, they only take turns on the processors, and the writer waits longer."""
+MAX_WAITING: Final = 64
+"""Requests beside these that wait for a thread: at half a second each, the last waits for 8 s."""
+_MIN_GZIP_BYTES: Final = 1_024
+_GZIP_LEVEL: Final = 4
+_COMMON: Final = {"cache-control": "private, no-cache", "vary": "accept-encoding, authorization"}
+_log = logging.getLogger(__name__)
+
+
+class Answers:
+    """Answers requests from one store. Belongs to the event loop."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._threads = ThreadPoolExecutor(THREADS, "http-query")
+        self._taken = 0
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._threads.shutdown()
+
+    async def page(self, request: Request, name: str, find: Callable[[Connection], RecordPage]) -> Response:
+        """The page that ``find`` finds, as JSON. ``name``: what was asked, the same for the same question."""
+        asked_for, zips = request.headers.get("if-none-match", ""), accepts_gzip(request)
+        here = request.url.path, dict(request.query_params)
+
+        def answer(db: Connection) -> Response:
+            tag = _tag(self._store, db, name)
+            headers = {**_COMMON, "etag": tag}
+            if is_named(tag, asked_for):
+                return Response(None, 304, headers)
+            found = find(db)
+            if found.cursor is not None:
+                path, given = here
+                headers["link"] = f'<{path}?{urlencode(given | {"cursor": found.cursor})}>; rel="next"'
+            content = {"records": [record_form(record) for record in found.records], "cursor": found.cursor}
+            return json_response(content, headers, zips=zips)
+
+        return await self.read(answer)
+
+    async def read(self, answer: Callable[[Connection], Response]) -> Response:
+        """What ``answer`` makes of the store, on a thread.
+
+        :raises HttpProblem: too many wait.
+        :raises StorageError: the store can't be read.
+        """
+        if self._taken >= THREADS + MAX_WAITING:
+            raise HttpProblem(503, f"{self._taken} requests are under way: ask again later", {"retry-after": "1"})
+        self._taken += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, answer)
+        finally:
+            self._taken -= 1
+
+    def _read(self, answer: Callable[[Connection], Response]) -> Response:
+        try:
+            with closing(open_for_reading(self._store)) as db:
+                return answer(db)
+        except DatabaseError as error:
+            _log.error("%s", storage_error(self._store, error))
+            raise storage_error(self._store, error) from error
+        except StorageError as error:
+            _log.error("%s", error)
+            raise
+
+
+def json_response(content: object, headers: dict[str, str], *, zips: bool) -> Response:
+    """``content`` as JSON, compressed if it may be and is worth it."""
+    body = msgspec.json.encode(content)
+    if zips and len(body) >= _MIN_GZIP_BYTES:
+        body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
+        headers = {**headers, "content-encoding": "gzip"}
+    return Response(body, 200, headers, "application/json")
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether the client takes gzip."""
+    for part in request.headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = part.partition(";")
+        if coding.strip() == "gzip":
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def is_named(tag: str, asked_for: str) -> bool:
+    """Whether an ``If-None-Match`` names a tag, by weak comparison."""
+    named = [one.strip().removeprefix("W/") for one in asked_for.split(",")]
+    return "*" in named or tag.removeprefix("W/") in named
+
+
+def _tag(store: Path, db: Connection, name: str) -> str:
+    """Records are only ever added, and so are receipts, which show in them too."""
+    counts = db.execute("SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts)").fetchone()
+    said = repr((store.stat().st_ino, counts, name)).encode()
+    return f'W/"{hashlib.sha256(said).hexdigest()[:24]}"'

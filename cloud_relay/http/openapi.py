@@ -1,0 +1,94 @@
+"""The description of the API in OpenAPI 3.1. Parameters come from where they are read, so it can't lag behind."""
+
+from typing import Any, Final
+
+from cloud_relay.query.newest import NEWEST_FILTERS
+from cloud_relay.query.searching import COLUMNS
+from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, PAGING
+
+_NULLABLE: Final = ("altitude_m", "heading_deg")
+_TEXTS: Final = ("origin", "rule", "key", "sensing_origin", "sensor", "unit", "calibration")
+_NUMBERS: Final = ("latitude_deg", "longitude_deg", "accuracy_m", "quality")
+
+
+def described(version: str) -> dict[str, Any]:
+    """The description. ``version`` is that of the software."""
+    problem = {"$ref": "#/components/responses/Problem"}
+
+    def operation(summary: str, names: tuple[str, ...], answer: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "get": {
+                "summary": summary,
+                "parameters": [_parameter(name) for name in names],
+                "responses": {"200": answer, "304": {"description": "As the client has it."}, "default": problem},
+            }
+        }
+
+    page = {
+        "description": "One page of records. Without a cursor it is the last.",
+        "headers": {"Link": {"description": "The next page, rel=next.", "schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Page"}}},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Records of the relay", "version": version},
+        "paths": {
+            "/v1/records": operation("Records, newest first.", (*FILTERS, *PAGING), page),
+            "/v1/newest": operation(
+                "The newest record of each key, in the order of the keys.", (*NEWEST_FILTERS, "limit", "cursor"), page
+            ),
+            "/v1/statistics": operation("What the relay has counted; for operators.", (), _object()),
+            "/v1/openapi.json": operation("This description.", (), _object()),
+            "/healthz": operation("Whether the server runs.", (), _object()),
+        },
+        "components": {
+            "schemas": {"Record": _record(), "Page": _page()},
+            "responses": {
+                "Problem": {
+                    "description": "Problem details, RFC 9457.",
+                    "content": {"application/problem+json": {"schema": {"type": "object"}}},
+                }
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}, {}],
+    }
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    if name == "limit":
+        schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_RECORDS, "default": 100}
+    if name == "order":
+        schema = {"type": "string", "enum": ["newest", "oldest"], "default": "newest"}
+    if name == "min_quality":
+        schema = {"type": "number", "minimum": 0, "maximum": 1}
+    return {"name": name, "in": "query", "description": {**FILTERS, **PAGING}[name], "schema": schema}
+
+
+def _record() -> dict[str, Any]:
+    properties: dict[str, Any] = {name: {"type": "integer"} for name in COLUMNS}
+    properties |= {name: {"type": "string"} for name in _TEXTS}
+    properties |= {name: {"type": "number"} for name in _NUMBERS}
+    properties |= {name: {"type": ["number", "null"]} for name in _NULLABLE}
+    properties |= {
+        "value": {"description": "Any JSON; $float, $bytes, $time and $tensor are what JSON lacks."},
+        "lineage": {"type": "array", "items": {"type": "string"}},
+        "has_receipt": {"type": "boolean"},
+    }
+    return {"type": "object", "required": list(COLUMNS), "properties": properties}
+
+
+def _page() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["records", "cursor"],
+        "properties": {
+            "records": {"type": "array", "items": {"$ref": "#/components/schemas/Record"}},
+            "cursor": {"type": ["string", "null"]},
+        },
+    }
+
+
+def _object() -> dict[str, Any]:
+    return {"description": "An object.", "content": {"application/json": {"schema": {"type": "object"}}}}

@@ -1,0 +1,87 @@
+"""The HTTP server of a relay, on a thread and an event loop of its own, so that it never delays a batch of a node."""
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cloud_relay.config import HttpConfig
+from cloud_relay.http.app import RelayApi
+from cloud_relay.http.tokens import FILE, TokenFile
+from meshnode.http.server import HttpServer
+from protocols.base.errors import ConfigError
+
+
+class RelayHttp:
+    """Serves from when it is made until ``close``."""
+
+    def __init__(self, config: HttpConfig, statistics: Callable[[], Mapping[str, Any]]) -> None:
+        """Returns once it listens. ``statistics`` may be called from another thread.
+
+        :raises TransportError: the address can't be used.
+        :raises ConfigError: certificate or key can't be used.
+        :raises StorageError: the file of tokens can't be read.
+        """
+        tokens = None
+        if config.tokens_required:
+            tokens = TokenFile(config.state_dir / FILE)
+            tokens.tokens()
+        if config.tls is not None:
+            _check(config)
+        api = RelayApi(config.store, tokens, statistics, _version())
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        listening: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=(config, api, listening), name="http")
+        self._thread.start()
+        try:
+            self.port = listening.result()
+        except BaseException:
+            self._thread.join()
+            raise
+
+    def close(self) -> None:
+        """Let requests finish, and stop. Idempotent."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def _run(self, config: HttpConfig, api: RelayApi, listening: "Future[int]") -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(config, api, listening))
+
+    async def _serve(self, config: HttpConfig, api: RelayApi, listening: "Future[int]") -> None:
+        server = HttpServer(api.app(), lambda _: None, config.tls)
+        try:
+            port = await server.start(config.host, config.port)
+        except BaseException as error:  # noqa: BLE001 - whoever made it is told
+            api.close()
+            listening.set_exception(error)
+            return
+        listening.set_result(port)
+        await self._stop.wait()
+        await server.close()
+        api.close()
+
+
+def _check(config: HttpConfig) -> None:
+    assert config.tls is not None
+    certificate, key = config.tls
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"[http] certificate {certificate} and key {key} can't be used ({error}): name a certificate in PEM and "
+            "its key"
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return version("meshnode")
+    except PackageNotFoundError:
+        return "0+unknown"
