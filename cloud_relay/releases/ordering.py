@@ -89,7 +89,12 @@ def start(
 
     :raises ReleaseInvalid: there is no such release, or the order contradicts itself.
     """
-    if description_of(repository, path, counter).breaks_signature and gates.min_agreement:
+    released = description_of(repository, path, counter)
+    if path.startswith("rules/") and gates.min_agreement:
+        raise ReleaseInvalid(
+            "rules do not run beside those before them, so nothing is compared: leave --min-agreement out"
+        )
+    if released.breaks_signature and gates.min_agreement:
         raise ReleaseInvalid(
             f"release {counter} of {path} takes or gives something else than the one before, so no canary can compare "
             "them: leave --min-agreement out"

@@ -1,10 +1,10 @@
-"""Publishing: from the files of a model to a release that the metadata lists.
+"""Publishing: from the files of a model, or a file of rules, to a release that the metadata lists.
 
 The chunks are on the shelf before the description is signed, so whoever learns of a release can fetch all of it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +15,13 @@ from tuf.api.metadata import TargetFile
 from cloud_relay.releases.chunking import chunk_data, chunk_file
 from cloud_relay.releases.linting import check_signature, lint, previous_model, source_of
 from cloud_relay.releases.repository import ReleaseRepository
+from cloud_relay.releases.rule_linting import lint_rules
 from meshnode.models.deltas import make_delta
 from protocols.base.errors import ReleaseInvalid
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.releases.catalogue import (
     DESCRIPTIONS,
+    KINDS,
     MAX_DESCRIPTION_BYTES,
     MAX_FILES,
     MAX_RELEASES,
@@ -34,10 +36,15 @@ WORTH_IT: Final = 0.8
 MAX_DELTA_BYTES: Final = 512 * 1024 * 1024
 """No deltas are made of larger files: it would take several times their size in memory."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_TARGET: Final = re.compile(r"(models/[^/]+)/([1-9][0-9]*)\.json")
+_TARGET: Final = re.compile(rf"((?:{'|'.join(KINDS)})/[^/]+)/([1-9][0-9]*)\.json")
 _MAX_COUNTER: Final = 2**31 - 1
 Progress = Callable[[str, int], None]
 """Told what is done, and bytes that were done of it."""
+
+
+def path_of(name: str) -> str:
+    """The path of what somebody calls by a name: ``plate`` is ``models/plate``, and ``rules/traffic`` is itself."""
+    return name if "/" in name else f"models/{name}"
 
 
 def target_of(path: str, counter: int) -> str:
@@ -84,17 +91,7 @@ def publish(
     """
     source = source_of(given)
     name = name if name is not None else source.model.stem
-    if not _NAME.fullmatch(name):
-        raise ReleaseInvalid(f"{name!r} can't be the name of a model: use letters, digits, '.', '_' and '-'")
-    path = f"models/{name}"
-    before = [other for each, other in listed_releases(repository) if each == path]
-    highest = max([*before, repository.state.counters.get(path, 0)])
-    counter = highest + 1 if counter is None else counter
-    if not highest < counter <= _MAX_COUNTER:
-        raise ReleaseInvalid(
-            f"release {counter} of {path} is not above {highest}, which was used: leave --counter out, or raise it"
-        )
-    repository.role_of(target_of(path, counter))
+    path, counter, before = _next(repository, "models", name, counter)
     if len(runtime) > MAX_RUNTIME_CHARS:
         raise ReleaseInvalid(
             f"the version of ONNX Runtime {runtime!r} has {len(runtime)} characters, and {MAX_RUNTIME_CHARS} can "
@@ -121,6 +118,53 @@ def publish(
         description = with_deltas(repository, description, earlier, progress)
     list_release(repository, description)
     return description
+
+
+def publish_rules(
+    repository: ReleaseRepository,
+    file: Path,
+    cases: Sequence[Path] = (),
+    *,
+    name: str | None = None,
+    counter: int | None = None,
+    changelog: str = "",
+    progress: Progress = lambda what, done: None,
+) -> Description:
+    """Check a file of rules as a node does, try it on files of cases, put it on the shelf and list it; the caller
+    commits. ``name``: None: that of the file. No deltas are offered: a file of rules takes a few kilobytes.
+
+    :raises ReleaseInvalid: it is not fit to be released; nothing is listed.
+    """
+    path, counter, _ = _next(repository, "rules", name if name is not None else file.stem, counter)
+    progress(f"checking {file.name}", 0)
+    lint_rules(file, cases)
+    released = _released(repository, file, progress)
+    description = Description(
+        path=path, counter=counter, model=file.name, files=(released,), changelog=changelog[:4_000]
+    )
+    list_release(repository, description)
+    return description
+
+
+def _next(
+    repository: ReleaseRepository, kind: str, name: str, counter: int | None
+) -> tuple[str, int, list[int]]:  # fmt: skip
+    """The path and the counter of a new release, and the counters of those of its path that are listed.
+
+    :raises ReleaseInvalid: the name or the counter can't be used, or nobody may list it.
+    """
+    if not _NAME.fullmatch(name):
+        raise ReleaseInvalid(f"{name!r} can't be the name of released {kind}: use letters, digits, '.', '_' and '-'")
+    path = f"{kind}/{name}"
+    before = [other for each, other in listed_releases(repository) if each == path]
+    highest = max([*before, repository.state.counters.get(path, 0)])
+    counter = highest + 1 if counter is None else counter
+    if not highest < counter <= _MAX_COUNTER:
+        raise ReleaseInvalid(
+            f"release {counter} of {path} is not above {highest}, which was used: leave --counter out, or raise it"
+        )
+    repository.role_of(target_of(path, counter))
+    return path, counter, before
 
 
 def with_deltas(

@@ -132,8 +132,9 @@ class ReleaseRepository:
         for name, role in self.roles().items():
             if role.is_delegated_path(path):
                 return name
+        option = "--rules" if path.startswith("rules/") else "--model"
         raise ReleaseInvalid(
-            f"no publisher may list {path}: permit one with 'cloud-relay release delegate NAME --model …'"
+            f"no publisher may list {path}: permit one with 'cloud-relay release delegate NAME {option} …'"
         )
 
     def target(self, path: str) -> TargetFile | None:

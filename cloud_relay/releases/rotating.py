@@ -59,20 +59,21 @@ def change_root_keys(
     repository.sign_root([*signers, *added])
 
 
-def add_publisher(repository: ReleaseRepository, name: str, models: Sequence[str]) -> Path:
-    """Let a new publisher list models, before the one that may list all; the caller commits. Returns its key's file.
+def add_publisher(repository: ReleaseRepository, name: str, patterns: Sequence[str], kind: str = "models") -> Path:
+    """Let a new publisher list releases of one kind, before the one that may list all models; the caller commits.
+    ``patterns``: of the names of what it may release. Returns its key's file.
 
     :raises ReleaseInvalid: the name is taken, or a pattern can't be one.
     """
     if not _NAME.fullmatch(name):
         raise ReleaseInvalid(f"{name!r} can't be the name of a publisher: use lower-case letters, digits and '-'")
-    for model in models:
-        if not _PATTERN.fullmatch(model):
-            raise ReleaseInvalid(f"{model!r} can't be the name of a model or a pattern, as in 'plate-*'")
+    for pattern in patterns:
+        if not _PATTERN.fullmatch(pattern):
+            raise ReleaseInvalid(f"{pattern!r} can't be a name in {kind}/ or a pattern, as in 'plate-*'")
     if name in repository.roles():
         raise ReleaseInvalid(f"there is a publisher {name!r}: choose another name")
     signer = CryptoSigner.generate_ed25519()
     before = PUBLISHER_ROLE if PUBLISHER_ROLE in repository.roles() else None
-    repository.delegate(name, [f"models/{model}/*.json" for model in models], signer.public_key, before)
+    repository.delegate(name, [f"{kind}/{pattern}/*.json" for pattern in patterns], signer.public_key, before)
     assert ORDERS_ROLE in repository.roles()
     return repository.keep_key(name, signer)

@@ -1,7 +1,7 @@
 """What signed metadata lists: releases, and orders to roll them out.
 
 The metadata is a TUF repository (docs/adr/0032). Its targets are small JSON documents of two kinds: the *description*
-of a release, at ``models/NAME/COUNTER.json``, and an *order*, at ``rollouts/SERIAL.json``. The driver checks signatures
+of a release, at ``KIND/NAME/COUNTER.json``, and an *order*, at ``rollouts/SERIAL.json``. The driver checks signatures
 and parses; machines get the result. Everything below a description is checked by the digests in it.
 """
 
@@ -22,6 +22,9 @@ the one with the highest serial that is neither aborted nor halted nor given up 
 MAX_RELEASES: Final = 1_024
 MAX_DESCRIPTION_BYTES: Final = 64 * 1024
 MAX_RUNTIME_CHARS: Final = 100
+
+KINDS: Final = ("models", "rules")
+"""What can be released: the first parts of paths. To machines they are all alike; whoever installs tells them apart."""
 
 Path = Annotated[str, Meta(pattern=r"^[a-z]+/[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", max_length=120)]
 """The kind and the name of what is released, as in ``models/plate``. The table of access decides by it."""
@@ -70,13 +73,14 @@ class Delta(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One release: ``models/NAME/COUNTER.json``."""
+    """One release: ``KIND/NAME/COUNTER.json``."""
 
     format: Literal[1] = 1
     path: Path
     counter: Counter
     model: Annotated[str, Meta(max_length=100)]
-    """The ONNX file among the files. Its manifest, golden vectors and external weights are files beside it."""
+    """The main one of the files. Of ``models`` it is the ONNX file, and its manifest, golden vectors and external
+    weights are files beside it; of ``rules`` it is the file of rules."""
     files: Annotated[tuple[ReleasedFile, ...], Meta(min_length=1, max_length=MAX_FILES)]
     deltas: Annotated[tuple[Delta, ...], Meta(max_length=MAX_FILES)] = ()
     runtime: Annotated[str, Meta(max_length=MAX_RUNTIME_CHARS)] = ""

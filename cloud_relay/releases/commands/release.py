@@ -32,7 +32,7 @@ _COUNTER = click.IntRange(1, 2**31 - 1)
 
 @click.group()
 def release() -> None:
-    """Publish models to all nodes, and take them back. Needs meshnode[releases]."""
+    """Publish models and rules to all nodes, and take them back. Needs meshnode[releases], and meshnode[rules]."""
 
 
 @release.command()
@@ -77,8 +77,10 @@ def init(
 
 @release.command()
 @signing
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="The name of the model; default: that of its file.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--kind", type=click.Choice(["models", "rules"]), default="models", show_default=True,
+              help="What FILE is.")  # fmt: skip
+@click.option("--name", help="The name of the model or of the rules; default: that of the file.")
 @click.option("--counter", type=_COUNTER, help="The number of the release; default: one more than the last.")
 @click.option(
     "--breaks-signature", is_flag=True, help="Declare that its inputs or outputs differ from the last release."
@@ -87,27 +89,52 @@ def init(
               help="From how many earlier releases it can be reached by a delta.")  # fmt: skip
 @click.option("--changelog", default="", help="What has changed.")
 @click.option("--runtime", default="", help="The least version of ONNX Runtime, as in 1.17.")
+@click.option("--cases", multiple=True, type=click.Path(path_type=Path), metavar="CASES",
+              help="Cases that rules have to pass; may be repeated. Default: NAME-cases.toml beside them.")  # fmt: skip
 def publish(
-    config_path: Path, folder: Path | None, keys: tuple[Path, ...], model: Path, name: str | None,
-    counter: int | None, breaks_signature: bool, deltas: int, changelog: str, runtime: str,
+    config_path: Path, folder: Path | None, keys: tuple[Path, ...], file: Path, kind: str, name: str | None,
+    counter: int | None, breaks_signature: bool, deltas: int, changelog: str, runtime: str, cases: tuple[Path, ...],
 ) -> None:  # fmt: skip
-    """Publish MODEL, an ONNX file or a folder with one, with its manifest, golden vectors and weights."""
+    """Publish FILE: a model, which is an ONNX file or a folder with one, with its manifest, golden vectors and weights;
+    or with --kind rules a file of rules."""
+    if kind == "rules":
+        if breaks_signature or runtime:
+            raise click.UsageError("--breaks-signature and --runtime are about models: leave them out for rules")
+        _publish_rules(config_path, folder, keys, file, name, counter, changelog, cases)
+        return
+    if cases:
+        raise click.UsageError("--cases is about rules: leave it out for a model, whose golden vectors are beside it")
     with changed(config_path, folder, keys) as repository:
         from cloud_relay.releases.linting import source_of
         from cloud_relay.releases.publishing import publish as publish_release
 
-        source = source_of(model)
+        source = source_of(file)
         if not source.manifest.golden:
             click.echo("it has no golden vectors: nodes can't find out whether it computes what it should", err=True)
         with progress_of(sum(file.stat().st_size for file in source.files)) as progress:
             made = publish_release(
-                repository, model, name=name, counter=counter, breaks_signature=breaks_signature, deltas=deltas,
+                repository, file, name=name, counter=counter, breaks_signature=breaks_signature, deltas=deltas,
                 changelog=changelog, runtime=runtime, progress=progress,
             )  # fmt: skip
         click.echo(f"{made.path} {made.counter}: {len(made.files)} files, {made.size_bytes} bytes")
         for delta in made.deltas:
             share = delta.content.size_bytes / next(f.content.size_bytes for f in made.files if f.name == delta.name)
             click.echo(f"delta of {delta.name} ({delta.method}): {delta.content.size_bytes} bytes, {share:.1%}")
+
+
+def _publish_rules(
+    config_path: Path, folder: Path | None, keys: tuple[Path, ...], file: Path, name: str | None, counter: int | None,
+    changelog: str, cases: tuple[Path, ...],
+) -> None:  # fmt: skip
+    with changed(config_path, folder, keys) as repository:
+        from cloud_relay.releases.publishing import publish_rules
+        from cloud_relay.releases.rule_linting import cases_beside
+
+        cases = cases or cases_beside(file)
+        if not cases:
+            click.echo("it has no cases: nobody has tried whether the rules derive what they should", err=True)
+        made = publish_rules(repository, file, cases, name=name, counter=counter, changelog=changelog)
+        click.echo(f"{made.path} {made.counter}: {made.size_bytes} bytes")
 
 
 @release.command()
@@ -120,9 +147,9 @@ def delta(
 ) -> None:
     """Offer a shorter way to release COUNTER of the model NAME, for nodes that have an earlier one."""
     with changed(config_path, folder, keys) as repository:
-        from cloud_relay.releases.publishing import description_of, list_release, with_deltas
+        from cloud_relay.releases.publishing import description_of, list_release, path_of, with_deltas
 
-        before = description_of(repository, f"models/{name}", counter)
+        before = description_of(repository, path_of(name), counter)
         after = with_deltas(repository, before, earlier)
         if after == before:
             raise ReleaseInvalid(f"no delta from release {earlier} is worth it: it would be as large as the file")
@@ -171,12 +198,14 @@ def _show_releases(repository: "ReleaseRepository", releases: "list[Description]
 @click.argument("name")
 @click.argument("counter", type=_COUNTER)
 def revoke(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, counter: int) -> None:
-    """Take release COUNTER of the model NAME out. No node installs it any more, and its orders are aborted."""
+    """Take release COUNTER of NAME out, a model or rules/NAME. No node installs it any more, and its orders are
+    aborted."""
     with changed(config_path, folder, keys) as repository:
         from cloud_relay.releases.ordering import change, orders_in
+        from cloud_relay.releases.publishing import path_of
         from cloud_relay.releases.publishing import revoke as revoke_release
 
-        path = f"models/{name}"
+        path = path_of(name)
         for order in orders_in(repository):
             if (order.path, order.counter) == (path, counter) and order.state != "aborted":
                 click.echo(f"order {change(repository, order, 'aborted').serial} is aborted")
@@ -219,17 +248,19 @@ def rotate(
 @release.command()
 @signing
 @click.argument("name")
-@click.option(
-    "--model", "models", multiple=True, required=True, help="A name of a model, or a pattern; may be repeated."
-)
+@click.option("--model", "models", multiple=True, help="A name of a model, or a pattern; may be repeated.")
+@click.option("--rules", multiple=True, help="A name of rules, or a pattern, as in '*'; may be repeated.")
 def delegate(
-    config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, models: tuple[str, ...]
-) -> None:
-    """Let the publisher NAME, and nobody else, publish models. Its key is made in the repository."""
+    config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, models: tuple[str, ...],
+    rules: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Let the publisher NAME, and nobody else, publish models, or rules. Its key is made in the repository."""
+    if bool(models) == bool(rules):
+        raise click.UsageError("a publisher releases one kind: give --model or --rules")
     with changed(config_path, folder, keys) as repository:
         from cloud_relay.releases.rotating import add_publisher
 
-        click.echo(f"key: {add_publisher(repository, name, models)}")
+        click.echo(f"key: {add_publisher(repository, name, models or rules, 'models' if models else 'rules')}")
 
 
 @release.command()

@@ -32,12 +32,12 @@ class _Duration(click.ParamType[int]):
 
 
 _NAME = click.argument("name")
-_SERIAL = click.option("--serial", type=int, help="The serial of the order; default: the newest one for the model.")
+_SERIAL = click.option("--serial", type=int, help="The serial of the order; default: the newest one for NAME.")
 
 
 @click.group()
 def rollout() -> None:
-    """Order which release of a model the nodes serve. Needs meshnode[releases]."""
+    """Order which release of a model, or of rules (rules/NAME), the nodes serve. Needs meshnode[releases]."""
 
 
 @rollout.command()
@@ -76,13 +76,14 @@ def start(
     promote_quorum: int | None, halt_quorum: int | None, soak_s: int, silence_s: int, max_errors: float,
     max_latency: float, min_agreement: float, min_runs: int,
 ) -> None:  # fmt: skip
-    """Have nodes serve release COUNTER of the model NAME, the canaries first."""
+    """Have nodes serve release COUNTER of NAME, a model or rules/NAME, the canaries first."""
     with changed(config_path, folder, keys) as repository:
         from cloud_relay.releases.ordering import start as start_order
+        from cloud_relay.releases.publishing import path_of
         from protocols.releases.catalogue import Cohort, Gates
 
         order = start_order(
-            repository, f"models/{name}", counter,
+            repository, path_of(name), counter,
             cohort=Cohort(roles=tuple(map(Role, roles)), labels=labels, nodes=_ids("--node", nodes), share=share),
             canaries=_ids("--canary", canaries), promote_quorum=promote_quorum, halt_quorum=halt_quorum,
             soak_s=soak_s, silence_s=silence_s,
@@ -129,17 +130,18 @@ def _changing(name: str, state: Literal["running", "paused", "aborted", "promote
     def command(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, serial: int | None) -> None:
         with changed(config_path, folder, keys) as repository:
             from cloud_relay.releases.ordering import change, order_for
+            from cloud_relay.releases.publishing import path_of
 
-            _show(change(repository, order_for(repository, f"models/{name}", serial), state))
+            _show(change(repository, order_for(repository, path_of(name), serial), state))
 
     command.__doc__ = text
     rollout.command(name=name)(signing(_NAME(_SERIAL(command))))
 
 
-_changing("pause", "paused", "Have nodes go no further with the order for the model NAME; who serves it goes on.")
-_changing("resume", "running", "Have nodes go on with the order for the model NAME after a pause.")
-_changing("abort", "aborted", "Have nodes that serve what was ordered for the model NAME go back.")
-_changing("promote", "promoted", "Have nodes serve what was ordered for the model NAME without waiting for canaries.")
+_changing("pause", "paused", "Have nodes go no further with the order for NAME; who serves it goes on.")
+_changing("resume", "running", "Have nodes go on with the order for NAME after a pause.")
+_changing("abort", "aborted", "Have nodes that serve what was ordered for NAME go back.")
+_changing("promote", "promoted", "Have nodes serve what was ordered for NAME without waiting for canaries.")
 
 
 def _ids(option: str, names: tuple[str, ...]) -> tuple[NodeId, ...]:

@@ -29,10 +29,10 @@ from meshnode.releases.trust.forms import check_root_forms, check_timestamp_form
 from protocols.base.errors import MetadataInvalid
 from protocols.base.limits import MAX_CHUNK_BYTES
 from protocols.releases.bundle import MAX_BUNDLE_FILES, MAX_DELEGATED_ROLES, roots_in
-from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, MAX_RELEASES, Listed, ListedOrder
+from protocols.releases.catalogue import KINDS, MAX_DESCRIPTION_BYTES, MAX_ORDERS, MAX_RELEASES, Listed, ListedOrder
 
 _BASE: Final = "bundle:///"
-_RELEASE: Final = re.compile(r"(models/[A-Za-z0-9][A-Za-z0-9._-]{0,99})/([1-9][0-9]{0,9})\.json")
+_RELEASE: Final = re.compile(rf"((?:{'|'.join(KINDS)})/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}})/([1-9][0-9]{{0,9}})\.json")
 _ORDER: Final = re.compile(r"rollouts/([1-9][0-9]{0,9})\.json")
 _MAX_NUMBER: Final = 2**31 - 1
 

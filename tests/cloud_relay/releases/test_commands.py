@@ -26,8 +26,8 @@ class Operator:
         return result.output
 
 
-@pytest.fixture
-def operator(tmp_path: Path) -> Operator:
+@pytest.fixture(name="operator")
+def given_operator(tmp_path: Path) -> Operator:
     operator = Operator(tmp_path / "repository")
     for number in (1, 2, 3):
         operator("release", "key", "make", tmp_path / f"{number}.pem")
