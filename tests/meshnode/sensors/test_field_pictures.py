@@ -51,7 +51,7 @@ def test_picture_of_another_orientation_or_depth_has_its_plate_found(name: str) 
     assert sample.infer is not None
     assert sample.infer.interpret is not None
     boxes = sample.infer.interpret(dict(model.run(sample.infer.inputs, sample.infer.outputs)))
-    assert any(abs(box["left"] - 322) < 14 and abs(box["top"] - 191) < 8 for box in boxes), boxes
+    assert any(abs(box["left"] - 311) < 14 and abs(box["top"] - 191) < 8 for box in boxes), boxes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
