@@ -86,7 +86,7 @@ class PictureDrawing:
 
 def _drawn(given: WithPictures) -> Reading | KeptBack:
     try:
-        return given.finished(lambda content: redrawn_picture(content, given.rule.cover))
+        return given.finished(lambda content, found: redrawn_picture(content, given.rule.cover, found))
     except Exception:  # noqa: BLE001 - a bug, or no memory: nothing leaves, and the thread goes on
         _log.exception("a picture of %r can't be encoded anew", given.reading.key)
         return KeptBack(given.rule.name, "picture")

@@ -68,8 +68,8 @@ class EgressSection(Section, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(max_length=MAX_TEXT_CHARS)], ...] | None,
         Meta(
             min_length=1,
-            description="The fields of their values that leave. A value without any of them, or that has no fields, "
-            "does not leave.",
+            description="The fields of their values that leave; `a.b` is the field `b` of the map `a`, or of each map "
+            "in the list `a`. A value without any of them, or that has no fields, does not leave.",
             extra={"default": "values leave whole"},
         ),
     ] = None
@@ -133,6 +133,16 @@ class EgressSection(Section, frozen=True, kw_only=True):
             "from the upper left corner of the upright picture.",
         ),
     ] = ()
+    cover_field: Annotated[
+        str | None,
+        Meta(
+            min_length=1,
+            max_length=MAX_TEXT_CHARS,
+            description="The field beside a picture, or further out, that lists what was found in it as maps with "
+            "`left`, `top`, `right` and `bottom`, in pixels of the upright picture. That is made black, with a quarter "
+            "of its size around it. A picture without such a field does not leave.",
+        ),
+    ] = None
 
     def conflicts(self) -> Iterator[Problem]:
         """What the rule would refuse, and what it would do nothing with."""
@@ -158,6 +168,7 @@ class EgressSection(Section, frozen=True, kw_only=True):
             drop_outside=None if self.drop_outside is None else self.drop_outside.area(),
             min_count=self.min_count, strip_pictures=self.strip_pictures,
             cover=tuple((left, top, right, bottom) for left, top, right, bottom in self.cover),
+            cover_field=self.cover_field or "",
         )  # fmt: skip
 
 

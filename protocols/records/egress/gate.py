@@ -25,6 +25,7 @@ from protocols.records.egress.pseudonyms import Pseudonyms
 from protocols.records.egress.rules import EgressPolicy, EgressRule
 from protocols.records.egress.values import (
     Redraw,
+    allowed_fields,
     has_count,
     redrawn,
     sizes_bytes,
@@ -57,7 +58,7 @@ class WithPictures:
     def finished(self, redraw: Redraw) -> Reading | KeptBack:
         """The reading as it leaves."""
         try:
-            return replace(self.reading, value=redrawn(self.reading.value, redraw))
+            return replace(self.reading, value=redrawn(self.reading.value, redraw, self.rule.cover_field))
         except InputInvalid:
             return KeptBack(self.rule.name, "picture")
 
@@ -70,6 +71,7 @@ class EgressGate:
         self.policy = policy
         self._node, self._pseudonyms = node, Pseudonyms(keyed_hash)
         self._spelled_out = {rule.name: frozenset(rule.keys.split("/")) - {"*", "**"} for rule in policy.rules}
+        self._allowed = {rule.name: allowed_fields(rule.fields or ()) for rule in policy.rules}
         self._rules: OrderedDict[str, EgressRule | None] = OrderedDict()
         self.released: Counter[str] = Counter()
         self.kept_back: Counter[tuple[str, str]] = Counter()
@@ -94,15 +96,11 @@ class EgressGate:
         if reason := _why_not(rule, reading):
             return KeptBack(rule.name, reason)
         changes: dict[str, Any] = {}
-        if rule.fields is not None:
-            changes["value"] = with_fields(reading.value, rule.fields)
-            if changes["value"] is None:
-                return KeptBack(rule.name, "fields")
         if rule.cell_m is not None:
             changes["where"] = coarsened_position(reading.where, rule.cell_m)
         if rule.time_s is not None:
             changes["when"] = coarsened_time(reading.when, rule.time_s)
-            changes["value"] = with_wide_window(changes.get("value", reading.value), rule.time_s)
+            changes["value"] = with_wide_window(reading.value, rule.time_s)
         if rule.time_s is not None or rule.pseudonym_s is not None:
             value = changes.get("value", reading.value)
             changes["value"] = with_described(value, lambda described: self._veiled(rule, described))
@@ -111,6 +109,10 @@ class EgressGate:
             changes |= self._without_names(rule, rule.pseudonym_s, reading)
             if len(changes["key"].encode()) > MAX_KEY_BYTES:
                 return KeptBack(rule.name, "key")
+        if rule.fields is not None:  # last: what tells a described reading may be among the fields that don't leave
+            changes["value"] = with_fields(changes.get("value", reading.value), self._allowed[rule.name])
+            if changes["value"] is None:
+                return KeptBack(rule.name, "fields")
         if changes.get("value") is reading.value:
             changes.pop("value", None)
         released = replace(reading, **changes) if changes else reading

@@ -41,7 +41,8 @@ class EgressRule:
     drop: bool = False
     """Whether nothing of them may."""
     fields: frozenset[str] | None = None
-    """Of values that are maps, the fields that may; other values may not. None: values may as they are."""
+    """Of values that are maps, the fields that may; other values may not. ``a.b`` is the field ``b`` of the map ``a``,
+    or of each map in the list ``a``. None: values may as they are."""
     cell_m: int | None = None
     """Positions become the centre of a cell of this size; None: they stay."""
     time_s: int | None = None
@@ -58,6 +59,9 @@ class EgressRule:
     """Whether bytes leave only as pictures that were encoded anew."""
     cover: tuple[CoveredBox, ...] = ()
     """Boxes that are covered in these pictures."""
+    cover_field: str = ""
+    """The field beside a picture that lists boxes which are covered in it, too; a picture without it may not leave.
+    Empty: there is none."""
 
     def __post_init__(self) -> None:
         checked_expression(self.keys)
@@ -72,6 +76,12 @@ class EgressRule:
         self._check_range("min_count", self.min_count, 2, 1 << 53)
         if self.fields is not None and not self.fields:
             raise LocalProtocolError(f"egress rule {self.name!r}: fields is empty: name some, or use drop")
+        for path in self.fields or ():
+            if "" in path.split("."):
+                raise LocalProtocolError(
+                    f"egress rule {self.name!r}: {path!r} in fields names no field: write 'a', or 'a.b' for the field "
+                    "b of the map a"
+                )
         if len(self.cover) > MAX_COVERED:
             raise BoundExceeded(f"egress rule {self.name!r} covers {len(self.cover)} boxes: use at most {MAX_COVERED}")
         for left, top, right, bottom in self.cover:
@@ -88,7 +98,7 @@ class EgressRule:
     @property
     def redraws_pictures(self) -> bool:
         """Whether bytes leave only as pictures that were encoded anew."""
-        return self.strip_pictures or bool(self.cover)
+        return self.strip_pictures or bool(self.cover) or bool(self.cover_field)
 
     @property
     def looks_at_values(self) -> bool:

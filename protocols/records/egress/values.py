@@ -1,6 +1,7 @@
 """What egress makes of the value of a reading. Values are plain: as they were decoded."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 from protocols.base.errors import InputInvalid
@@ -8,21 +9,57 @@ from protocols.records.egress.coarse import widened
 from protocols.records.patterns.base import DESCRIBED
 from protocols.wire.tensors import Tensor
 
-Redraw = Callable[[bytes], bytes]
-"""Encodes a picture anew. :raises InputInvalid: it is none, or none that can be decoded."""
+PixelBox = tuple[float, float, float, float]
+"""Left, top, right and bottom of a box in a picture, in pixels of the upright picture."""
+Redraw = Callable[[bytes, Sequence[PixelBox]], bytes]
+"""Encodes a picture anew, with boxes covered. :raises InputInvalid: it is none, or none that can be decoded."""
+Allowed = Mapping[str, "Allowed | None"]
+"""Fields that may leave: whole (None), or of the maps in them those fields."""
 
+MAX_FOUND: Final = 64
+"""Boxes that one field lists. They may come from a neighbour, and each is drawn."""
+_SIDES: Final = ("left", "top", "right", "bottom")
 _START, _END, _UNTIL, _COUNT = "start_ns", "end_ns", "until_ns", "count"
 _ENCODED_SHAPE: Final = 1
 """Dimensions of an array that holds an encoded picture."""
 
 
-def with_fields(value: Any, allowed: Collection[str]) -> dict[str, Any] | None:
+def allowed_fields(paths: Iterable[str]) -> Allowed:
+    """The fields that paths name: ``a``, or ``a.b`` for the field ``b`` of what is in ``a``."""
+    tree: dict[str, Any] = {}
+    for path in sorted(paths):  # "a" comes before "a.b", and allows all of it
+        *parents, last = path.split(".")
+        inner: dict[str, Any] | None = tree
+        for name in parents:
+            inner = None if inner is None else inner.setdefault(name, {})
+        if inner is not None:
+            inner[last] = None
+    return tree | {path: None for path in paths if "." in path}  # a field may have such a name
+
+
+def with_fields(value: Any, allowed: Allowed) -> dict[str, Any] | None:
     """The allowed fields of a map, which is the map itself if there are no others; None: there are none, or it is no
     map."""
     if type(value) is not dict:
         return None
-    kept = {name: item for name, item in value.items() if name in allowed}
-    return value if len(kept) == len(value) else kept or None
+    kept: dict[str, Any] = {}
+    for name, item in value.items():
+        if name in allowed:
+            inner = allowed[name]
+            left = item if inner is None else _inner_fields(item, inner)
+            if inner is None or left is not None:
+                kept[name] = left
+    is_whole = len(kept) == len(value) and all(kept[name] is value[name] for name in kept)
+    return value if is_whole else kept or None
+
+
+def _inner_fields(item: Any, allowed: Allowed) -> Any:
+    """The allowed fields of a map or of each map in a list; None: there are none."""
+    if type(item) is not list:
+        return with_fields(item, allowed)
+    kept = [left for element in item if (left := with_fields(element, allowed)) is not None]
+    is_whole = len(kept) == len(item) and all(one is other for one, other in zip(kept, item, strict=True))
+    return item if is_whole and item else kept or None
 
 
 def has_count(value: Any, least: int) -> bool:
@@ -73,27 +110,59 @@ def sizes_bytes(value: Any) -> list[int]:
             return []
 
 
-def redrawn(value: Any, redraw: Redraw) -> Any:
-    """The value with all of its pictures encoded anew.
+def redrawn(value: Any, redraw: Redraw, cover_field: str = "") -> Any:
+    """The value with all of its pictures encoded anew, and covered where the field ``cover_field`` of the innermost map
+    around them that has it says so. Empty: there is no such field.
 
     A picture is bytes, or an array of bytes of one dimension. Other arrays could be pictures too, which nobody can
     tell, so they may not leave.
 
-    :raises InputInvalid: when bytes or an array are no picture that can be decoded.
+    :raises InputInvalid: when bytes or an array are no picture that can be decoded, or when there is no such field
+        around a picture, or it lists no boxes.
     """
+    return _redrawn(value, redraw, cover_field, None if cover_field else ())
+
+
+def _redrawn(value: Any, redraw: Redraw, cover_field: str, found: Sequence[PixelBox] | None) -> Any:
+    """``found``: the boxes of the field around the value; None: it was not there."""
     match value:
         case bytes():
-            return redraw(value)
+            return redraw(value, _known(found, cover_field))
         case Tensor(dtype="u1", shape=shape) if len(shape) == _ENCODED_SHAPE:
-            picture = redraw(bytes(value.data))
+            picture = redraw(bytes(value.data), _known(found, cover_field))
             return Tensor("u1", (len(picture),), memoryview(picture))
         case Tensor():
             raise InputInvalid(
                 f"an array {value.dtype} {list(value.shape)} is not an encoded picture: send JPEG or PNG"
             )
         case dict():
-            return {name: redrawn(item, redraw) for name, item in value.items()}
+            if cover_field in value:
+                found = _boxes(value[cover_field], cover_field)
+            return {name: _redrawn(item, redraw, cover_field, found) for name, item in value.items()}
         case list():
-            return [redrawn(item, redraw) for item in value]
+            return [_redrawn(item, redraw, cover_field, found) for item in value]
         case _:
             return value
+
+
+def _known(found: Sequence[PixelBox] | None, cover_field: str) -> Sequence[PixelBox]:
+    if found is None:
+        raise InputInvalid(f"a picture has no field {cover_field!r} beside it: list the boxes in it there, or []")
+    return found
+
+
+def _boxes(listed: Any, cover_field: str) -> list[PixelBox]:
+    """The boxes that a field lists: maps with ``left``, ``top``, ``right`` and ``bottom``."""
+    if type(listed) is not list or len(listed) > MAX_FOUND:
+        raise InputInvalid(f"{cover_field!r} is no list of at most {MAX_FOUND} boxes")
+    boxes: list[PixelBox] = []
+    for box in listed:
+        sides = [box.get(side) if type(box) is dict else None for side in _SIDES]
+        numbers = [
+            float(side) for side in sides
+            if isinstance(side, (int, float)) and not isinstance(side, bool) and isfinite(side)
+        ]  # fmt: skip
+        if len(numbers) < len(_SIDES) or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+            raise InputInvalid(f"{str(box)[:100]} in {cover_field!r} is no box: give {', '.join(_SIDES)} in pixels")
+        boxes.append((numbers[0], numbers[1], numbers[2], numbers[3]))
+    return boxes

@@ -168,9 +168,9 @@ async def test_pictures_that_come_too_fast_are_counted_and_numbers_do_not_wait_f
     go_on = threading.Event()
     draw = drawing.redrawn_picture
 
-    def slow(content: bytes, cover: Any) -> bytes:
+    def slow(content: bytes, *boxes: Any) -> bytes:
         go_on.wait(30)
-        return draw(content, cover)
+        return draw(content, *boxes)
 
     monkeypatch.setattr(drawing, "redrawn_picture", slow)
     policy = "[[egress]]\nname = 'pictures'\nkeys = '**'\nstrip_pictures = true\n"
@@ -197,10 +197,10 @@ async def test_pictures_that_wait_when_a_node_closes_become_records(
     draw = drawing.redrawn_picture
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(content: bytes, cover: Any) -> bytes:
+    def slow(content: bytes, *boxes: Any) -> bytes:
         begun.set()
         go_on.wait(30)
-        return draw(content, cover)
+        return draw(content, *boxes)
 
     monkeypatch.setattr(drawing, "redrawn_picture", slow)
     policy = "[[egress]]\nname = 'pictures'\nkeys = '**'\nstrip_pictures = true\n"
@@ -219,7 +219,7 @@ async def test_closing_node_finishes_pictures_or_counts_them(tmp_path: Path, mon
     """A reading that is neither recorded nor counted would be lost unseen."""
     go_on, begun = threading.Event(), threading.Event()
 
-    def slow(content: bytes, cover: Any) -> bytes:
+    def slow(content: bytes, *boxes: Any) -> bytes:
         begun.set()
         go_on.wait(30)
         return content

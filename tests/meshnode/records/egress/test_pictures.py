@@ -61,6 +61,17 @@ def test_covered_box_is_black_and_nothing_else(form: str, mode: str) -> None:
             assert level < 20 if is_covered else level > 235, (x, y, level)
 
 
+def test_found_box_is_covered_with_some_more_around_it() -> None:
+    """A detector is a few pixels off; what lies outside of the picture is no mistake."""
+    drawn = decoded(
+        redrawn_picture(picture("PNG"), (), [(20.0, 8.0, 40.0, 16.0), (60.0, -9.0, 99.0, 2.0), (70, 1, 80, 2)])
+    )
+    black = {(x, y) for x in range(SIZE[0]) for y in range(SIZE[1]) if drawn.convert("L").getpixel((x, y)) == 0}
+    assert black == {(x, y) for x in range(15, 45) for y in range(6, 18)} | {
+        (x, y) for x in range(50, 64) for y in range(5)
+    }
+
+
 def test_box_lies_on_the_upright_picture() -> None:
     """A camera that is mounted on its side says so in the metadata that are removed."""
     exif = Image.Exif()

@@ -35,6 +35,8 @@ def given_house(tmp_path_factory: pytest.TempPathFactory) -> House:
         (RULE + 'pseudonym = "daily"', "egress[0].pseudonym = 'daily': is not known: did you mean 'day'?"),
         (RULE + "cover = [[0, 0, 1]]", "egress[0].cover[0] = [0.0, 0.0, 1.0]: is no box"),
         (RULE + "cover = [[0, 0.5, 1, 0.5]]", "[0, 0.5, 1, 0.5] is no box: use [left, top, right, bottom] from 0 to 1"),
+        (RULE + "cover_field = ''", "egress[0].cover_field = '': is empty"),
+        (RULE + "fields = ['a..b']", "'a..b' in fields names no field: write 'a', or 'a.b'"),
         (RULE + "drop = true\ncell_m = 500", "so the rule must have no cell_m"),
         (RULE + "drop_inside = { south_deg = 48 }", "egress[0].drop_inside.west_deg: is missing"),
         (RULE + f"drop_inside = {BOX.replace('49', '47')}", "egress[0].drop_inside: south 48.0, west 11.0, north 47.0"),

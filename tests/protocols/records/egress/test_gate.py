@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from protocols.base.sequences import MAX_SEQUENCE
 from protocols.records.egress.area import Area
 from protocols.records.egress.gate import EgressGate, KeptBack, WithPictures
 from protocols.records.egress.rules import EgressPolicy, EgressRule
+from protocols.records.egress.values import MAX_FOUND, PixelBox
 from protocols.wire.parcels import decode_untrusted_reading, encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
@@ -179,10 +181,10 @@ def test_what_has_left_once_leaves_the_same_again(
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
-def redraw(content: bytes) -> bytes:
+def redraw(content: bytes, found: Sequence[PixelBox]) -> bytes:
     if not content.startswith(b"picture"):
         raise InputInvalid("no picture")
-    return b"drawn" + content[7:]
+    return b"drawn" + content[7:] + b"".join(b"[%g,%g,%g,%g]" % box for box in found)
 
 
 def tensor(content: bytes, *shape: int) -> Tensor:
@@ -214,13 +216,75 @@ def test_picture_in_a_field_that_may_not_leave_is_not_drawn() -> None:
     assert judged(rule, reading(value={"count": 1, "picture": b"picture1"})) == reading(value={"count": 1})
 
 
+PLATE = {"left": 310.5, "top": 188, "right": 389, "bottom": 207, "probability": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"),
+    [
+        ({"picture": b"picture1", "plates": [PLATE]}, b"drawn1[310.5,188,389,207]"),
+        ({"plates": [], "picture": b"picture1"}, b"drawn1"),
+        ({"plates": [PLATE], "of": {"pictures": [b"picture1"]}}, b"drawn1[310.5,188,389,207]"),
+        ({"plates": [PLATE], "of": {"plates": [], "picture": tensor(b"picture1")}}, b"drawn1"),
+        ({"picture": b"picture1"}, None),
+        ({"picture": b"picture1", "of": {"plates": [PLATE]}}, None),
+        (b"picture1", None),
+        ({"picture": b"picture1", "plates": PLATE}, None),
+        ({"picture": b"picture1", "plates": [PLATE] * (MAX_FOUND + 1)}, None),
+        ({"picture": b"picture1", "plates": [PLATE | {"right": 300}]}, None),
+        ({"picture": b"picture1", "plates": [PLATE | {"right": float("nan")}]}, None),
+        ({"picture": b"picture1", "plates": [PLATE | {"right": True}]}, None),
+        ({"picture": b"picture1", "plates": [[310, 188, 389, 207]]}, None),
+    ],
+)  # fmt: skip
+def test_picture_leaves_only_with_what_was_found_in_it_covered(value: Any, drawn: bytes | None) -> None:
+    """A picture in which nobody has looked for plates may show one."""
+    outcome = judged(EgressRule("r", "**", cover_field="plates"), reading(value=value))
+    assert isinstance(outcome, WithPictures)
+    finished = outcome.finished(redraw)
+    if drawn is None:
+        assert finished == KeptBack("r", "picture")
+    else:
+        assert isinstance(finished, Reading)
+        assert drawn in (finished.value.get("picture"), *finished.value.get("of", {}).get("pictures", ())) or (
+            bytes(finished.value["of"]["picture"].data) == drawn
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        (("readings.value.speed",), {"readings": [{"value": {"speed": 3.0}}, {"value": {"speed": 4.0}}]}),
+        (("count", "readings.value.vin"), {"count": 2, "readings": [{"value": {"vin": "WVW"}}]}),
+        (("count.speed", "readings.value.speed.x", "readings.none"), None),
+        (("readings", "readings.value.speed"), {"readings": "whole"}),
+        (("a.b",), {"a.b": 1}),
+        (("readings.value.speed", "readings.value.vin", "readings.key", "count", "a.b"), "whole"),
+    ],
+)
+def test_fields_inside_of_maps_and_lists_leave_alone(fields: tuple[str, ...], left: Any) -> None:
+    """What a pattern derives holds whole values of others: their pictures may be wanted, and their VIN not."""
+    value = {
+        "count": 2, "a.b": 1,
+        "readings": [{"key": "k", "value": {"speed": 3.0, "vin": "WVW"}}, {"key": "l", "value": {"speed": 4.0}}],
+    }  # fmt: skip
+    original = reading(value=value)
+    released = judged(EgressRule("r", "**", fields=frozenset(fields)), original)
+    if left is None:
+        assert released == KeptBack("r", "fields")
+    elif left == "whole":
+        assert released is original
+    else:
+        assert released.value == (left if left != {"readings": "whole"} else {"readings": value["readings"]})
+
+
 # --- policies --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "fields",
     [
         {"name": ""}, {"cell_m": 9}, {"cell_m": 100_001}, {"time_s": 0}, {"pseudonym_s": 0}, {"min_count": 1},
         {"fields": frozenset()}, {"cover": ((0.5, 0.0, 0.5, 1.0),)}, {"cover": ((0.0, 0.0, 1.1, 1.0),)},
-        {"cover": ((0.0, 0.0, 1.0, 1.0),) * 65},
+        {"cover": ((0.0, 0.0, 1.0, 1.0),) * 65}, {"fields": frozenset({"a..b"})},
     ],
 )  # fmt: skip
 def test_rule_out_of_range_is_refused(fields: dict[str, Any]) -> None:
@@ -277,3 +341,8 @@ def test_readings_that_a_pattern_names_in_its_value_are_veiled_like_readings() -
         for part in ("veh", "speed", str(described["sequence"]), str(described["utc_ns"]), str(until_ns)):
             assert part not in told
         assert "3.0" in told
+    picked = EgressRule("r", "**", time_s=3_600, pseudonym_s=86_400, fields=frozenset({"after.key", "after.utc_ns"}))
+    released = judged(picked, reading(value={"after": described, "until_ns": until_ns}))
+    assert sorted(released.value["after"]) == ["key", "utc_ns"]
+    assert "veh" not in released.value["after"]["key"]
+    assert released.value["after"]["utc_ns"] != described["utc_ns"]
