@@ -16,11 +16,12 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-update test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
+.PHONY: help demo demo-update demo-curation test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
 	@echo "make demo-update   releases of a model that spread, serve, and are taken back with the relay gone"
+	@echo "make demo-curation  hard braking becomes a hotspot without plates, an alert and an action, and what left is searched"
 	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose, '-n 0' one by one)"
 	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
@@ -40,6 +41,9 @@ demo: $(READY)-demo
 
 demo-update: $(READY)-demo
 	$(BIN)/python -m demo.update
+
+demo-curation: $(READY)-demo
+	$(BIN)/python -m demo.curation
 
 test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
