@@ -123,6 +123,7 @@ def searched(left: Left, secrets: Secrets, reads: "Callable[[Image, str], str]")
     for picture in search.pictures.values():
         if text := reads(picture, secrets.plate):
             search.note(READ, f"a picture that reads {text!r}")
+            break  # it takes seconds for each, and one is enough
     return search
 
 
