@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -68,14 +68,18 @@ def _run(folder: Path, is_short: bool, out: Path, say: Callable[[str], None]) ->
     out.mkdir(parents=True, exist_ok=True)
     for name, mesh in meshes.items():
         write_files(mesh.folder, cars, free_port(), _MESHES[name])
+    both = ThreadPoolExecutor(len(meshes))
     try:
-        with ThreadPoolExecutor(len(meshes)) as both:
-            list(both.map(Mesh.play, meshes.values()))
+        for playing in as_completed([both.submit(mesh.play) for mesh in meshes.values()]):
+            playing.result()
     except ActFailed as error:
         return [about_mesh("the story is told to its end", False, str(error))], {}
     finally:
         for mesh in meshes.values():
             mesh.close()
+        both.shutdown()
+        for mesh in meshes.values():
+            mesh.close()  # what was being started just then
     say("what left either mesh is searched")
     reader, ended = PlateReader(QUICK if is_short else CLOSE), {}
     for name, mesh in meshes.items():

@@ -36,6 +36,7 @@ class Mesh:
         self.ready: set[str] = set()
         self.processes = Processes(folder, self._take)
         self._say, self._lock = say, threading.Lock()
+        self._is_closed = False
 
     def play(self) -> None:
         """Drive the way, and end when all is at the relay. :raises ActFailed: it does not get there."""
@@ -84,17 +85,20 @@ class Mesh:
         return int(self.figures.get(name, {}).get(figure, 0))
 
     def until(self, what: str, holds: Callable[[], bool]) -> None:
-        """Wait until something holds. :raises ActFailed: it does not, or a process ended."""
+        """Wait until something holds. :raises ActFailed: it does not, a process ended, or it was closed."""
         ends_s = time.monotonic() + ACT_S
         while not holds():
             for name, status in self.processes.ended().items():
                 raise ActFailed(f"{self.name}: {name} has ended (status {status}) before {what}")
             if time.monotonic() > ends_s:
                 raise ActFailed(f"{self.name}: {what}: not within {ACT_S:g} s; the figures: {self.figures}")
+            if self._is_closed:
+                raise ActFailed(f"{self.name}: it was closed before {what}")
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes, and :meth:`play` on another thread. It may be called twice."""
+        self._is_closed = True
         self.processes.close()
 
     @property
