@@ -5,7 +5,7 @@ import csv
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,12 @@ import click
 import msgspec
 
 from cloud_relay.config import load_config
+from cloud_relay.export.commands import export, filter_options
 from cloud_relay.http.commands import token
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
 from cloud_relay.query.searching import COLUMNS, select
-from cloud_relay.query.selection import FILTERS, untrusted_query
+from cloud_relay.query.selection import untrusted_query
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.store.schema import open_for_reading, storage_error
@@ -37,13 +38,6 @@ _STORE = click.option(
 )
 _SHOWN = ("origin", "sequence", "key", "value", "unit", "event_utc_ns", "latitude_deg", "longitude_deg", "rule")
 _MAX_CELL_CHARS = 40
-
-
-def filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that select records."""
-    for name, text in reversed(list(FILTERS.items())):
-        command = click.option(f"--{name.replace('_', '-')}", metavar="TEXT", help=text)(command)
-    return command
 
 
 class _Failure(click.ClickException):
@@ -95,7 +89,7 @@ def run(config_path: Path, log_level: str) -> None:
 @main.command()
 @_CONFIG
 @_STORE
-@filters
+@filter_options
 @click.option("--order", type=click.Choice(["newest", "oldest"]), default="newest", show_default=True,
               help="Which time of sensing comes first.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True,
@@ -183,6 +177,7 @@ def verify(file: Path, authority: Path) -> None:
 main.add_command(release)
 main.add_command(rollout)
 main.add_command(token)
+main.add_command(export)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:

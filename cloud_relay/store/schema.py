@@ -175,7 +175,7 @@ def _take_over(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Give a store of an earlier version what it lacks, in the transaction that is open."""
     many = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()[0]
     _log.warning(
-        "the store %s is of version %d: its %d records are indexed anew, about a minute for each three million; nodes "
+        "the store %s is of version %d: its %d records are indexed anew, about ten seconds for each million; nodes "
         "wait meanwhile, and keep their records", path, version, many,
     )  # fmt: skip
     if version < 2:

@@ -1,0 +1,1 @@
+"""Records as files for programs that analyse them."""

@@ -1,0 +1,38 @@
+"""Records as CSV (RFC 4180): a line with names, then one for each record. A cell of nothing is empty."""
+
+import csv
+import io
+from typing import IO, Any, Final
+
+import msgspec
+
+from cloud_relay.export.columns import EXPORTED
+
+_TRUTHS: Final = {True: "true", False: "false"}
+
+
+class CsvExport:
+    """Writes rows of :func:`cloud_relay.export.columns.row_of_record` into an open file. Call ``close`` at the end."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._text = io.TextIOWrapper(out, "utf-8", newline="", write_through=False)
+        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._columns = [column for column in EXPORTED if column.kind != "time"]
+        self._writer.writerow([column.name for column in self._columns])
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the next row."""
+        self._writer.writerow([_cell(row[column.name], column.kind) for column in self._columns])
+
+    def close(self) -> None:
+        """Write what is left; the file stays open."""
+        self._text.flush()
+        self._text.detach()
+
+
+def _cell(value: Any, kind: str) -> Any:
+    if kind == "texts":
+        return msgspec.json.encode(value).decode()
+    if kind == "truth" and value is not None:
+        return _TRUTHS[value]
+    return value
