@@ -9,6 +9,9 @@ record counts only once it is committed. What the egress policy keeps back is dr
 among ``not_stored``, because somebody wants it so.
 
 Readings that curation derives are published as the node's own; what can't be published is dropped as ``not_derived``.
+
+Rules that derive can be exchanged between two readings (:meth:`Recorder.use`). A rule that says the same as one of
+before is that one, with its open windows and all else that it holds.
 """
 
 import asyncio
@@ -25,9 +28,12 @@ from meshnode.config.sections import NodeConfig
 from meshnode.identity.signatures import SigningKey, read_signing_key, sha256
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
+from meshnode.readings.subscriptions import Subscription
 from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.outbox import Outbox
+from meshnode.records.rules.noting import Note, NotedRule
+from meshnode.records.rules.section import RulesSection
 from meshnode.records.rules.state import EVERY_S, WindowState
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
@@ -38,10 +44,9 @@ from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role, UtcNs
-from protocols.base.keys import matches
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
-from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
+from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
 from protocols.records.receipts.sealing import BatchSealer
@@ -52,6 +57,7 @@ from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
     from meshnode.records.egress.door import EgressDoor
+    from meshnode.records.rules.compiling import Rule
 
 _log = logging.getLogger(__name__)
 _GROUP: Final = 256
@@ -79,15 +85,25 @@ def _door_of(config: NodeConfig) -> "EgressDoor | None":
     return EgressDoor(policy, config.node.id, config.node.state_dir)
 
 
+def _windows(patterns: "Iterable[Rule]") -> list[WindowRule]:
+    return [pattern for pattern in patterns if isinstance(pattern, WindowRule)]
+
+
+def _kept(pattern: "Rule", before: "Rule | None") -> "Rule":
+    """The rule of before when it says the same, with all that it holds."""
+    return pattern if before is None or not before.is_like(pattern) else before
+
+
 class Recorder:
     """Curator, outbox and uplink of one node. Opened and closed on the event loop."""
 
     def __init__(
         self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
-        publish: Callable[[ReadingDerived], object], patterns: Iterable[Pattern] = (), troubles: Troubles | None = None,
+        publish: Callable[[ReadingDerived], object], patterns: "Iterable[Rule]" = (), troubles: Troubles | None = None,
+        note: Note | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
-        and ``troubles`` are those of the node.
+        and ``troubles`` are those of the node. ``note``: see :meth:`use`.
 
         :raises StorageError: when the key of an egress policy can't be used.
         :raises IdentityError: when the key that signs receipts can't be used.
@@ -95,16 +111,21 @@ class Recorder:
         self._config, self._dropped, self._publish = config, dropped, publish
         self._node = NodeId(config.node.id)
         patterns = tuple(patterns)
-        self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
-        self._patterns = patterns
+        self._note = note
+        self._curator, self._has_patterns = Curator(rules_of(config), self._noted(patterns)), bool(patterns)
+        self._patterns: Sequence[Rule] = patterns
+        self._former_counts: dict[str, int] = {}
         self._troubles = Troubles() if troubles is None else troubles
         self._not_published: dict[str, int] = {}
         """By rule: readings in a row that could not be published."""
-        self._expressions = self._curator.expressions
+        self._subscribe: Callable[..., Subscription] | None = None
+        self._subscriptions: dict[str, Subscription] = {}
+        self._heard_last = threading.local()
         self.door = _door_of(config)
         self._lock = threading.Lock()
-        windows = [pattern for pattern in patterns if isinstance(pattern, WindowRule)]
-        self._state = WindowState(config.node.state_dir, windows, self._lock) if windows else None
+        windows = _windows(patterns)
+        needs_state = bool(windows or config.of(RulesSection).release)
+        self._state = WindowState(config.node.state_dir, windows, self._lock) if needs_state else None
         self._saving: asyncio.Task[None] | None = None
         self._is_putting = False
         self._due_ns = NEVER
@@ -153,7 +174,7 @@ class Recorder:
 
     @property
     def readings_lost(self) -> int:
-        """Readings that rules had taken, and that were lost when the node was killed."""
+        """Readings that rules had taken, and that were lost when the node was killed or the rules were taken away."""
         return 0 if self._state is None else self._state.lost
 
     def renewed(self, credentials: CredentialFiles) -> None:
@@ -166,6 +187,11 @@ class Recorder:
         with self._lock:
             return {pattern.name: dict(pattern.counters()) for pattern in self._patterns}
 
+    def former_counts(self) -> dict[str, int]:
+        """What became of the readings that came to rules which are used no more, all together."""
+        with self._lock:
+            return dict(self._former_counts)
+
     @property
     def outbox(self) -> Outbox | None:
         """The outbox in use; None while there is none."""
@@ -177,15 +203,75 @@ class Recorder:
         return self.keeper.uplink
 
     # --- readings in -----------------------------------------------------------------------------------------------
-    def listen(self, subscribe: Callable[..., object]) -> None:
+    def listen(self, subscribe: Callable[..., Subscription]) -> None:
         """Subscribe to the readings of neighbours that rules and patterns need. ``subscribe`` is that of the node."""
-        for number, expression in enumerate(self._expressions):
-            subscribe(expression, callback=partial(self._heard, number), own=False, history=False)
+        self._subscribe = subscribe
+        self._listen_to(self._curator.expressions)
 
-    def _heard(self, number: int, reading: Reading) -> None:
-        """A reading comes once for each expression that it matches, and is considered when it comes for the first."""
-        if reading.origin != self._node and not any(matches(e, reading.key) for e in self._expressions[:number]):
+    def _listen_to(self, expressions: Sequence[str]) -> None:
+        if self._subscribe is not None:
+            for expression in expressions:
+                if expression not in self._subscriptions:
+                    self._subscriptions[expression] = self._subscribe(
+                        expression, callback=self._heard, own=False, history=False
+                    )
+
+    def _listen_only_to(self, expressions: Sequence[str]) -> None:
+        for expression in self._subscriptions.keys() - set(expressions):
+            self._subscriptions.pop(expression).close()
+
+    def _heard(self, reading: Reading) -> None:
+        """A reading comes once for each expression that it matches, one right after the other, and is considered when
+        it comes for the first."""
+        last = self._heard_last  # of this thread
+        if reading.origin != self._node and reading is not getattr(last, "reading", None):
+            last.reading = reading
             self.consider(reading)
+
+    # --- other rules -----------------------------------------------------------------------------------------------
+    def use(
+        self, patterns: "Sequence[Rule]", about_to: Callable[[], object] = lambda: None, note: Note | None = None
+    ) -> None:
+        """Derive by other rules from the next reading on. One at a time, on any thread but that of the event loop, once
+        this is open.
+
+        ``about_to`` is called when nothing can fail any more, and what it raises is handed on: nothing has changed
+        then. ``note`` is told of each reading that comes to one of the rules.
+
+        :raises LocalProtocolError: two of them, or one of them and a rule of the configuration, have the same name.
+        """
+        before = {pattern.name: pattern for pattern in self._patterns}
+        patterns = tuple(_kept(pattern, before.get(pattern.name)) for pattern in patterns)
+        self._curator.check(patterns)
+        expressions_before = self._curator.expressions
+        self._listen_to([e for pattern in patterns for e in pattern.expressions])
+        try:
+            about_to()
+        except BaseException:
+            self._listen_only_to(expressions_before)
+            raise
+        with self._lock:
+            for pattern in self._patterns:
+                if pattern not in patterns:
+                    for name, number in pattern.counters().items():
+                        self._former_counts[name] = self._former_counts.get(name, 0) + number
+            self._note, self._patterns, self._has_patterns = note, patterns, bool(patterns)
+            self._curator.exchange(self._noted(patterns))
+            if self._state is not None:
+                self._state.exchange(_windows(patterns))
+        self._listen_only_to(self._curator.expressions)
+        for name in before.keys() - {pattern.name for pattern in patterns}:
+            self._not_published.pop(name, None)
+            self._troubles.end("rule", name)
+        self._call_soon(self._set_timer)
+
+    def check(self, patterns: "Sequence[Rule]") -> None:
+        """:raises LocalProtocolError: two of them, or one of them and a rule of the configuration, have one name."""
+        self._curator.check(patterns)
+
+    def _noted(self, patterns: "Sequence[Rule]") -> "Sequence[Rule | NotedRule]":
+        note = self._note
+        return patterns if note is None else [NotedRule(pattern, note) for pattern in patterns]
 
     def consider(self, reading: Reading, alone: bytes | None = None) -> None:
         """Record or derive what rules and patterns say of a reading that this node published, or that came from a
@@ -280,6 +366,8 @@ class Recorder:
                 self._publish(output)
             except MeshError as error:
                 self._dropped(output.key, "not_derived")
+                if self._note is not None:
+                    self._note(None, True)
                 times = self._not_published[output.rule] = self._not_published.get(output.rule, 0) + 1
                 if times & (times - 1) == 0:  # 1, 2, 4, 8 …: the trouble names one key of many
                     self._troubles.begin("rule", output.rule, f"what it derives can't be published: {error}")

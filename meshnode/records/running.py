@@ -1,15 +1,18 @@
 """Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.links.transport import CredentialFiles
 from meshnode.readings.publisher import PublishedWatch
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, RelaySection
+from meshnode.records.using import NodeRules
 from meshnode.running import Host, RunningPart
 from protocols.records.events import UplinkState
 from protocols.wire.readings import Reading
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from meshnode.records.recording import Recorder
-    from meshnode.records.rules.compiling import Rule
     from protocols.records.curation import ReadingDerived
 
 _FLUSH_S: Final = 1.0
@@ -33,9 +35,14 @@ class RunningRecords(RunningPart):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._relay = host.config.given(RelaySection)
-        self._files = host.config.of(RulesSection).files
-        self._wanted = bool(host.config.of(CurationRulesSection).rules or self._files) or self._relay is not None
+        section = host.config.of(RulesSection)
+        self._wanted = bool(host.config.of(CurationRulesSection).rules or section.files or section.release)
+        self._wanted = self._wanted or self._relay is not None
         self._recorder: Recorder | None = None
+        self.rules = NodeRules(host.id, section, lambda: self._recorder)
+        self.installed_rules: Callable[[], Sequence[Path]] = list
+        """Files of rules, each of which holds alone in place of those of the configuration, the one to be used first at
+        the beginning. The part that installs them says so before this one is opened."""
 
     def watches_published(self) -> PublishedWatch | None:
         """Let rules choose from own readings."""
@@ -47,8 +54,9 @@ class RunningRecords(RunningPart):
         if self._wanted:
             from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
 
+            rules = await asyncio.to_thread(self.rules.first, self.installed_rules)
             recorder = Recorder(
-                host.config, host.mesh, host.incarnation, self._count_drop, self._publish, self._rules(), host.troubles
+                host.config, host.mesh, host.incarnation, self._count_drop, self._publish, rules, host.troubles
             )
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
@@ -63,13 +71,6 @@ class RunningRecords(RunningPart):
         """Sign receipts with the new key."""
         if self._recorder is not None:
             self._recorder.renewed(credentials)
-
-    def _rules(self) -> "Sequence[Rule]":
-        if not self._files:
-            return ()
-        from meshnode.records.rules.compiling import rules_in  # the evaluator, which only such a node pays for
-
-        return rules_in(self._files, self.host.config.node.id)
 
     def _publish(self, derived: "ReadingDerived") -> None:
         publisher = self.host.kept_publisher(derived.key, derived.how, derived.priority, derived.lifespan_ms)
@@ -100,7 +101,7 @@ class RunningRecords(RunningPart):
         if recorder is None:
             return {}
         of_rules: Counter[str] = Counter()
-        for counters in recorder.rule_counters().values():
+        for counters in (*recorder.rule_counters().values(), recorder.former_counts()):
             of_rules.update({f"rules_{name}": number for name, number in counters.items()})
         if recorder.readings_lost:
             of_rules["rules_lost"] += recorder.readings_lost

@@ -92,6 +92,11 @@ class Pattern(Protocol):
         """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
 
 
+def _recording(patterns: Iterable[Pattern]) -> dict[str, int]:
+    """The patterns whose readings become records, by name, with the lifespan of these."""
+    return {pattern.name: pattern.record_lifespan_ms for pattern in patterns if pattern.record_lifespan_ms is not None}
+
+
 _Concerned = tuple[CurationRule | None, tuple[Pattern, ...]]
 """The rule that decides on the readings of a key, and the patterns that consider them."""
 
@@ -102,20 +107,31 @@ class Curator:
     def __init__(self, rules: Iterable[CurationRule], patterns: Iterable[Pattern] = ()) -> None:
         """:raises LocalProtocolError: when two of them have one name, because their records could not be told apart."""
         self._rules, self._patterns = tuple(rules), tuple(patterns)
-        names = [rule.name for rule in self._rules] + [pattern.name for pattern in self._patterns]
-        self._recording = {
-            pattern.name: pattern.record_lifespan_ms
-            for pattern in self._patterns
-            if pattern.record_lifespan_ms is not None
-        }
-        for name in names:
-            if names.count(name) > 1:
-                raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
+        self.check(self._patterns)
+        self._recording = _recording(self._patterns)
         self._concerned_own: OrderedDict[str, _Concerned] = OrderedDict()
         self._concerned_others: OrderedDict[str, _Concerned] = OrderedDict()
         self._last_own = LastChosen()
         self._last_others = LastChosen()
         self._chosen = self._limited = self._derived = 0
+
+    def check(self, patterns: Sequence[Pattern]) -> None:
+        """:raises LocalProtocolError: when patterns can't be used together, or not beside the rules."""
+        names = [rule.name for rule in self._rules] + [pattern.name for pattern in patterns]
+        for name in names:
+            if names.count(name) > 1:
+                raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
+
+    def exchange(self, patterns: Sequence[Pattern]) -> None:
+        """Go on with other patterns, which :meth:`check` has passed, between two readings. What those before them have
+        derived, and comes back only now, still becomes a record, unless a new one of that name makes none."""
+        before = _recording(self._patterns)
+        names = {pattern.name for pattern in patterns}
+        self._patterns = tuple(patterns)
+        gone = {name: lifespan_ms for name, lifespan_ms in before.items() if name not in names}
+        self._recording = gone | _recording(patterns)
+        self._concerned_own.clear()
+        self._concerned_others.clear()
 
     @property
     def expressions(self) -> tuple[str, ...]:

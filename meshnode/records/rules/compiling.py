@@ -12,7 +12,7 @@ from meshnode.records.rules.cycles import refuse_cycles
 from meshnode.records.rules.expressions import CompiledExpression, ExpressionInvalid, compiled
 from meshnode.records.rules.sketches import DATA_SKETCHES
 from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleFile, RuleTable, WindowTable
-from protocols.base.errors import ConfigError, MeshError
+from protocols.base.errors import BoundExceeded, ConfigError, MeshError
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
 from protocols.records.deriving.each import EachRule
@@ -24,7 +24,7 @@ from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
-from protocols.records.windows.rule import WindowRule, by_key, by_origin, undivided
+from protocols.records.windows.rule import MIB, WindowRule, by_key, by_origin, undivided
 from protocols.records.windows.summary import Functions
 from protocols.wire.readings import Reading
 
@@ -55,6 +55,18 @@ def check_together(found: "Sequence[tuple[Path, list[Rule]]]", node: NodeId) -> 
                 raise ConfigError(f"rule {rule.name!r} is in {places[rule.name]} and in {path}: give each its own name")
             places[rule.name] = path
     refuse_cycles([rule for _, rules in found for rule in rules], node)
+
+
+def check_needs(rules: Sequence[Rule], max_bytes: int) -> None:
+    """:raises BoundExceeded: when rules may need more memory together than a node allows."""
+    needs_bytes = sum(rule.max_state_bytes for rule in rules)
+    if needs_bytes > max_bytes:
+        largest = max(rules, key=lambda rule: rule.max_state_bytes)
+        raise BoundExceeded(
+            f"the rules may need {needs_bytes / MIB:.1f} MiB of memory together, {largest.name!r} alone "
+            f"{largest.max_state_bytes / MIB:.1f}, and [rules] max_mib allows {max_bytes // MIB}: allow fewer "
+            "partitions, or raise it"
+        )
 
 
 def rules_of_file(path: Path, node: NodeId) -> list[Rule]:
@@ -140,10 +152,12 @@ def _rule(table: RuleTable, node: NodeId, place: str, lines: _Lines, problems: l
     if len(problems) > before or partition is None or first is None:
         return None
     try:
-        return _machine(table, node, first, others[0] if others else None, partition)
+        rule = _machine(table, node, first, others[0] if others else None, partition)
     except MeshError as error:
         problems.append(Problem(place, shown(table.name), str(error)))
         return None
+    rule.definition = repr(table)
+    return rule
 
 
 def _machine(
@@ -152,9 +166,7 @@ def _machine(
     name, output, most = table.name, _output(table.output), table.max_partitions
     if table.window is not None:
         functions = Functions(table.compute, DATA_SKETCHES)
-        rule = WindowRule(name, node, first, _window(table.window), functions, output, partition, most)
-        rule.definition = repr(table)
-        return rule
+        return WindowRule(name, node, first, _window(table.window), functions, output, partition, most)
     if (repeated := table.repeated) is not None:
         return RepetitionRule(
             name, node, first, repeated.times, _nearness(repeated), output, repeated.distinct_origins, partition, most,

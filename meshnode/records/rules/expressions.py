@@ -202,6 +202,11 @@ def compiled(text: str) -> CompiledExpression:
     return CompiledExpression(text, expression.return_type().name(), expression.eval, names, error)
 
 
+def check_evaluator() -> None:
+    """:raises ConfigError: the evaluator is not installed."""
+    _environments()
+
+
 @lru_cache(maxsize=1)
 def _environments() -> "tuple[cel.Env, cel.Env, cel.Type]":
     """One in which values may be anything, one in which they are numbers, and the type of errors."""

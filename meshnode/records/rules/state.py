@@ -68,8 +68,12 @@ class WindowState:
         self._tally, self._stored = WindowTally(), 0
         for rule in self._rules:
             rule.share(self._tally)
+        self._exchanged: set[str] = set()
+        """Names of rules that came or went since windows were saved last."""
+        self._unwanted: set[str] = set()
+        """Those whose windows of before have to be removed from the file."""
         self.lost = 0
-        """Readings in windows that were not saved before the node was killed."""
+        """Readings in windows that were not saved before the node was killed, or whose rules were taken away."""
         self.trouble = ""
         """Why windows can't be saved; empty: they can."""
 
@@ -124,7 +128,7 @@ class WindowState:
         clean = row is None or bool(row[0])
         state = SavedState(0 if row is None else derived_ns, clean)
         meanings = dict(db.execute("SELECT rule, meaning FROM rules").fetchall())
-        known = {rule.name: _meaning(rule) for rule in self._rules}
+        known = _meanings(self._rules)
         for rule in self._rules:
             if meanings.get(rule.name) == known[rule.name]:  # otherwise its windows are of another kind now
                 with closing(db.execute("SELECT row, data FROM windows WHERE rule = ?", (rule.name,))) as rows:
@@ -172,10 +176,26 @@ class WindowState:
         self._stored = self._tally.gone
         self.count()
 
+    def exchange(self, rules: Sequence[WindowRule]) -> None:
+        """Other rules are used from now on. Those that were used before and stay are the same objects. Under the lock,
+        once it is open; the file follows with the next :meth:`save`."""
+        before, self._rules = self._rules, tuple(rules)
+        for rule in before:
+            if rule not in rules:
+                self._exchanged.add(rule.name)
+                rule.track(False)
+                self.lost += rule.give_up()
+        for rule in rules:
+            if rule not in before:
+                self._exchanged.add(rule.name)
+                rule.share(self._tally)
+                rule.track(self._db is not None)
+        self.count()
+
     @property
     def has_changed(self) -> bool:
         """Whether there is something to save."""
-        return bool(self._unsaved) or any(rule.has_changed for rule in self._rules)
+        return bool(self._unsaved or self._exchanged or self._unwanted) or any(rule.has_changed for rule in self._rules)
 
     def save(self, clean: bool = False) -> None:
         """Write what has changed. A disk that fails is a trouble, and the next call tries again."""
@@ -184,7 +204,8 @@ class WindowState:
                 self._save(self._db, clean)
 
     def _save(self, db: sqlite3.Connection, clean: bool) -> None:
-        for rule in self._rules:
+        rules = self._forget_exchanged()
+        for rule in rules:
             for name, data in self._changed(rule):
                 place = rule.name, name
                 if data is not None:
@@ -195,6 +216,10 @@ class WindowState:
                     self._unsaved.pop(place, None)
         try:
             db.execute("BEGIN IMMEDIATE")
+            if self._unwanted:
+                db.executemany("DELETE FROM windows WHERE rule = ?", [(name,) for name in self._unwanted])
+                db.execute("DELETE FROM rules")
+                db.executemany("INSERT INTO rules VALUES (?, ?)", _meanings(rules).items())
             for (rule_name, name), data in self._unsaved.items():
                 if data is None:
                     db.execute("DELETE FROM windows WHERE rule = ? AND row = ?", (rule_name, name))
@@ -205,6 +230,7 @@ class WindowState:
             for place, data in self._unsaved.items():
                 (self._stored_rows.discard if data is None else self._stored_rows.add)(place)
             self._unsaved.clear()
+            self._unwanted.clear()
             self.trouble = ""
         except sqlite3.Error as error:
             if db.in_transaction:
@@ -212,6 +238,16 @@ class WindowState:
             if not self.trouble:
                 _log.warning("windows of rules were not saved: %s", error)
             self.trouble = f"windows of rules can't be saved in {self._path} ({error}): free the disk"
+
+    def _forget_exchanged(self) -> Sequence[WindowRule]:
+        """Have the windows removed that rules had which are gone. Returns the rules that are used now."""
+        with self._lock:
+            rules, exchanged, self._exchanged = self._rules, self._exchanged, set()
+        if exchanged:
+            self._unsaved = {place: data for place, data in self._unsaved.items() if place[0] not in exchanged}
+            self._stored_rows = {place for place in self._stored_rows if place[0] not in exchanged}
+            self._unwanted |= exchanged
+        return rules
 
     def _changed(self, rule: WindowRule) -> Iterator[tuple[str, bytes | None]]:
         while True:
@@ -240,9 +276,9 @@ class WindowState:
             counted.close()
 
 
-def _meaning(rule: WindowRule) -> bytes:
-    """What makes saved windows of a rule useless when it changes."""
-    return blake2b(rule.definition.encode(), digest_size=16).digest()
+def _meanings(rules: Iterable[WindowRule]) -> dict[str, bytes]:
+    """What makes saved windows of rules useless when it changes, by the names of the rules."""
+    return {rule.name: blake2b(rule.definition.encode(), digest_size=16).digest() for rule in rules}
 
 
 def _digest(data: bytes) -> bytes:

@@ -21,6 +21,8 @@ class DerivingRule:
         self.name, self.sources, self.output = name, tuple(sources), output
         self._node, self._partition = node, partition
         self._counts: Counter[str] = Counter()
+        self.definition = ""
+        """All that it says, so that two can be compared; empty: nobody has given it. Whoever compiles a rule does."""
 
     @property
     def expressions(self) -> tuple[str, ...]:
@@ -31,6 +33,16 @@ class DerivingRule:
     def record_lifespan_ms(self) -> int | None:
         """That of its output."""
         return self.output.record_lifespan_ms
+
+    @property
+    def failed(self) -> int:
+        """Readings for which an expression had no value."""
+        return self._counts["failed"]
+
+    def is_like(self, other: "DerivingRule") -> bool:
+        """Whether the other one says the same, so that what one has kept is of use to the other."""
+        same = (type(self), self.name, self.definition) == (type(other), other.name, other.definition)
+        return same and bool(self.definition)
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether one of its sources does."""

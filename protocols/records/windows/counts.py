@@ -78,6 +78,11 @@ class CountStore:
             yield self._over.popleft()
 
     @property
+    def held(self) -> int:
+        """See ``OpenWindows``."""
+        return sum(each.pane.count + sum(pane.count for pane in each.full) for each in self._counted.values())
+
+    @property
     def has_changed(self) -> bool:
         """See ``Restorable``."""
         return bool(self._changed)

@@ -34,6 +34,10 @@ class OpenWindows(Restorable, Protocol):
     evicted: int
     """How many readings were lost because there were too many rows."""
 
+    @property
+    def held(self) -> int:
+        """How many readings are in open windows. It looks at each row."""
+
     def put(self, partition: str, reading: Reading, value: Any, is_own: bool, now: int, utc_now: int) -> str:
         """Take a reading; returns why it was not: ``late``, ``future`` or ``unfit``; empty when it was."""
 

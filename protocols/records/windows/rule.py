@@ -66,8 +66,7 @@ class WindowRule(DerivingRule):
         self.max_rows = (1 if partition is undivided else max_partitions) * window.max_open
         self._seen = Seen(max_streams=4 * max_partitions)
         self.max_state_bytes = self.max_rows * functions.max_bytes + self._seen.max_bytes
-        self.definition = repr((window, functions.names))
-        """What makes saved windows useless when it changes. Whoever compiles a rule gives all that it says."""
+        self.definition = repr((window, functions.names))  # saved windows are useless when it changes
         if not 1 <= max_partitions <= MAX_PARTITIONS:
             raise BoundExceeded(f"max_partitions is {max_partitions}: use 1 to {MAX_PARTITIONS}")
         if self.max_state_bytes > MAX_STATE_BYTES:
@@ -98,6 +97,13 @@ class WindowRule(DerivingRule):
     def share(self, tally: WindowTally) -> None:
         """Count readings in ``tally`` from now on. Called before the first one comes."""
         self._open.tally = tally
+
+    def give_up(self) -> int:
+        """Its open windows are not derived any more: whoever uses it does so no longer. Returns how many readings were
+        in them, which count as held no more."""
+        lost = self._open.held
+        self._open.tally.held -= lost
+        return lost
 
     def counters(self) -> Mapping[str, int]:
         """Readings taken and left out, by reason, and windows derived."""

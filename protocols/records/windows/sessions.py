@@ -96,6 +96,11 @@ class SessionStore:
             yield ClosedWindow(session.partition, summary, summary.first_ns, summary.last_ns)
 
     @property
+    def held(self) -> int:
+        """See ``OpenWindows``."""
+        return sum(each.summary.count for sessions in self._sessions.values() for each in sessions)
+
+    @property
     def has_changed(self) -> bool:
         """See ``Restorable``."""
         return bool(self._changed)

@@ -68,6 +68,11 @@ class TimeStore:
         return ""
 
     @property
+    def held(self) -> int:
+        """See ``OpenWindows``."""
+        return sum(summary.count for pane in self._panes.values() for summary in pane.values())
+
+    @property
     def has_changed(self) -> bool:
         """See ``Restorable``."""
         return bool(self._changed)
