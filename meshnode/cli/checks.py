@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.applications.manifest import granted_rights, read_application
 from meshnode.applications.section import ApplicationsSection
@@ -41,12 +41,17 @@ from meshnode.local.server import check_place
 from meshnode.part import Part
 from meshnode.records.egress.advice import shortcomings
 from meshnode.records.egress.section import policy_of
+from meshnode.records.rules.expressions import check_evaluator
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+from meshnode.records.using import NodeRules
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
 from protocols.base.ids import NodeId, PeerIdentity, Role
+
+if TYPE_CHECKING:
+    from meshnode.records.rules.compiling import Rule
 
 _DAYS_TO_RENEW: Final = 7
 _MAX_SEEDS: Final = 8
@@ -266,19 +271,32 @@ def _outbox(config: NodeConfig) -> Iterator[Finding]:
 
 
 def _rules(config: NodeConfig) -> Iterator[Finding]:
-    """Rules in files. A node with a broken one does not start."""
-    files = config.of(RulesSection).files
-    if not files:
+    """Rules in files, with a broken one of which a node does not start, and those of the release that serves."""
+    section = config.of(RulesSection)
+    user = NodeRules(config.node.id, section, lambda: None)
+    if section.files:
+        try:
+            yield Finding("ok", "rules", _in_words(user.own()))
+        except ConfigError as error:
+            yield Finding("fail", "rules", str(error))
+    if (path := section.released_path) is None:
         return
-    from meshnode.records.rules.compiling import rules_in  # the evaluator of expressions
+    from meshnode.releases.console.verifying import serving_file
 
     try:
-        rules = rules_in(files, config.node.id)
-    except ConfigError as error:
-        yield Finding("fail", "rules", str(error))
-        return
+        check_evaluator()
+        counter, file = serving_file(config.node.state_dir / "releases", path)
+        if file is None:
+            yield Finding("ok", "released rules", f"no release of {path} serves yet: [rules] files hold")
+        else:
+            yield Finding("ok", "released rules", f"{path} {counter}: {_in_words(user.compiled((file,)))}")
+    except MeshError as error:
+        yield Finding("fail", "released rules", str(error))
+
+
+def _in_words(rules: "Sequence[Rule]") -> str:
     needs_mib = sum(rule.max_state_bytes for rule in rules) / (1 << 20)
-    yield Finding("ok", "rules", f"{', '.join(rule.name for rule in rules)}; at most {needs_mib:.1f} MiB of memory")
+    return f"{', '.join(rule.name for rule in rules)}; at most {needs_mib:.1f} MiB of memory"
 
 
 def _functions(config: NodeConfig, folder: Path) -> Iterator[Finding]:

@@ -86,8 +86,9 @@ lineage. So what neighbours say of theirs is not taken over: by claiming that na
 
 Open windows survive a restart: they are saved every second in which they changed. After a kill, those of them that were
 derived since are given up, so that no record comes twice; readings that were in no saved window are counted as lost
-(`rules_lost` in the statistics of the node). Windows of counts are given up after a kill, windows of a rule that was
-changed after every end, and so are the readings that patterns hold.
+(`rules_lost` in the statistics of the node), and so are those in windows of rules that a release has changed. Windows
+of counts are given up after a kill, windows of a rule that was changed after every end, and so are the readings that
+patterns hold.
 
 ## What a pattern is
 

@@ -12,14 +12,17 @@ from typing import Any, Final
 from meshnode.inference.running import RunningInference
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.links.transport import Requester
+from meshnode.records.rules.section import RulesSection
+from meshnode.records.running import RunningRecords
 from meshnode.records.section import RelaySection
 from meshnode.releases.audit import AUDIT_FILE, AuditLog
 from meshnode.releases.install.installer import Installer
+from meshnode.releases.install.rules import RuleKind
 from meshnode.releases.install.stand import NodeModels
 from meshnode.releases.performing import TROUBLE, ReleasePerformer
 from meshnode.releases.planning import KeptRollouts
 from meshnode.releases.relay import RelayClient
-from meshnode.releases.section import ALL, ReleasesSection
+from meshnode.releases.section import ALL_MODELS, ReleasesSection
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.trust import Trust
 from meshnode.running import Host
@@ -60,11 +63,10 @@ class ActiveReleases:
         self._host, self._section = host, section
         self.folder: Path = host.config.node.state_dir / FOLDER
         followed = section.followed(host.config)
-        self._paths = tuple(path for path in followed if path != ALL)
+        self._paths = tuple(path for path in followed if path != ALL_MODELS)
         access = AccessTable(DEFAULT_RULES if host.config.access.rules is None else host.config.access.rules)
         self.rollouts = Rollouts(
-            host.id, host.role, section.labels, ("models/*",) if ALL in followed else followed,
-            lambda data: hashlib.sha256(data).digest(),
+            host.id, host.role, section.labels, followed, lambda data: hashlib.sha256(data).digest(),
             lambda path: access.permits_release(host.role, host.id, path),
         )  # fmt: skip
         settings = ReleaseSettings(
@@ -78,7 +80,7 @@ class ActiveReleases:
         stand = NodeModels(
             compute, host.config.of(ModelsSection), host.config.of(InferenceSection), self._follow
         )  # fmt: skip
-        self.installer = Installer(self.folder, self.store, stand, section.keep)
+        self.installer = Installer(self.folder, self.store, stand, section.keep, rules=self._rules())
         self.audit = AuditLog(self.folder / AUDIT_FILE)
         self._plan = KeptRollouts(self.folder / "rollouts.json", self.rollouts, self._look)
         self.trust = Trust(self.folder / "tuf", section.root)
@@ -87,6 +89,15 @@ class ActiveReleases:
             self.audit, host.troubles,
         )  # fmt: skip
         self.relay = self._relay()
+
+    def _rules(self) -> RuleKind | None:
+        """Let rules come from releases, if the configuration names some. The records part opens first, and begins with
+        those that are installed."""
+        path, records = self._host.config.of(RulesSection).released_path, self._host.part(RunningRecords)
+        if path is None:
+            return None
+        records.installed_rules = lambda: self.installer.installed_files(path)
+        return RuleKind(path, records.rules)
 
     def _relay(self) -> RelayClient | None:
         host, relay = self._host, self._host.config.given(RelaySection)

@@ -12,18 +12,20 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from meshnode.identity.private_files import write_private
 from meshnode.inference.compute import ComputeService
 from meshnode.releases.audit import AuditLog
-from meshnode.releases.install.installer import Installer, model_of
+from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.journal import FACTORY
+from meshnode.releases.install.kind import name_of
 from meshnode.releases.install.observing import Shadow, Watched
 from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
 from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete, refusal_of
+from meshnode.releases.install.rules import WatchedRules
 from meshnode.releases.relief import RelievedThread
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import take_in
@@ -33,7 +35,7 @@ from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import MeshError, MetadataInvalid, StorageError
 from protocols.inference.signature import breaks
-from protocols.releases.catalogue import DESCRIPTIONS, ORDERS, Content, Description, ReleaseCatalogue
+from protocols.releases.catalogue import DESCRIPTIONS, ORDERS, Content, Description, ReleaseCatalogue, parsed
 from protocols.releases.events import (
     DropRelease,
     KeepChunk,
@@ -48,7 +50,6 @@ from protocols.releases.events import (
 )
 from protocols.releases.machine import Releases
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "releases"
 _STORE, _METADATA = "store", "metadata"
@@ -77,7 +78,7 @@ class ReleasePerformer:
         """Those that were read, each listed by that name. Never changed, but replaced."""
         self._catalogue: ReleaseCatalogue | None = None
         self._bundle = self._refused = b""
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, Watched | WatchedRules] = {}
         self._is_closing = False
         self._import_waits = False  # until the clock is set
         self._refetched: Counter[tuple[str, int]] = Counter()
@@ -163,10 +164,13 @@ class ReleasePerformer:
 
     def watch_path(self, path: str) -> None:
         """Measure what serves on a path from now on, and tell the machine which release that is and which are there."""
-        state, name = self._installer.journal.of(path), model_of(path)
+        state, name, rules = self._installer.journal.of(path), name_of(path), self._installer.rules
         counter, installed = state.current, [release.counter for release in state.installed]
-        watched = self._watched[path] = Watched(counter, lambda: self._compute.models.get(name))
-        self._compute.watch_runs(name, watched.ended)
+        if rules is not None and path == rules.path:
+            self._watched[path] = WatchedRules(counter, rules)
+        else:
+            watched = self._watched[path] = Watched(counter, lambda: self._compute.models.get(name))
+            self._compute.watch_runs(name, watched.ended)
         self._tell(lambda machine, now: machine.serving(path, counter, "", now))
         self._tell(lambda machine, now: machine.installed(path, installed, now))
 
@@ -181,8 +185,7 @@ class ReleasePerformer:
             self._audit.note("hangs", path=path, counter=counter)
             _log.error("release %d of %s hangs while it is staged: others are staged meanwhile", counter, path)
         for path, watched in list(self._watched.items()):
-            shadow = watched.shadow
-            for counter in {watched.counter, shadow.counter if shadow is not None else FACTORY} - {FACTORY}:
+            for counter in watched.counters() - {FACTORY}:
                 if (measures := watched.measures(counter)) is not None:
                     self._tell(lambda machine, now, p=path, c=counter, m=measures: machine.measured(p, c, m, now))  # type: ignore[misc]
 
@@ -330,7 +333,7 @@ class ReleasePerformer:
         self._tell(lambda machine, now: machine.bundle_verified(digest, catalogue, now))
 
     def _describe(self, effect: ReadDescription) -> None:
-        description = _parsed(self._store.get(effect.digest), DESCRIPTIONS)
+        description = parsed(self._store.get(effect.digest), DESCRIPTIONS)
         if description is not None and self._is_listed(effect.digest, description):
             self._descriptions = {**self._descriptions, (description.path, description.counter): description}
         self._tell(lambda machine, now: machine.described(effect.digest, description, now))
@@ -343,7 +346,7 @@ class ReleasePerformer:
         return any(each.digest == digest and (each.path, each.counter) == name for each in releases)
 
     def _read_order(self, effect: ReadOrder) -> None:
-        order = _parsed(self._store.get(effect.digest), ORDERS)
+        order = parsed(self._store.get(effect.digest), ORDERS)
         self._tell(lambda machine, now: machine.ordered(effect.digest, order, now))
 
     def _needed(self) -> set[bytes]:
@@ -450,6 +453,9 @@ class ReleasePerformer:
         if effect.path not in self._watched:
             self.watch_path(effect.path)
         watched = self._watched[effect.path]
+        if isinstance(watched, WatchedRules):
+            watched.begin_shadow(effect.counter)
+            return
         try:
             self._save_plan()
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
@@ -458,7 +464,7 @@ class ReleasePerformer:
             if not self._is_closing:
                 self._tell(lambda machine, now: machine.not_shadowed(effect.path, effect.counter, failure, now))
             return
-        serving = self._compute.models.get(model_of(effect.path))
+        serving = self._compute.models.get(name_of(effect.path))
         is_alike = serving is None or not any(breaks(serving.signature, model.signature))
         watched.begin_shadow(Shadow(effect.counter, model, takes_live_inputs=is_alike))
         self._audit.note("shadowed", path=effect.path, counter=effect.counter)
@@ -488,11 +494,3 @@ def _refusal(error: Exception) -> InstallRefused:
 def contents_of(description: Description) -> list[Content]:
     """The contents of a release: its files, and deltas to them."""
     return [content for content in description.contents if content.size_bytes]
-
-
-def _parsed(data: bytes | None, decoder: "msgspec.json.Decoder[_T]") -> _T | None:
-    """A document of signed metadata; None: it is not there, or malformed."""
-    try:
-        return decoder.decode(data or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None

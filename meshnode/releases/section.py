@@ -13,11 +13,14 @@ from meshnode.links.transport import Address
 from protocols.releases.catalogue import Path as ReleasePath
 
 ALL: Final = "*"
+ALL_MODELS: Final = "models/*"
 _PATH: Final = re.compile(r"[a-z]+/[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}=[A-Za-z0-9._-]{1,50}")
 
 
 def _check_path(value: str) -> str | None:
+    if value.startswith("rules/"):
+        return "is taken by another key: write release = 'NAME' into [rules]"
     if value == ALL or _PATH.fullmatch(value):
         return None
     return "is not the path of a release: write 'models/NAME', or '*' for all"
@@ -32,8 +35,8 @@ _Label = Annotated[str, Meta(extra={"check": _check_label})]
 
 
 class ReleasesSection(PartSection, frozen=True, kw_only=True):
-    """Releases of models: new versions that come from the relay and from neighbours, signed by their publishers.
-    Without this table the node takes none."""
+    """Releases of models and rules: new versions that come from the relay and from neighbours, signed by their
+    publishers. Without this table the node takes none."""
 
     table: ClassVar[str] = "releases"
 
@@ -49,7 +52,8 @@ class ReleasesSection(PartSection, frozen=True, kw_only=True):
         tuple[_Follow, ...],
         Meta(
             max_length=64,
-            description='Paths of which this node takes releases, as in `["models/plate"]`; `["*"]`: all.',
+            description='Paths of models of which this node takes releases, as in `["models/plate"]`; `["*"]`: all. '
+            "Rules are taken by `[rules] release`.",
             extra={"default": "the models of `[models]`"},
         ),
     ] = ()
@@ -90,7 +94,11 @@ class ReleasesSection(PartSection, frozen=True, kw_only=True):
             yield Problem("follow", None, "has '*' and others: keep one of both")
 
     def followed(self, config: NodeConfig) -> tuple[ReleasePath, ...]:
-        """The paths that are followed; ``("*",)``: all."""
+        """Key expressions of the paths that are followed. Only that of all models is more than a path."""
         from meshnode.inference.section import ModelsSection
+        from meshnode.records.rules.section import RulesSection
 
-        return self.follow or tuple(f"models/{name}" for name in config.of(ModelsSection).models)
+        follow = tuple(ALL_MODELS if path == ALL else path for path in self.follow)
+        models = follow or tuple(f"models/{name}" for name in config.of(ModelsSection).models)
+        rules = config.of(RulesSection).released_path
+        return models if rules is None else (*models, rules)

@@ -5,14 +5,15 @@ of a release, at ``KIND/NAME/COUNTER.json``, and an *order*, at ``rollouts/SERIA
 and parses; machines get the result. Everything below a description is checked by the digests in it.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import DecodeError, Meta, Struct
 from msgspec.json import Decoder
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 
+_T = TypeVar("_T")
 FORMAT: Final = 1
 MAX_FILES: Final = 64
 MAX_CANARIES: Final = 64
@@ -204,3 +205,11 @@ class ReleaseCatalogue(Struct, frozen=True):
 # Made here, and not by whoever decodes: two threads that do so for the first time would end the process.
 DESCRIPTIONS: Final = Decoder(Description)
 ORDERS: Final = Decoder(Order)
+
+
+def parsed(data: bytes | None, decoder: "Decoder[_T]") -> _T | None:
+    """A document of signed metadata; None: it is not there, or malformed."""
+    try:
+        return decoder.decode(data or b"")
+    except (DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -22,7 +22,7 @@ _FOLDER = "releases"
 
 @click.group()
 def models() -> None:
-    """Look at the releases of models at a node, bring them there on a USB stick, and go back to an older one."""
+    """Look at the releases of models and rules at a node, bring them there on a stick, and go back to older ones."""
 
 
 # --- a running node --------------------------------------------------------------------------------------------------
@@ -94,13 +94,14 @@ def _table(paths: list[dict[str, Any]]) -> "Table":
 @models.command()
 @click.argument("model")
 @click.option("--to", "counter", type=click.IntRange(min=0), metavar="COUNTER",
-              help="The release; 0: the model of the node's own file.  [default: the one before]")  # fmt: skip
+              help="The release; 0: what the node's own file names.  [default: the one before]")  # fmt: skip
 @click.option("--follow-orders", is_flag=True, help="Serve again what orders say.")
 @on_a_node
 def rollback(
     model: str, counter: int | None, follow_orders: bool, node_config: Path | None, http_address: str | None
 ) -> None:
-    """Have a running node serve an older release of MODEL, whatever orders say, until --follow-orders."""
+    """Have a running node serve an older release of MODEL, or of rules/NAME, whatever orders say, until
+    --follow-orders."""
     if follow_orders and counter is not None:
         raise click.UsageError("--to and --follow-orders exclude one another: give one of them")
     api = chosen_node(node_config, http_address)

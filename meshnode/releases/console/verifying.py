@@ -1,5 +1,6 @@
 """The check of everything that a node holds of releases, while it runs or not. Nothing is changed."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from pathlib import Path
 from meshnode.models import ModelSpec
 from meshnode.models.model import read_model
 from meshnode.releases.audit import AUDIT_FILE, check_audit
-from meshnode.releases.install.installer import JOURNAL, model_of
-from meshnode.releases.install.journal import InstallJournal
+from meshnode.releases.install.installer import JOURNAL
+from meshnode.releases.install.journal import FACTORY, InstalledRelease, InstallJournal
+from meshnode.releases.install.kind import name_of
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import ReadOnlyDisk
 from protocols.base.errors import ModelInvalid
@@ -58,9 +60,29 @@ def _installed(folder: Path) -> Iterator[CheckedHolding]:
         for release in state.installed:
             place = folder / path / str(release.counter) / release.model
             what = f"release {release.counter} of {path}" + (", which serves" * (release.counter == state.current))
-            try:
-                read_model(ModelSpec(model_of(path), place, digest=release.digest))
-            except ModelInvalid as error:
-                yield CheckedHolding(False, f"{what}: {error}")
-            else:
-                yield CheckedHolding(True, what)
+            fault = _fault(path, place, release)
+            yield CheckedHolding(not fault, f"{what}: {fault}" if fault else what)
+
+
+def serving_file(folder: Path, path: str) -> tuple[int, Path | None]:
+    """The release of a path that serves, by the journal in the folder of releases, and its main file; ``FACTORY`` and
+    None: what the configuration names does. :raises StorageError: the journal can't be read."""
+    journal = InstallJournal(folder / JOURNAL, ReadOnlyDisk())
+    if not journal.path.exists():
+        return FACTORY, None
+    journal.open()
+    state = journal.of(path)
+    release = state.release(state.current)
+    return (FACTORY, None) if release is None else (state.current, folder / path / str(state.current) / release.model)
+
+
+def _fault(path: str, place: Path, release: InstalledRelease) -> str:
+    """What is wrong with an installed release; empty: nothing."""
+    try:
+        if path.startswith("models/"):
+            read_model(ModelSpec(name_of(path), place, digest=release.digest))
+        elif hashlib.sha256(place.read_bytes()).hexdigest() != release.digest:
+            return f"{place} has changed since it was installed: the node fetches it again"
+    except (ModelInvalid, OSError) as error:
+        return str(error)
+    return ""

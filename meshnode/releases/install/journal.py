@@ -99,7 +99,7 @@ class InstallJournal:
     """The file. What changes it may be called from any thread once it is open, and :attr:`paths` may be read on any."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
-        self._path, self._disk = path, disk
+        self.path, self._disk = path, disk
         self._lock = threading.Lock()  # of all changes, so that none gets lost
         self.paths: Mapping[str, InstalledPath] = {}
         """Never changed, but replaced."""
@@ -111,20 +111,20 @@ class InstallJournal:
         """Read what is kept. What can't be read is moved aside, and all paths begin with the files of the
         configuration. :raises StorageError: the folder can't be used."""
         try:
-            self._disk.make_folder(self._path.parent)
-            with self._path.open("rb") as file:
+            self._disk.make_folder(self.path.parent)
+            with self.path.open("rb") as file:
                 self.paths = _DECODER.decode(file.read(_MAX_BYTES + 1)).paths
         except FileNotFoundError:
             return
         except OSError as error:
             raise StorageError(
-                f"{self._path} can't be read ({error.strerror}): see that this user may read and write its folder"
+                f"{self.path} can't be read ({error.strerror}): see that this user may read and write its folder"
             ) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            aside = self._path.with_name(f"{self._path.name}.unusable")
+            aside = self.path.with_name(f"{self.path.name}.unusable")
             with suppress(OSError):
-                self._disk.rename(self._path, aside)
-            self.why_lost = f"{self._path} is damaged ({error}) and was moved to {aside.name}"
+                self._disk.rename(self.path, aside)
+            self.why_lost = f"{self.path} is damaged ({error}) and was moved to {aside.name}"
             _log.error("%s: releases are installed again, and until then the files of the configuration serve",
                        self.why_lost)  # fmt: skip
 
@@ -168,9 +168,9 @@ class InstallJournal:
     def _write(self, paths: Mapping[str, InstalledPath]) -> None:
         kept = _Kept(dict(paths))
         try:
-            self._disk.place(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+            self._disk.place(self.path, msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
         except OSError as error:
             raise StorageError(
-                f"{self._path} can't be written ({error.strerror}), so nothing was changed: make room"
+                f"{self.path} can't be written ({error.strerror}), so nothing was changed: make room"
             ) from error
         self._is_behind = False

@@ -172,6 +172,11 @@ class Watched:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held where one of both changes."""
 
+    def counters(self) -> set[int]:
+        """The releases that something can be told of: the one that serves, and the one beside it."""
+        shadow = self.shadow
+        return {self.counter, *([] if shadow is None else [shadow.counter])}
+
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, on the thread that ran it."""
         live, shadow = self.live, self.shadow

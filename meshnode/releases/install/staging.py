@@ -10,13 +10,13 @@ from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
 from protocols.base.errors import StorageError
-from protocols.releases.catalogue import Content, Description
+from protocols.releases.catalogue import KINDS, Content, Description
 
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
 
 
 class Staging:
-    """The folders of releases, ``models/NAME/COUNTER``, below that of all releases."""
+    """The folders of releases, ``KIND/NAME/COUNTER``, below that of all releases."""
 
     def __init__(self, folder: Path, store: ChunkStore, disk: Disk) -> None:
         self._folder, self._store, self._disk = folder, store, disk
@@ -73,9 +73,10 @@ class Staging:
     def keep_only(self, installed: Collection[tuple[str, int]]) -> None:
         """Remove all other releases: the power went while they were put together, or before they were listed."""
         kept = {self.place_of(path, counter) for path, counter in installed}
-        for folder in (self._folder / "models").glob("*/*"):
-            if folder not in kept:
-                self._disk.remove_folder(folder)
+        for kind in KINDS:
+            for folder in (self._folder / kind).glob("*/*"):
+                if folder not in kept:
+                    self._disk.remove_folder(folder)
 
     def remove(self, path: str, counter: int) -> None:
         """Remove the files of a release."""

@@ -178,7 +178,8 @@ def golden(expected: float) -> dict[str, bytes]:
         (release(1, runtime="99.0"), "runtime", r"needs ONNX Runtime 99\.0, and \d"),
         (publish(1, {"adder.onnx": model_bytes([1, 3])}), "signature", "its publisher has to declare the break"),
         (publish(1, {"adder.onnx": adder(float("nan"))}), "not_finite", "'y'"),
-        (publish(1, {"adder.onnx": adder(1)}, path="rules/speed"), "other", "of the kind 'rules'"),
+        (publish(1, {"adder.onnx": adder(1)}, path="rules/speed"), "other", "does not take rules/speed: add release ="),
+        (publish(1, {"adder.onnx": adder(1)}, path="pictures/speed"), "other", "of the kind 'pictures'"),
     ],
 )  # fmt: skip
 def test_release_that_is_not_good_is_refused_in_a_word_and_nothing_changes(
