@@ -7,14 +7,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from meshnode.applications.manifest import granted_rights, read_application
-from meshnode.applications.section import ApplicationsSection
+from meshnode.cli.additions import check_applications, check_egress, check_functions, check_rules
+from meshnode.cli.finding import Finding
 from meshnode.cli.probes import (
     ProbeFailed,
     interface_addresses,
@@ -25,8 +24,6 @@ from meshnode.cli.probes import (
 )
 from meshnode.config.sections import NodeConfig
 from meshnode.console.node_api import NodeApi
-from meshnode.functions.section import FunctionsSection
-from meshnode.groups import program_in
 from meshnode.grpc.libraries import why_not_there
 from meshnode.grpc.section import GrpcSection
 from meshnode.history.section import HistorySection
@@ -39,19 +36,11 @@ from meshnode.loading import load
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import check_place
 from meshnode.part import Part
-from meshnode.records.egress.advice import shortcomings
-from meshnode.records.egress.section import policy_of
-from meshnode.records.rules.expressions import check_evaluator
-from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
-from meshnode.records.using import NodeRules
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
 from protocols.base.ids import NodeId, PeerIdentity, Role
-
-if TYPE_CHECKING:
-    from meshnode.records.rules.compiling import Rule
 
 _DAYS_TO_RENEW: Final = 7
 _MAX_SEEDS: Final = 8
@@ -59,16 +48,6 @@ _MAX_LINKS: Final = 16
 _RECENT_S: Final = 120
 """A link that still fails is tried again within 30 s, so older failures are over."""
 _RESERVE_BYTES: Final = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The outcome of one check."""
-
-    status: Literal["ok", "warn", "fail"]
-    """``warn``: the node works, but not as well as it could, or not for long."""
-    check: str
-    message: str
 
 
 def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
@@ -96,10 +75,10 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _state(config, running)
     if running is None:  # a running node says itself what is wrong, and nobody else may open the file
         yield from _outbox(config)
-    yield from _rules(config)
-    yield from _egress(config)
-    yield from _functions(config, config_path.parent)
-    yield from _applications(config)
+    yield from check_rules(config)
+    yield from check_egress(config)
+    yield from check_functions(config, config_path.parent)
+    yield from check_applications(config)
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)
@@ -268,85 +247,6 @@ def _outbox(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("fail", "outbox", str(error))
     else:
         yield Finding("ok", "outbox", f"{path}" if path.exists() else "there is none yet")
-
-
-def _rules(config: NodeConfig) -> Iterator[Finding]:
-    """Rules in files, with a broken one of which a node does not start, and those of the release that serves."""
-    section = config.of(RulesSection)
-    user = NodeRules(config.node.id, section, lambda: None)
-    if section.files:
-        try:
-            yield Finding("ok", "rules", _in_words(user.own()))
-        except ConfigError as error:
-            yield Finding("fail", "rules", str(error))
-    if (path := section.released_path) is None:
-        return
-    from meshnode.releases.console.verifying import serving_file
-
-    try:
-        check_evaluator()
-        counter, file = serving_file(config.node.state_dir / "releases", path)
-        if file is None:
-            yield Finding("ok", "released rules", f"no release of {path} serves yet: [rules] files hold")
-        else:
-            yield Finding("ok", "released rules", f"{path} {counter}: {_in_words(user.compiled((file,)))}")
-    except MeshError as error:
-        yield Finding("fail", "released rules", str(error))
-
-
-def _in_words(rules: "Sequence[Rule]") -> str:
-    needs_mib = sum(rule.max_state_bytes for rule in rules) / (1 << 20)
-    return f"{', '.join(rule.name for rule in rules)}; at most {needs_mib:.1f} MiB of memory"
-
-
-def _functions(config: NodeConfig, folder: Path) -> Iterator[Finding]:
-    """The programs of functions."""
-    for section in config.of(FunctionsSection).functions:
-        found = shutil.which(program_in(folder, section.run)[0])
-        if found is None:
-            why = f"{section.run[0]} is no program that can be run: correct 'run', or make the file executable"
-            yield Finding("fail", f"function {section.name}", why)
-        else:
-            yield Finding("ok", f"function {section.name}", found)
-
-
-def _applications(config: NodeConfig) -> Iterator[Finding]:
-    """What applications ask for, and whether they get it."""
-    for section in config.of(ApplicationsSection).applications:
-        try:
-            manifest = read_application(section.manifest)
-            rights = granted_rights(manifest, section, config.node.id)
-        except ConfigError as error:
-            yield Finding("fail", f"application {section.manifest.parent.name}", str(error))
-            continue
-        what = f"application {manifest.name}"
-        if shutil.which(program_in(section.manifest.absolute().parent, manifest.run)[0]) is None:
-            why = f"{manifest.run[0]} is no program that can be run: correct 'run', or make the file executable"
-            yield Finding("fail", what, why)
-        else:
-            may = ", ".join(
-                f"{key} {' '.join(granted)}"
-                for key, granted in (
-                    ("reads", rights.reads),
-                    ("publishes", rights.publishes),
-                    ("infers", rights.infers),
-                )
-                if granted
-            )
-            yield Finding(
-                "ok", what, f"{manifest.version} by {manifest.publisher} ({manifest.licence}): {may or 'no rights'}"
-            )
-
-
-def _egress(config: NodeConfig) -> Iterator[Finding]:
-    """What may leave for the relay."""
-    found = [Finding("warn", "egress", text) for text in shortcomings(config)]
-    policy = policy_of(config)
-    if policy is not None and not found:
-        found.append(
-            Finding("ok", "egress", f"what may leave for the relay is said by a policy with rules: {len(policy.rules)}")
-        )
-    yield from found
 
 
 def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.cli.checks import _egress
+from meshnode.cli.additions import check_egress
 from meshnode.config.parsing import SectionInvalid
 from meshnode.loading import load
 from meshnode.records.egress.section import AreaSection, EgressRulesSection, EgressSection, policy_of
@@ -103,6 +103,6 @@ def test_doctor_tells_what_leaves_whole_and_what_never_leaves(
     house: House, tmp_path: Path, tables: str, status: str, told: str
 ) -> None:
     """Neither shows before somebody looks into the store of the relay."""
-    findings = list(_egress(load(house.file("veh-1", tables))))
+    findings = list(check_egress(load(house.file("veh-1", tables))))
     assert [finding.status for finding in findings] == ([status] if status else [])
     assert told in "".join(finding.message for finding in findings)
