@@ -1,7 +1,6 @@
 """What egress makes of the value of a reading. Values are plain: as they were decoded."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
 from typing import Any, Final
 
 from protocols.base.errors import InputInvalid
@@ -18,6 +17,8 @@ Allowed = Mapping[str, "Allowed | None"]
 
 MAX_FOUND: Final = 64
 """Boxes that one field lists. They may come from a neighbour, and each is drawn."""
+_FARTHEST: Final = 1_000_000
+"""Pixels from the corner of a picture, beyond which nothing was found. No picture is as wide."""
 _SIDES: Final = ("left", "top", "right", "bottom")
 _START, _END, _UNTIL, _COUNT = "start_ns", "end_ns", "until_ns", "count"
 _ENCODED_SHAPE: Final = 1
@@ -160,7 +161,7 @@ def _boxes(listed: Any, cover_field: str) -> list[PixelBox]:
         sides = [box.get(side) if type(box) is dict else None for side in _SIDES]
         numbers = [
             float(side) for side in sides
-            if isinstance(side, (int, float)) and not isinstance(side, bool) and isfinite(side)
+            if isinstance(side, (int, float)) and not isinstance(side, bool) and abs(side) <= _FARTHEST
         ]  # fmt: skip
         if len(numbers) < len(_SIDES) or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
             raise InputInvalid(f"{str(box)[:100]} in {cover_field!r} is no box: give {', '.join(_SIDES)} in pixels")

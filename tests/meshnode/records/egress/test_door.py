@@ -161,6 +161,21 @@ async def test_picture_of_a_sensor_leaves_as_it_was_drawn_anew(tmp_path: Path) -
         assert readings["veh/veh-1/number"] == 3
 
 
+async def test_picture_leaves_with_what_was_found_in_it_covered_or_not_at_all(tmp_path: Path) -> None:
+    """Where a plate is, the camera says beside its picture, inside of whatever others make of it."""
+    policy = "[[egress]]\nname = 'seen'\nkeys = '**'\nfields = ['of.picture', 'of.found']\ncover_field = 'found'\n"
+    async with meshnode.open(House(tmp_path).file("veh-1", RULES + policy)) as node:
+        box = {"left": 0, "top": 0, "right": 64, "bottom": 32}
+        seen = {"picture": picture("JPEG"), "found": [box], "vin": VIN}
+        node.publish("veh/veh-1/seen", {"of": [seen, {"vin": VIN}]})
+        node.publish("veh/veh-1/unseen", {"of": [{"picture": picture("JPEG")}]})
+        (left,) = await kept(node, 1)
+        ((one,),) = left.value.values()
+        assert (one["found"], sorted(one)) == ([box], ["found", "picture"])
+        assert decoded(one["picture"]).convert("L").getextrema()[1] < 20
+        await until(lambda: dropped(node, "egress_kept_back") == 1, "nobody looked at the other one")
+
+
 async def test_pictures_that_come_too_fast_are_counted_and_numbers_do_not_wait_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,7 @@ PLATE = {"left": 310.5, "top": 188, "right": 389, "bottom": 207, "probability": 
         ({"picture": b"picture1", "plates": [PLATE] * (MAX_FOUND + 1)}, None),
         ({"picture": b"picture1", "plates": [PLATE | {"right": 300}]}, None),
         ({"picture": b"picture1", "plates": [PLATE | {"right": float("nan")}]}, None),
+        ({"picture": b"picture1", "plates": [PLATE | {"right": 1e308}]}, None),
         ({"picture": b"picture1", "plates": [PLATE | {"right": True}]}, None),
         ({"picture": b"picture1", "plates": [[310, 188, 389, 207]]}, None),
     ],
