@@ -332,6 +332,18 @@ MAX_EXCHANGE_BYTES: Final = MAX_BATCH_BYTES + 64 * 1024
 """Largest frame between a node and the relay: an upload with its head, its fates and its receipt, which take at most
 35 KiB. One frame of 16 MB once made a relay of 45 MB grow to 1.2 GB."""
 
+MAX_CARRIED_BATCH_BYTES: Final = 256 * 1024
+"""Records in a batch that a neighbour carries. Nothing overtakes it on its lane, and it takes 2 s at 1 Mb/s. The
+largest record fits."""
+MAX_SEALED_BYTES: Final = MAX_CARRIED_BATCH_BYTES + 64 * 1024
+"""A sealed batch: its records with head, fates, receipt, certificate and signature, and 49 bytes of the seal."""
+MAX_REPLY_BYTES: Final = 24 * 1024
+"""What a relay signs of a carried batch: up to 256 sequences, or as many refusals, and its certificate."""
+SEALED_ID_BYTES: Final = 16
+"""The first bytes of the SHA-256 of a sealed batch, which name it."""
+SEALING_KEY_ID_BYTES: Final = 8
+"""The first bytes of the SHA-256 of a relay's sealing key, which name it."""
+
 # --- local applications --------------------------------------------------------------------------------------------
 MAX_LOCAL_APPLICATIONS: Final = 16
 """Applications connected at once. Each may hold a queue of ``MAX_QUEUE_BYTES`` and a frame that is being received."""

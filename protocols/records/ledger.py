@@ -25,7 +25,7 @@ and write, and :meth:`Ledger.changes_saved` notes that it was done.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +34,7 @@ from protocols.base.ids import UtcNs
 from protocols.base.limits import (
     MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS,
+    MAX_CARRIED_BATCH_BYTES,
     MAX_FATES_PER_BATCH,
     MAX_RECORD_LIFESPAN_S,
     SECOND,
@@ -164,6 +165,11 @@ class Ledger:
         return self._pending.count
 
     @property
+    def first_pending(self) -> int:
+        """The sequence of the oldest record that waits; :attr:`next_sequence` when none does."""
+        return next((entry.sequence for entry in self._pending.oldest_first()), self._next_sequence)
+
+    @property
     def pending_bytes(self) -> int:
         """How many bytes wait."""
         return self._pending.size_bytes
@@ -273,10 +279,9 @@ class Ledger:
         """
         if self._pending.has_pinned:
             raise LocalProtocolError("a batch is under way: report what became of it first")
-        chosen: list[int] = []
+        chosen: dict[int, int] = {}
         room = min(max_bytes, MAX_BATCH_BYTES)
         end = NEVER
-        sizes: dict[int, int] = {}
         for entry in self._pending.oldest_first(least_priority):
             if len(chosen) >= min(max_records, MAX_BATCH_RECORDS):
                 break
@@ -288,38 +293,91 @@ class Ledger:
                 break
             if not chosen:
                 end = self._passed.end_of(entry.sequence)
-            chosen.append(entry.sequence)
-            sizes[entry.sequence] = entry.size_bytes
+            chosen[entry.sequence] = entry.size_bytes
+        plan = self._planned(chosen)
+        if not plan.sequences and not plan.fates:
+            return None
+        self._pending.pin(plan.sequences)
+        return plan
+
+    def batch_to_hand_over(
+        self, now: UtcNs, handed: Sequence[tuple[int, int]], max_bytes: int = MAX_CARRIED_BATCH_BYTES
+    ) -> BatchPlan | None:
+        """A batch for a neighbour to carry, or None when all records have been handed over.
+
+        It is like :meth:`next_batch`, but its records may end like all others meanwhile, and any number of such batches
+        can be on their way. ``handed``: the first and the last sequence of each of those, in order.
+        """
+        self.expire(now)
+        chosen: dict[int, int] = {}
+        room, end = max_bytes, NEVER
+        skipped = 0
+        for entry in self._pending.oldest_first():
+            while skipped < len(handed) and handed[skipped][1] < entry.sequence:
+                skipped += 1
+            is_handed = skipped < len(handed) and handed[skipped][0] <= entry.sequence
+            if not is_handed and not 0 < entry.expires_utc_ns <= now:
+                room -= entry.size_bytes
+                if chosen and (room < 0 or entry.sequence >= end or len(chosen) >= MAX_BATCH_RECORDS):
+                    break
+                if not chosen:
+                    end = self._passed.end_of(entry.sequence)
+                chosen[entry.sequence] = entry.size_bytes
+            elif is_handed and chosen:
+                break  # a batch has all that waits between its first and its last record
+        plan = self._planned(chosen)
+        return plan if plan.sequences else None
+
+    def _planned(self, chosen: Mapping[int, int]) -> BatchPlan:
+        """A batch of these records, and the fates that the relay has to hear before them. ``chosen``: their sizes in
+        bytes by sequence, oldest first."""
+        sequences = list(chosen)
         fates = self._fates.in_order(MAX_FATES_PER_BATCH + 1)
         if len(fates) > MAX_FATES_PER_BATCH:
             untold = fates.pop()
-            chosen = [sequence for sequence in chosen if sequence < untold.first]
-        if not chosen and not fates:
-            return None
-        self._pending.pin(chosen)
-        policy = self._passed.of(chosen[0]) if chosen else b""
-        size_bytes = sum(sizes[sequence] for sequence in chosen)
-        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence, policy, size_bytes)
+            sequences = [sequence for sequence in chosen if sequence < untold.first]
+        policy = self._passed.of(sequences[0]) if sequences else b""
+        size_bytes = sum(chosen[sequence] for sequence in sequences)
+        return BatchPlan(tuple(sequences), tuple(fates), self._next_sequence, policy, size_bytes)
 
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
-        """The relay has the batch on disk. Returns how many of its records ended.
+        """The relay has the batch on disk. Returns how many of its records it says something of. Some of them may have
+        ended before, by way of a neighbour.
 
         Sequences that were not in the batch are ignored, and records that the answer does not name stay pending.
         """
         for fate in plan.fates:
             self._fates.forget(fate)
         sent = frozenset(plan.sequences)
-        ended = 0
+        named = 0
         for sequence in answer.stored:
-            if sequence in sent and self._pending.remove(sequence) is not None:
-                self._removed.append(sequence)
-                self._delivered += 1
-                ended += 1
+            if sequence in sent:
+                named += 1
+                self._deliver(sequence)
         for refused in answer.refused:
-            if refused.sequence in sent and self._lose(refused.sequence, "refused") is not None:
-                ended += 1
+            if refused.sequence in sent:
+                named += 1
+                self._lose(refused.sequence, "refused")
         self._pending.unpin()
-        return ended
+        return named
+
+    def carried(self, answer: Acknowledgement, fates: Iterable[Fate] = ()) -> int:
+        """The relay has a batch on disk that a neighbour carried. Returns how many records it ended.
+
+        What a relay says of a sequence of this ledger is true for ever, so the batch itself need not be known any more.
+        ``fates``: those in it, if it is. Only a ledger that the relay knows may be told, see :meth:`renumber`.
+        """
+        for fate in fates:
+            self._fates.forget(fate)
+        ended = sum(self._deliver(sequence) for sequence in answer.stored)
+        return ended + sum(self._lose(refused.sequence, "refused") is not None for refused in answer.refused)
+
+    def _deliver(self, sequence: int) -> bool:
+        if self._pending.remove(sequence) is None:
+            return False
+        self._removed.append(sequence)
+        self._delivered += 1
+        return True
 
     def abandoned(self) -> None:
         """No answer came for the batch under way: its records are pending as before."""

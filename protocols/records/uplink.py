@@ -47,10 +47,10 @@ from protocols.records.events import (
     UplinkState,
 )
 from protocols.records.ledger import BatchPlan, Ledger
+from protocols.records.receipts.batches import encode_batch
 from protocols.records.receipts.sealing import BatchSealer
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.membership import MAJOR, MINOR
-from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
+from protocols.wire.codec import decode_untrusted_relay_frame
+from protocols.wire.records import Acknowledgement, Record, RelayRefusal
 
 RETRY_MIN_NS: Final = 250 * MS
 RETRY_MAX_NS: Final = 5 * SECOND
@@ -171,14 +171,7 @@ class Uplink:
     def batch(self, plan: BatchPlan, records: tuple[Record, ...]) -> bytes:
         """The frame of the batch under way. ``records``: those of the plan, in its order. It is signed here, so the
         thread that makes the request calls this, while nothing else of the uplink is called."""
-        assert len(records) == len(plan.sequences), "a plan names each of its records"
-        receipt, certificate = None, b""
-        if self._sealer is not None and records:
-            receipt = self._sealer.sealed(records, plan.policy)
-            certificate = self._sealer.certificate_to_send
-        return encode_frame(Batch(
-            MAJOR, MINOR, self._node, self._incarnation, plan.next_sequence, records, plan.fates, receipt, certificate,
-        ))  # fmt: skip
+        return encode_batch(self._node, self._incarnation, plan, records, self._sealer)
 
     def allow(self, least_priority: int, why: str = "") -> None:
         """Send only records of at least that priority from now on; 0: all, ``NO_PRIORITY``: none. ``why``: what holds
@@ -259,12 +252,15 @@ class Uplink:
         self._ledger.abandoned()
 
     def _introduced(self, answer: Acknowledgement | RelayRefusal, now: int) -> None:
+        if self._ledger.introduced:  # a neighbour brought the relay's answer meanwhile
+            self._succeed(now)
+            return
         if isinstance(answer, Acknowledgement):
             self._ledger.introduce()
             self._step = _NotingIntroduction()
             self._effects.append(SaveLedger())
             return
-        first_sequence = _untrusted_sequence(answer)
+        first_sequence = untrusted_sequence(answer)
         if first_sequence is not None and self._ledger.can_begin_at(first_sequence):
             self._step = _Renumbering(first_sequence)
             self._effects.append(ShiftSequences(first_sequence - self._ledger.first_sequence))
@@ -278,12 +274,12 @@ class Uplink:
         self._again = 0
         if self._sealer is not None and plan.sequences:
             self._sealer.acknowledged()
-        ended = self._ledger.acknowledged(plan, answer)
+        named = self._ledger.acknowledged(plan, answer)
         self._effects.append(SaveLedger())
         sent = frozenset(plan.sequences)
         self._events.append(RecordsDelivered(tuple(sequence for sequence in answer.stored if sequence in sent)))
         self._events += (RecordRefused(r.sequence, r.reason) for r in answer.refused if r.sequence in sent)
-        if sent and not ended:
+        if sent and not named:
             self._fail(UplinkState.REFUSED, "the relay's acknowledgement names none of the records sent", now)
         else:
             self._largest_batch = min(2 * self._largest_batch, MAX_BATCH_RECORDS)
@@ -400,7 +396,7 @@ def decode_untrusted_answer(data: bytes) -> Acknowledgement | RelayRefusal:
     return frame
 
 
-def _untrusted_sequence(answer: RelayRefusal) -> int | None:
+def untrusted_sequence(answer: RelayRefusal) -> int | None:
     """Where the relay stands, by a refusal that says so."""
     digits = answer.detail
     if answer.code != "sequence" or not (digits.isascii() and digits.isdecimal()) or len(digits) > _MAX_SEQUENCE_DIGITS:

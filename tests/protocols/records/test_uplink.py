@@ -112,6 +112,26 @@ def test_records_go_out_at_once_and_the_next_batch_collects_meanwhile() -> None:
     assert carried.due() == BatchPlan((2, 3, 4, 5, 6), (), 7)
 
 
+def test_records_that_a_neighbour_delivered_meanwhile_are_no_fault_of_the_relay() -> None:
+    """Both ways tell of the same records, in either order."""
+    carried = Carried(records=2)
+    assert carried.due() == BatchPlan((1, 2), (), 3)
+    carried.ledger.carried(Acknowledgement((1, 2)))
+    carried.answered(Acknowledgement((1, 2)))
+    assert carried.uplink.state is UplinkState.CONNECTED
+    assert carried.ledger.statistics()["delivered"] == 2
+
+
+def test_introduction_that_a_neighbour_brought_meanwhile_counts() -> None:
+    """The relay may have taken records by then, and would refuse the older introduction for ever."""
+    carried = Carried(introduced=False)
+    assert carried.due() == BatchPlan((), (), 1)
+    carried.ledger.introduce()
+    carried.answered(RelayRefusal("sequence", "7"))
+    assert carried.uplink.state is UplinkState.CONNECTED
+    assert carried.ledger.first_sequence == 1
+
+
 def test_idle_uplink_sends_when_it_is_woken() -> None:
     """A record must not wait for a timer while the relay is there."""
     carried = Carried()
