@@ -10,6 +10,7 @@
     certificate = "relay-1.crt"
     key = "relay-1.key"
     authority = "authority.crt"
+    sealing_key = "state/sealing.key"  # made when it is not there; default: sealing.key in state_dir
 
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
@@ -55,7 +56,7 @@ MAX_CONFIG_BYTES = 1024 * 1024
 
 _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
-    "identity": ("certificate", "key", "authority"),
+    "identity": ("certificate", "key", "authority", "sealing_key"),
     "store": ("path",),
     "ingest": ("receipts",),
     "releases": ("folder",),
@@ -88,6 +89,8 @@ class RelayConfig:
     port: int
     state_dir: Path
     credentials: CredentialFiles
+    sealing_key: Path
+    """The key that opens batches which nodes carry for others. It is made when it is not there."""
     store: Path
     receipts_required: bool
     """Whether batches with records have to have a receipt."""
@@ -148,6 +151,7 @@ class _Parser:
                 self._file("identity", "authority", "authority.crt"),
             ),
             store=store,
+            sealing_key=self._file("identity", "sealing_key", str(state_dir / "sealing.key")),
             receipts_required=self._choice("ingest", "receipts", ("accepted", "required")) == "required",
             releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),

@@ -12,12 +12,15 @@ from typing import Any, Final, Self
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
+from cloud_relay.ingest.carried import CarriedIngest, with_carried
 from cloud_relay.ingest.receipts import ReceiptCheck
+from cloud_relay.ingest.signing import RelaySigner
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
+from meshnode.identity.sealing import read_or_make_sealing_key
 from meshnode.identity.signatures import read_authority
 from meshnode.links.nng.library import open_responder
 from protocols.base.errors import ClockImplausible, ConfigError, IdentityError, StorageError
@@ -70,7 +73,10 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
         ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
-        handler = by_frame(ingest.answer, releases.answer)
+        sealing_key = read_or_make_sealing_key(config.sealing_key)
+        signer = RelaySigner(files, identity.peer.mesh, config.node, sealing_key)
+        carried = CarriedIngest(ingest, identity.peer.mesh, sealing_key, signer, read_authority(files.authority))
+        handler = by_frame(with_carried(ingest.answer, carried.answer), releases.answer)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
         closing.callback(responder.close)
         closing.callback(releases.close)
@@ -80,6 +86,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 **store.statistics(),
                 **responder.statistics(),
                 "refusals": ingest.statistics(),
+                "carried": carried.statistics(),
                 "releases": releases.statistics(),
             }
 

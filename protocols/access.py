@@ -11,12 +11,13 @@ from msgspec import Struct
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, includes, matches
 
-Verb = Literal["publish", "subscribe", "infer", "offer", "release"]
+Verb = Literal["publish", "subscribe", "infer", "offer", "release", "carry"]
 
 
 class AccessRule(Struct, frozen=True):
     """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer`` and ``offer``: on models whose name matches; for
-    ``release``: they get the releases whose path matches, as in ``models/plate``)."""
+    ``release``: they get the releases whose path matches, as in ``models/plate``; for ``carry``: those whose id matches
+    have their sealed records carried to the relay)."""
 
     role: Role
     verb: Verb
@@ -29,11 +30,13 @@ DEFAULT_RULES = (
     AccessRule(Role.VEHICLE, "infer", "**"),
     AccessRule(Role.VEHICLE, "offer", "**"),
     AccessRule(Role.VEHICLE, "release", "**"),
+    AccessRule(Role.VEHICLE, "carry", "**"),
     AccessRule(Role.RSU, "publish", "rsu/{id}/**"),
     AccessRule(Role.RSU, "subscribe", "**"),
     AccessRule(Role.RSU, "infer", "**"),
     AccessRule(Role.RSU, "offer", "**"),
     AccessRule(Role.RSU, "release", "**"),
+    AccessRule(Role.RSU, "carry", "**"),
     AccessRule(Role.TOOL, "publish", "tool/{id}/**"),
     AccessRule(Role.TOOL, "subscribe", "**"),
     AccessRule(Role.TOOL, "infer", "**"),
@@ -42,7 +45,7 @@ DEFAULT_RULES = (
 )
 """The rules in force unless the configuration says otherwise. Those for ``LATER_VERBS`` are also in force beside rules
 that have none for that verb, because rules written before there was the verb would otherwise forbid all of it."""
-LATER_VERBS: Final[tuple[Verb, ...]] = ("offer", "release")
+LATER_VERBS: Final[tuple[Verb, ...]] = ("offer", "release", "carry")
 
 LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
 """Roles that may be neighbours. A relay's certificate opens no link, because relays never dial a node."""
@@ -89,6 +92,10 @@ class AccessTable:
     def permits_any_release(self, role: Role, node: NodeId) -> bool:
         """Whether ``node`` may get any release at all, and so the metadata of all of them."""
         return bool(self._expressions(role, node, "release"))
+
+    def permits_carry(self, role: Role, node: NodeId) -> bool:
+        """Whether sealed records of ``node`` may be carried to the relay by this node."""
+        return any(matches(expression, node) for expression in self._expressions(role, node, "carry"))
 
     def _expressions(self, role: Role, node: NodeId, verb: Verb) -> list[str]:
         last = self._last.get(verb)

@@ -46,6 +46,8 @@ class HeardEntry(NamedTuple):
     body: bytes
     source: NodeId
     """The neighbour that it came from; this node for its own, and after a restart whoever it came from before."""
+    credential: bytes = b""
+    """The certificate of the author. The role in it says what its entries may do."""
 
 
 class EntryWish(NamedTuple):

@@ -9,6 +9,7 @@ the bytes in which it came.
 
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 
 from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.receipts import CertificateMissing, ReceiptCheck
@@ -52,8 +53,12 @@ class Ingest:
 
     def answer(self, peer: PeerIdentity, data: bytes) -> bytes:
         """The answer to one request of ``peer``. Never raises."""
+        return encode_frame(self.taken(peer, data))
+
+    def taken(self, peer: PeerIdentity, data: bytes, *, carried: bool = False) -> Acknowledgement | RelayRefusal:
+        """As :meth:`answer`, before it is encoded. ``carried``: another node brought what ``peer`` made."""
         try:
-            answer = self._answer(peer, data)
+            answer = self._answer(peer, data, carried=carried)
         except RemoteProtocolError as error:
             answer = RelayRefusal("malformed", str(error)[:MAX_TEXT_CHARS])
         except (StorageError, FutureTimeoutError) as error:
@@ -64,9 +69,9 @@ class Ingest:
             answer = RelayRefusal("storage", "the relay failed")
         if isinstance(answer, RelayRefusal):
             self._refusals[answer.code] = self._refusals.get(answer.code, 0) + 1
-        return encode_frame(answer)
+        return answer
 
-    def _answer(self, peer: PeerIdentity, data: bytes) -> Acknowledgement | RelayRefusal:
+    def _answer(self, peer: PeerIdentity, data: bytes, *, carried: bool) -> Acknowledgement | RelayRefusal:
         if peer.role not in SENDERS:
             return RelayRefusal("identity", f"a {peer.role} sends no records: use a certificate of a vehicle or rsu")
         major = _untrusted_major(data)
@@ -89,7 +94,7 @@ class Ingest:
             if receipt is None and batch.records and self._receipts.required:
                 return RelayRefusal("receipt", _REQUIRED)
             taken = storable(batch, peer, self._access, receipt)
-        return self._store.submit(taken).result(COMMIT_TIMEOUT_S)
+        return self._store.submit(replace(taken, carried=carried)).result(COMMIT_TIMEOUT_S)
 
 
 def decode_untrusted_batch(data: bytes) -> Batch:

@@ -60,6 +60,13 @@ class StorableBatch:
     """None: it came without one."""
     wrong_receipt: str = ""
     """Why its receipt is wrong. It is noted then, and nothing of the batch is stored."""
+    carried: bool = False
+    """Another node brought it, perhaps later than what its own node sent since."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it tells of no record."""
+        return not (self.records or self.refused or self.fates)
 
 
 class Store:
@@ -150,12 +157,16 @@ class Store:
         if batch.wrong_receipt:
             self._receipts.note_wrong(batch.origin, batch.wrong_receipt, now)
             return RelayRefusal("receipt", batch.wrong_receipt)
-        known = self._db.execute("SELECT next_sequence FROM origins WHERE origin = ?", (batch.origin,)).fetchone()
-        if known is not None and batch.next_sequence < known[0]:
-            return RelayRefusal("sequence", str(known[0]))
+        following, incarnation = batch.next_sequence, batch.incarnation
+        known = self._db.execute(
+            "SELECT next_sequence, incarnation FROM origins WHERE origin = ?", (batch.origin,)
+        ).fetchone()
+        if known is not None and following < known[0]:
+            if not batch.carried or batch.is_empty:  # an empty one asks where to begin
+                return RelayRefusal("sequence", str(known[0]))
+            following, incarnation = known[0], max(incarnation, known[1])
         self._db.execute(
-            "INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)",
-            (batch.origin, batch.next_sequence, batch.incarnation, now),
+            "INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)", (batch.origin, following, incarnation, now)
         )
         stored: list[int] = []
         refused = list(batch.refused)

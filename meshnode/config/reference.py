@@ -36,7 +36,7 @@ _WIRE_FIELDS: Final = {
     "role": "Role in the certificate of the node that asks.",
     "verb": "What it may do.",
     "keys": "Key expression; for `infer` and `offer` a model name or an expression, for `release` a path or an "
-    "expression.",
+    "expression, for `carry` the id of a node or an expression.",
 }
 """Structs of the wire describe their fields in ``docs/reference/wire.md``; these descriptions fit into a cell."""
 _OPENING: Final = """\

@@ -214,8 +214,9 @@ class AccessSection(Section, frozen=True, kw_only=True):
         Meta(
             max_length=1_000,
             description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
-            "`subscribe`, `infer`, `offer`, `release`; `{id}` stands for the node that asks. Replaces the built-in "
-            "table, whose rules for `offer` and for `release` stay in force if none is given for that verb.",
+            "`subscribe`, `infer`, `offer`, `release`, `carry`; `{id}` stands for the node that asks. Replaces the "
+            "built-in table, whose rules for `offer`, `release` and `carry` stay in force if none is given for that "
+            "verb.",
             extra={"default": "built-in table"},
         ),
     ] = None

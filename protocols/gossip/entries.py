@@ -107,7 +107,8 @@ def heard_entry(held: Held, now: int) -> HeardEntry:
     """An entry in the store as other machines are told of it."""
     entry = decode_untrusted_entry(held.sealed.data)
     author = NodeId(entry.author)
-    return HeardEntry(author, entry.kind, entry.version, max(now - held.born_ns, 0), entry.body, held.source)
+    age_ns = max(now - held.born_ns, 0)
+    return HeardEntry(author, entry.kind, entry.version, age_ns, entry.body, held.source, entry.credential)
 
 
 def views(stored: Iterable[Stored]) -> list[EntryView]:

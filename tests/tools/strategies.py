@@ -14,6 +14,16 @@ from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.engine import Engine
 from protocols.settings import NodeSettings
+from protocols.wire.carrying.frames import (
+    CarriedBatch,
+    CarriedReply,
+    CarrierOffer,
+    RelayKeyAsked,
+    RelayKeyTold,
+    RelayReply,
+    SealedBatch,
+    SealedState,
+)
 from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import (
@@ -58,6 +68,8 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 SHA256 = st.binary(min_size=32, max_size=32)
+_KEY_IDS = st.binary(min_size=8, max_size=8)
+_SEALED_IDS = st.binary(min_size=16, max_size=16)
 _OFFSETS = st.integers(0, 262_143)
 CHUNKS = st.sampled_from(["a", "b", "veh", "é", "x y"])
 KEYS = st.lists(CHUNKS, min_size=1, max_size=5).map("/".join)
@@ -169,6 +181,10 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     ChunkPiece: st.builds(ChunkPiece, SHA256, _OFFSETS, st.binary(min_size=1, max_size=1024)),
     ChunkRefused: st.builds(ChunkRefused, SHA256, st.sampled_from(["unknown", "busy", "forbidden"])),
     ChunksComing: st.builds(ChunksComing, st.lists(SHA256, max_size=3).map(tuple)),
+    CarrierOffer: st.builds(CarrierOffer, st.binary(max_size=8), U64),
+    SealedBatch: st.builds(SealedBatch, _KEY_IDS, st.binary(min_size=1, max_size=64)),
+    SealedState: st.builds(SealedState, _SEALED_IDS, TEXT),
+    RelayReply: st.builds(RelayReply, _SEALED_IDS, st.binary(min_size=1, max_size=64)),
 }
 
 
@@ -217,6 +233,10 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     ),
     RelayChunkWanted: st.builds(RelayChunkWanted, SHA256),
     RelayChunk: st.builds(RelayChunk, SHA256, st.binary(max_size=1024), TEXT),
+    RelayKeyAsked: st.builds(RelayKeyAsked),
+    RelayKeyTold: st.builds(RelayKeyTold, U64, st.binary(min_size=1, max_size=64)),
+    CarriedBatch: st.builds(CarriedBatch, IDS, _KEY_IDS, st.binary(min_size=1, max_size=64)),
+    CarriedReply: st.builds(CarriedReply, st.binary(min_size=1, max_size=64)),
 }
 
 # --- builders ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,18 @@ import pytest
 from msgspec import Raw, Struct
 
 from protocols.base.errors import RemoteProtocolError
+from protocols.records.carrying.sealed import encode_relay_key, encode_reply
+from protocols.wire.carrying.contents import RelayKey, SignedReply
+from protocols.wire.carrying.frames import (
+    CarriedBatch,
+    CarriedReply,
+    CarrierOffer,
+    RelayKeyAsked,
+    RelayKeyTold,
+    RelayReply,
+    SealedBatch,
+    SealedState,
+)
 from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, decode_untrusted_relay_frame, encode_frame
 from protocols.wire.entries import encode_address, encode_entry, encode_fingerprints, entry_statement
 from protocols.wire.frame import Frame, number_of
@@ -81,6 +93,15 @@ RECEIPT = Receipt(
     1, bytes(range(8)), b"(signature)",
 )  # fmt: skip
 
+KEY_ENTRY = Entry(
+    "relay-1", "relay-key", 1_700_000_000 << 20, 604_800, encode_relay_key(RelayKey(1, bytes(range(32)), zstd=True)),
+    b"(certificate)", b"(signature)",
+)  # fmt: skip
+REPLY = SignedReply(
+    "demo", "relay-1", "veh-1", bytes(range(16)), encode_frame(Acknowledgement((6, 7))), b"(certificate)",
+    b"(signature)",
+)  # fmt: skip
+
 FRAMES: dict[str, Frame] = {
     "01-hello": Hello(1, 0, "veh-1", 1_700_000_000, 7447, "realtime", ("192.0.2.7", "2001:db8::7")),
     "02-heartbeat": Heartbeat(17, 5_000_000_000, 16, 4_750_000_000, 1_500_000, ("rsu-2",), True),
@@ -113,6 +134,10 @@ FRAMES: dict[str, Frame] = {
     "24-chunk-piece": ChunkPiece(bytes(range(32)), 16_384, b"(piece of a chunk)"),
     "25-chunk-refused": ChunkRefused(bytes(range(32)), "forbidden"),
     "26-chunks-coming": ChunksComing((bytes(range(32)),)),
+    "27-carrier-offer": CarrierOffer(bytes(range(8)), 16_777_216),
+    "28-sealed-batch": SealedBatch(bytes(range(8)), b"(sealed)"),
+    "29-sealed-state": SealedState(bytes(range(16)), "taken"),
+    "30-relay-reply": RelayReply(bytes(range(16)), encode_reply(REPLY)),
     "64-batch": Batch(1, 0, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),)),
     "64-batch-receipt": Batch(
         1, 7, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),), RECEIPT, b"(certificate)"
@@ -123,6 +148,10 @@ FRAMES: dict[str, Frame] = {
     "68-releases-told": ReleasesTold(ReleaseNews(1, 42, bytes(range(32)), bytes(range(32, 64)), 4_300)),
     "69-relay-chunk-wanted": RelayChunkWanted(bytes(range(32))),
     "70-relay-chunk": RelayChunk(bytes(range(32)), b"(chunk)"),
+    "71-relay-key-asked": RelayKeyAsked(),
+    "72-relay-key-told": RelayKeyTold(1_500, encode_entry(KEY_ENTRY)),
+    "73-carried-batch": CarriedBatch("veh-1", bytes(range(8)), b"(sealed)"),
+    "74-carried-reply": CarriedReply(encode_reply(REPLY)),
 }
 
 EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer", "64-batch"})

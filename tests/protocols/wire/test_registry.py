@@ -12,6 +12,7 @@ from protocols.links.drops import Drops
 from protocols.local import APPLICATION_FRAMES, LOCAL_NODE_FRAMES
 from protocols.membership.machine import Membership
 from protocols.readings.machine import Router
+from protocols.records.carrying.machine import Carrying
 from protocols.releases.machine import Releases
 from protocols.wire import registry
 from protocols.wire.codec import FrameSet, encode_frame, node_frames
@@ -25,8 +26,10 @@ NUMBERS = {
     "InferRequest": 8, "InferAnswer": 9, "InferCancel": 10, "GossipDigest": 11, "GossipHave": 12, "GossipPull": 13,
     "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "StageAsked": 17, "StageWanted": 18, "StageChunk": 19,
     "StageState": 20, "ContentWanted": 21, "ContentHave": 22, "ChunkWanted": 23, "ChunkPiece": 24, "ChunkRefused": 25,
-    "ChunksComing": 26, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
-    "RelayChunkWanted": 69, "RelayChunk": 70,
+    "ChunksComing": 26, "CarrierOffer": 27, "SealedBatch": 28, "SealedState": 29, "RelayReply": 30,
+    "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
+    "RelayChunkWanted": 69, "RelayChunk": 70, "RelayKeyAsked": 71, "RelayKeyTold": 72, "CarriedBatch": 73,
+    "CarriedReply": 74,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""
 
@@ -52,7 +55,9 @@ def test_numbers_of_frames_stay_as_they_were_given() -> None:
 
 def test_every_frame_between_nodes_belongs_to_one_machine() -> None:
     """A frame that no machine declares would be received by nobody."""
-    declared = [frame for machine in (Membership, Router, Inference, Gossip, Releases) for frame in machine.frames]
+    declared = [
+        frame for machine in (Membership, Router, Inference, Gossip, Releases, Carrying) for frame in machine.frames
+    ]
     assert sorted(frame.__name__ for frame in declared) == sorted(frame.__name__ for frame in registry.NODE_FRAMES)
 
 
