@@ -111,8 +111,15 @@ class _Frame:
                 f"{counters['outbox_delivered']}   expired {counters['outbox_expired']}   evicted "
                 f"{counters['outbox_evicted']}   refused {counters['outbox_refused']}"
             )
-        plans = summary(known_plans(self._api))
-        lines = "\n".join(filter(None, (readings, inference, *plans, records, *_full_channel(known, counters))))
+        carrying = ""
+        if "carrying_held" in counters:
+            carrying = (
+                f"carrying   own records handed over {counters['carrying_handed_over_records']}   batches on their way "
+                f"{counters['carrying_on_their_way']}   held for others {counters['carrying_held']}   brought to the "
+                f"relay {counters['carrying_uploaded']}"
+            )
+        told = (readings, inference, *summary(known_plans(self._api)), records, carrying)
+        lines = "\n".join(filter(None, (*told, *_full_channel(known, counters))))
         return Group(head, Text(lines), _peer_table(known), _drop_table(drops, rate("drops")))
 
 

@@ -21,9 +21,9 @@ def _start(host: "Host") -> "RunningPart":
 def _sections() -> "Sequence[type[PartSection]]":
     from meshnode.records.egress.section import EgressRulesSection
     from meshnode.records.rules.section import RulesSection
-    from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+    from meshnode.records.section import CarryingSection, CurationRulesSection, OutboxSection, RelaySection
 
-    return (CurationRulesSection, RulesSection, EgressRulesSection, OutboxSection, RelaySection)
+    return (CurationRulesSection, RulesSection, EgressRulesSection, OutboxSection, RelaySection, CarryingSection)
 
 
 def _commands() -> "Sequence[click.Command]":

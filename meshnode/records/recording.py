@@ -35,7 +35,7 @@ from meshnode.records.outbox import Outbox
 from meshnode.records.rules.noting import Note, NotedRule
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.rules.state import EVERY_S, WindowState
-from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+from meshnode.records.section import CarryingSection, CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
 from meshnode.records.way import Way
@@ -140,17 +140,14 @@ class Recorder:
         self._storing: asyncio.Task[None] | None = None
         relay = config.given(RelaySection)
         credentials: CredentialFiles = config.identity.credentials
-        self._signing_key = None if relay is None else read_signing_key(credentials)
-
-        def signing_key() -> SigningKey:
-            assert self._signing_key is not None, "a node with a relay has it"
-            return self._signing_key
+        signs = relay is not None or config.given(CarryingSection) is not None
+        self._signing_key = read_signing_key(credentials) if signs else None
 
         def uplink_of(outbox: Outbox) -> UplinkDriver:
             assert relay is not None, "it is asked for only then"
             return UplinkDriver(
                 outbox, lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id), self._node,
-                incarnation, Random(), BatchSealer(mesh, self._node, incarnation, signing_key, sha256),
+                incarnation, Random(), BatchSealer(mesh, self._node, incarnation, self.signing_key, sha256),
                 Way(relay.address, relay.interfaces, relay.urgent_priority) if relay.interfaces else None,
                 relay.bytes_per_s,
             )  # fmt: skip
@@ -171,6 +168,11 @@ class Recorder:
             self._set_timer()
         self._storing = asyncio.create_task(self._store(), name="recorder")
         self._storing.add_done_callback(told)
+
+    def signing_key(self) -> SigningKey:
+        """The key that signs receipts now."""
+        assert self._signing_key is not None, "a node that sends records to a relay has it"
+        return self._signing_key
 
     @property
     def readings_lost(self) -> int:

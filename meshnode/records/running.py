@@ -1,28 +1,35 @@
 """Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.links.transport import CredentialFiles
 from meshnode.readings.publisher import PublishedWatch
 from meshnode.records.rules.section import RulesSection
-from meshnode.records.section import CurationRulesSection, RelaySection
+from meshnode.records.section import CarryingSection, CurationRulesSection, RelaySection
 from meshnode.records.using import NodeRules
 from meshnode.running import Host, RunningPart
+from protocols.base.effects import Event
+from protocols.machine import Machine
+from protocols.records.carrying.events import BatchHandedOver, CarriedBatchRefused, ReplyBrought
 from protocols.records.events import UplinkState
 from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from meshnode.records.carrying.performing import CarryingPerformer
     from meshnode.records.recording import Recorder
     from protocols.records.curation import ReadingDerived
 
+_log = logging.getLogger(__name__)
 _FLUSH_S: Final = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
 
@@ -30,7 +37,10 @@ _FLUSH_S: Final = 1.0
 class RunningRecords(RunningPart):
     """See the module."""
 
-    gauges = frozenset({"outbox_pending", "outbox_pending_bytes", "outbox_untold_fates"})
+    gauges = frozenset({
+        "outbox_pending", "outbox_pending_bytes", "outbox_untold_fates", "carrying_on_their_way", "carrying_held",
+        "carrying_held_bytes",
+    })  # fmt: skip
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -43,6 +53,28 @@ class RunningRecords(RunningPart):
         self.installed_rules: Callable[[], Sequence[Path]] = list
         """Files of rules, each of which holds alone in place of those of the configuration, the one to be used first at
         the beginning. The part that installs them says so before this one is opened."""
+        self._carrying = host.config.given(CarryingSection)
+
+    @cached_property
+    def performer(self) -> "CarryingPerformer | None":
+        """What carries records for others and hands over own ones; None: this node does neither."""
+        if self._carrying is None or not self._wanted:
+            return None
+        from meshnode.records.carrying.performing import CarryingPerformer  # HPKE, which only such a node pays for
+
+        return CarryingPerformer(self.host, self._carrying)
+
+    def machines(self) -> Sequence[Machine]:
+        """The machine of carrying."""
+        return () if self.performer is None else (self.performer.machine,)
+
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        """It seals, keeps files, and asks the relay."""
+        return {} if self.performer is None else self.performer.performers()
+
+    def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
+        """It logs what was handed over and what came back."""
+        return {BatchHandedOver: _was_handed_over, ReplyBrought: _was_brought, CarriedBatchRefused: _was_refused}
 
     def watches_published(self) -> PublishedWatch | None:
         """Let rules choose from own readings."""
@@ -66,11 +98,16 @@ class RunningRecords(RunningPart):
         """Let rules choose from readings of neighbours too."""
         if self._recorder is not None:
             self._recorder.listen(self.host.subscribe)
+            if self.performer is not None:
+                await self.performer.open(self._recorder)
+                closing.push_async_callback(self.performer.close)
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
         """Sign receipts with the new key."""
         if self._recorder is not None:
             self._recorder.renewed(credentials)
+        if self.performer is not None:
+            self.performer.renewed(credentials)
 
     def _publish(self, derived: "ReadingDerived") -> None:
         publisher = self.host.kept_publisher(derived.key, derived.how, derived.priority, derived.lifespan_ms)
@@ -113,11 +150,12 @@ class RunningRecords(RunningPart):
         return {"uplink": lambda _: self.uplink_state}
 
     def node_view(self) -> Mapping[str, Any]:
-        """``relay``, ``egress``, and ``rules`` with the counters of each."""
+        """``relay``, ``carrying``, ``egress``, and ``rules`` with the counters of each."""
         recorder = self._recorder
         rules = {} if recorder is None else recorder.rule_counters()
         door = None if recorder is None else recorder.door
-        view = {"egress": None if door is None else door.view(), "rules": rules}
+        carrying = None if self.performer is None else self.performer.view()
+        view = {"carrying": carrying, "egress": None if door is None else door.view(), "rules": rules}
         if self._relay is None:
             return {"relay": None} | view
         state, _, detail = self.uplink_state.partition(" ")
@@ -131,3 +169,16 @@ class RunningRecords(RunningPart):
 
         connected = self.uplink_state.partition(" ")[0] == "connected"
         return (gauge("relay_connected", "Whether the relay answers.", [((), float(connected))]),)
+
+
+def _was_handed_over(event: BatchHandedOver) -> None:
+    _log.debug("%s carries %d records of this node", event.carrier, event.records)
+
+
+def _was_brought(event: ReplyBrought) -> None:
+    if event.is_believed and event.detail:
+        _log.warning("the relay refuses what %s carried: %s", event.carrier, event.detail)
+
+
+def _was_refused(event: CarriedBatchRefused) -> None:
+    _log.info("the relay can't open a batch of %s that was carried: %s", event.node, event.code)

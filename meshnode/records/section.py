@@ -11,6 +11,9 @@ from meshnode.config.sections import PartSection
 from meshnode.links.transport import Address
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.records.carrying.settings import CarryingSettings
+
+_DAY_S = 86_400
 
 
 class CurationSection(Section, frozen=True, kw_only=True):
@@ -112,3 +115,53 @@ class RelaySection(PartSection, frozen=True, kw_only=True):
                 "urgent_priority", shown(self.urgent_priority),
                 "has no effect without interfaces: name those that all records may take, or remove it",
             )  # fmt: skip
+
+
+class CarryingSection(PartSection, frozen=True, kw_only=True):
+    """Records of a node without a way to the relay, which a neighbour carries there, sealed. Without this table the
+    node neither hands over nor carries any."""
+
+    table: ClassVar[str] = "carrying"
+
+    hand_over: Annotated[
+        bool, Meta(description="Whether neighbours may carry records of this node while it does not reach the relay.")
+    ] = True
+    carry: Annotated[
+        bool, Meta(description="Whether this node carries records of neighbours. It needs `[relay]` for that.")
+    ] = True
+    after_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=_DAY_S,
+            description="Seconds for which the relay must be out of reach before records are handed over. Without "
+            "`[relay]` they are at once.",
+        ),
+    ] = 60
+    patience_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=30 * _DAY_S,
+            description="Seconds that a carrier has to bring the relay's reply, before another one gets the batch too.",
+        ),
+    ] = 3_600
+    max_mib: Annotated[
+        int, Meta(ge=4, le=65_536, description="MiB that are carried for others; a quarter of them for one node.")
+    ] = 64
+    max_age_s: Annotated[
+        int, Meta(ge=1, le=366 * _DAY_S, description="Seconds after which what is carried is given up.")
+    ] = _DAY_S
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A table that switches everything off."""
+        if not (self.hand_over or self.carry):
+            yield Problem("carry", None, "is off, as is hand_over: remove the table, or switch one of them on")
+
+    def settings(self, has_relay: bool, relay: NodeId | None) -> CarryingSettings:
+        """As the machine takes them. ``relay``: the only one that is believed."""
+        return CarryingSettings(
+            hands_over=self.hand_over, carries=self.carry, relay=relay,
+            after_ns=self.after_s * limits.SECOND if has_relay else 0, patience_ns=self.patience_s * limits.SECOND,
+            max_bytes=self.max_mib * 1024 * 1024, max_age_ns=self.max_age_s * limits.SECOND,
+        )  # fmt: skip

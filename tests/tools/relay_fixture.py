@@ -62,11 +62,12 @@ def batch(
 class RelayProcess:
     """A real relay with a mesh of its own in ``folder``. ``with RelayProcess(folder) as relay:``"""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mesh: str = "demo") -> None:
         self.folder = folder
         self.http_url: str | None = None
         """Where it answers over HTTP, if its configuration says so."""
-        create_mesh(folder / "authority", "demo")
+        if not (folder / "authority").exists():
+            create_mesh(folder / "authority", mesh)
         issue(folder / "authority", Role.RELAY, "relay-1", folder)
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ batch is still good, because what a relay says of a sequence stays true.
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId
@@ -50,6 +50,8 @@ PAUSE_NS: Final = 60 * SECOND
 """A carrier that took nothing is left alone for so long."""
 FORBIDDEN_NS: Final = 3_600 * SECOND
 """One that forbids it, for longer: a person would have to change that."""
+MAX_LATE: Final = 256
+"""Carriers that are remembered as late."""
 REFUSED_NS: Final = 600 * SECOND
 """After the relay has refused a batch, nothing is sealed for so long."""
 
@@ -64,6 +66,9 @@ class _Batch(Struct):
     """Who was given it last; None: nobody has it now."""
     since_ns: int = 0
     is_taken: bool = False
+    failed: set[NodeId] = field(default_factory=set)
+    """Carriers that did not take it, or did not bring a reply in time. They get it again only when there is nobody
+    else."""
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -84,6 +89,8 @@ class Handing:
         """By relay: the version of its entry, the id of the key and the key."""
         self._offers: dict[NodeId, CarrierOffer] = {}
         self._paused_until: dict[NodeId, int] = {}
+        self._late: dict[NodeId, int] = {}
+        """How often each carrier has brought no reply in time. Who did so least gets new batches first."""
         self._batches: dict[bytes, _Batch] = {}
         self._bytes = 0
         self._lost_ns: int | None = None
@@ -94,14 +101,20 @@ class Handing:
         self._checking: set[bytes] = set()
         self._resting_until = 0
         self.counts = {
-            "keys_refused": 0, "sealed": 0, "handed_over": 0, "handed_over_records": 0, "not_taken": 0, "replies": 0,
-            "replies_refused": 0, "replies_over_bound": 0,
+            "keys_refused": 0, "sealed": 0, "handed_over": 0, "handed_over_records": 0, "not_taken": 0, "late": 0,
+            "replies": 0, "replies_refused": 0, "replies_over_bound": 0,
         }  # fmt: skip
 
     @property
     def on_their_way(self) -> int:
         """Batches that are sealed and have no reply."""
         return len(self._batches)
+
+    @property
+    def carriers(self) -> list[NodeId]:
+        """The neighbours that carry to a relay whose key is known."""
+        keys = {known[1] for known in self._keys.values()}
+        return sorted(node for node, offer in self._offers.items() if offer.key in keys)
 
     # --- what it learns ----------------------------------------------------------------------------------------------
     def heard(self, entry: HeardEntry, now: int) -> None:
@@ -183,6 +196,7 @@ class Handing:
     def _not_taken(self, batch: _Batch, carrier: NodeId, pause_ns: int, now: int) -> None:
         self.counts["not_taken"] += 1
         batch.carrier, batch.is_taken = None, False
+        batch.failed.add(carrier)
         self._paused_until[carrier] = now + pause_ns
 
     # --- what the driver did -----------------------------------------------------------------------------------------
@@ -222,6 +236,7 @@ class Handing:
         self.counts["replies" if is_believed else "replies_refused"] += 1
         self._decided.events.append(ReplyBrought(carrier, is_believed, detail))
         if is_believed:
+            self._late.pop(carrier, None)
             self._decided.messages.append((carrier, SealedState(sealed, "known")))
             if is_refusal and sealed in self._batches:
                 self._resting_until = now + REFUSED_NS
@@ -265,14 +280,14 @@ class Handing:
         for batch in self._batches.values():
             if batch.carrier is not None and now >= self._ends_ns(batch):
                 if batch.is_taken:
-                    batch.carrier, batch.is_taken = None, False
+                    self._was_late(batch, batch.carrier)
                 else:
                     self._not_taken(batch, batch.carrier, PAUSE_NS, now)
         if not self._is_uncovered(now):
             return
         for carrier in self._free_carriers(now):
             offer = self._offers[carrier]
-            chosen = self._next_for(offer)
+            chosen = self._next_for(carrier, offer)
             if chosen is not None:
                 chosen.carrier, chosen.since_ns = carrier, now
                 self._decided.messages.append((carrier, SealedBatch(chosen.key, chosen.data)))
@@ -281,13 +296,26 @@ class Handing:
 
     def _free_carriers(self, now: int) -> list[NodeId]:
         busy = {batch.carrier for batch in self._batches.values() if not batch.is_taken}
-        return [node for node in self._offers if node not in busy and self._paused_until.get(node, 0) <= now]
+        free = [node for node in self._offers if node not in busy and self._paused_until.get(node, 0) <= now]
+        return sorted(free, key=lambda node: self._late.get(node, 0))
 
-    def _next_for(self, offer: CarrierOffer) -> _Batch | None:
+    def _next_for(self, carrier: NodeId, offer: CarrierOffer) -> _Batch | None:
         for batch in self._batches.values():
             if batch.carrier is None and batch.key == offer.key and len(batch.data) <= offer.room_bytes:
-                return batch
+                if batch.failed and all(node in batch.failed for node in self._offers):
+                    batch.failed.clear()
+                if carrier not in batch.failed:
+                    return batch
         return None
+
+    def _was_late(self, batch: _Batch, carrier: NodeId) -> None:
+        """A carrier has brought no reply in time. It may have thrown the batch away, or be far from coverage."""
+        batch.carrier, batch.is_taken = None, False
+        batch.failed.add(carrier)
+        if carrier not in self._late and len(self._late) >= MAX_LATE:
+            del self._late[next(iter(self._late))]
+        self._late[carrier] = self._late.get(carrier, 0) + 1
+        self.counts["late"] += 1
 
     def _seal_for(self, offer: CarrierOffer, now: int) -> None:
         key = next((known[2] for known in self._keys.values() if known[1] == offer.key), None)

@@ -157,10 +157,14 @@ class Carrying(Machine):
         events, self._decided.events = self._decided.events, []
         return events
 
+    @property
+    def carriers(self) -> list[NodeId]:
+        """The neighbours that carry for this node, to a relay whose key it knows."""
+        return self._handing.carriers
+
     def counters(self) -> dict[str, int]:
         """See :class:`Machine`. ``on_their_way``, ``held`` and ``held_bytes`` go up and down."""
         return {
             "on_their_way": self._handing.on_their_way, "held": self._holding.held,
-            "held_bytes": self._holding.held_bytes, **self._handing.counts,
-            **{f"carried_{name}": count for name, count in self._holding.counts.items()},
+            "held_bytes": self._holding.held_bytes, **self._handing.counts, **self._holding.counts,
         }  # fmt: skip

@@ -214,6 +214,24 @@ def test_carrier_that_says_nothing_loses_the_batch_to_another_one() -> None:
     assert origin.counted("not_taken") == 1
 
 
+def test_carrier_that_was_late_gets_the_batch_again_only_when_there_is_nobody_else() -> None:
+    """Found when one that throws everything away was first in the list, and got each batch for ever."""
+    origin = Origin(patience_ns=10 * SECOND)
+    origin.offer(V2)
+    sealed = origin.seal(1)
+    origin.say(sealed, "taken")
+    origin.machine.nothing_sealed(origin.now)
+    assert origin.wait(11).sent == [(V2, SealedBatch(KEY, b"sealed"))], "there is nobody else"
+    origin.say(sealed, "taken")
+    origin.offer(V3)
+    assert origin.wait(11).sent == [(V3, SealedBatch(KEY, b"sealed"))]
+    origin.look(issued=12)
+    origin.turn()
+    origin.seal(2, data=b"second")
+    assert origin.counted("late") == 2
+    assert origin.sent == [(V2, SealedBatch(KEY, b"second"))], "the other one is busy"
+
+
 def test_word_of_a_node_that_was_not_given_the_batch_counts_for_nothing() -> None:
     """A neighbour that says 'dropped' of another one's batch."""
     origin = Origin()
@@ -352,7 +370,7 @@ def test_batch_that_comes_again_is_taken_once_or_answered() -> None:
     carrier = Carrier()
     carrier.machine.neighbour_met(V1, Role.VEHICLE, carrier.now)
     assert [carrier.given(b"one") for _ in range(3)] == ["taken"] * 3
-    assert carrier.counted("carried_taken") == 1
+    assert carrier.counted("taken") == 1
     carrier.uploaded(b"one")
     carrier.given(b"one")
     assert (V1, RelayReply(sealed_id(b"one"), b"reply")) in carrier.sent
@@ -401,7 +419,7 @@ def test_newest_batch_of_the_largest_gives_way_when_the_room_is_full() -> None:
     states = [carrier.given(f"fifth {number}".encode(), nodes[4]) for number in range(9)]
     assert states[:4] == ["taken"] * 4
     assert carrier.counted("held_bytes") <= 40 * OVERHEAD_BYTES
-    assert carrier.counted("carried_gave_way") == states.count("taken") - 3
+    assert carrier.counted("gave_way") == states.count("taken") - 3
     assert states.count("taken") == 7, "as much as each of the others has then, at least"
     assert "full" in states
 
@@ -432,7 +450,7 @@ def test_garbage_costs_its_maker_and_not_the_others() -> None:
     ]  # fmt: skip
     assert carrier.given(b"more garbage") == "unable"
     assert carrier.given(b"good again", V2) == "taken"
-    assert carrier.counted("carried_garbage") == carrier.counted("carried_blamed") == 1
+    assert carrier.counted("garbage") == carrier.counted("blamed") == 1
     carrier.now += BLAMED_NS
     assert carrier.given(b"better now") == "taken"
 
