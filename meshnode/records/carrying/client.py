@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from meshnode.backoff import Backoff
 from meshnode.links.transport import Requester
+from meshnode.records.way import Way
 from protocols.base.errors import MeshError, RemoteProtocolError, TransportError
 from protocols.records.carrying.events import UploadSealed
 from protocols.records.carrying.sealed import decode_untrusted_reply
@@ -44,10 +45,11 @@ class CarrierClient:
 
     def __init__(
         self, connect: Callable[[], Requester], key_told: Callable[[RelayKeyTold], None],
-        uploaded: Callable[[bytes, bytes, str], None],
+        uploaded: Callable[[bytes, bytes, str], None], way: Way | None = None,
     ) -> None:  # fmt: skip
         """``connect`` opens a connection; it may raise TransportError. ``uploaded``: see
-        :meth:`protocols.records.carrying.machine.Carrying.uploaded`."""
+        :meth:`protocols.records.carrying.machine.Carrying.uploaded`. ``way``: when it may be asked; None: always."""
+        self._way, self._interface = way, ""
         self._connect, self._key_told, self._uploaded = connect, key_told, uploaded
         self._orders: queue.SimpleQueue[tuple[UploadSealed, bytes] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -128,6 +130,14 @@ class CarrierClient:
         return answer
 
     def _opened(self) -> Requester:
+        """A connection over a way that may be used. :raises TransportError: there is none."""
+        if self._way is not None:
+            permission = self._way.look()
+            if permission.least_priority or permission.interface != self._interface:
+                self._hang_up()
+            if permission.least_priority:
+                raise TransportError(permission.why)
+            self._interface = permission.interface or ""
         with self._lock:
             if self._closed:
                 raise TransportError("the node is closing")

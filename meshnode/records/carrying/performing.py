@@ -24,6 +24,7 @@ from meshnode.records.carrying.shelf import CarriedShelf
 from meshnode.records.outbox import Outbox
 from meshnode.records.recording import Recorder
 from meshnode.records.section import CarryingSection, RelaySection
+from meshnode.records.way import Way
 from meshnode.running import Host
 from meshnode.tasks import told
 from protocols.access import DEFAULT_RULES, AccessTable
@@ -95,7 +96,8 @@ class CarryingPerformer:
             credentials = host.config.identity.credentials
             return open_requester(credentials, relay.address, host.mesh, Role.RELAY, relay.id)
 
-        return CarrierClient(connect, self._key_told, self._uploaded)
+        way = Way(relay.address, relay.interfaces, None) if relay.interfaces else None
+        return CarrierClient(connect, self._key_told, self._uploaded, way)
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def open(self, recorder: Recorder) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.selection import Query, select
+from cloud_relay.query.searching import select
+from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from tests.tools.eventually import eventually
 from tests.tools.mesh_fixture import House, Member
