@@ -8,6 +8,7 @@ reason may name a key, which the carrier must not learn.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -20,6 +21,7 @@ from cloud_relay.ingest.signing import RelaySigner
 from meshnode.identity.sealing import SealingKey, sealed_id
 from meshnode.identity.signatures import CertifiedKey, untrusted_certified_key
 from meshnode.links.transport import Handler
+from protocols.base.allowance import Allowance
 from protocols.base.errors import IdentityError, MeshError, RemoteProtocolError
 from protocols.base.ids import MeshName, PeerIdentity
 from protocols.base.limits import MAX_TEXT_CHARS, MS
@@ -34,6 +36,8 @@ from protocols.wire.records import Acknowledgement, RelayRefusal
 _NUMBERS: Final = frozenset((number_of(RelayKeyAsked), number_of(CarriedBatch)))
 _AGAIN: Final = frozenset({"storage"})
 """Codes of refusals that the carrier tries again."""
+MAX_LINES_BURST: Final = 64
+"""Lines in the log about batches that were not taken, and one a second after them."""
 UNTOLD: Final = "not told by way of a carrier; the relay's log has the reason"
 _log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class CarriedIngest:
         """``clock`` gives UTC nanoseconds."""
         self._ingest, self._mesh, self._key, self._signer = ingest, mesh, key, signer
         self._authority, self._clock = authority, clock
+        self._lock, self._lines = threading.Lock(), Allowance(1, MAX_LINES_BURST, time.monotonic_ns())
         self._counts = {"asked": 0, "taken": 0, "refused": 0, "sealed": 0, "key": 0, "again": 0}
 
     def statistics(self) -> dict[str, int]:
@@ -91,7 +96,7 @@ class CarriedIngest:
             author, batch = self._opened(frame)
         except MeshError as error:
             self._counts["sealed"] += 1
-            _log.warning("a batch of %s that %s carries is not taken: %s", frame.node, carrier.node, error)
+            self._warn("a batch of %s that %s carries is not taken: %s", frame.node, carrier.node, error)
             return RelayRefusal("sealed", str(error)[:MAX_TEXT_CHARS])
         if author.is_valid_at(self._clock()):
             maker = PeerIdentity(author.mesh, author.role, author.node)
@@ -102,10 +107,17 @@ class CarriedIngest:
             if answer.code in _AGAIN:
                 self._counts["again"] += 1
                 return answer
-            _log.warning("a batch of %s that %s carries: %s: %s", author.node, carrier.node, answer.code, answer.detail)
+            self._warn("a batch of %s that %s carries: %s: %s", author.node, carrier.node, answer.code, answer.detail)
         self._counts["taken" if isinstance(answer, Acknowledgement) else "refused"] += 1
         told = encode_frame(_without_reasons(answer))
         return CarriedReply(self._signer.reply(author.node, sealed_id(frame.sealed), told))
+
+    def _warn(self, text: str, *values: object) -> None:
+        """Say something in the log, unless somebody makes too many such lines: they are counted all the same."""
+        with self._lock:
+            may_say = self._lines.take(time.monotonic_ns())
+        if may_say:
+            _log.warning(text, *values)
 
     def _opened(self, frame: CarriedBatch) -> tuple[CertifiedKey, bytes]:
         """Who made a batch, and its frame. :raises MeshError: this is not proven."""

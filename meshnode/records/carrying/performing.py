@@ -83,6 +83,7 @@ class CarryingPerformer:
         self._recorder: Recorder | None = None
         self._sealer: BatchSealer
         self._client = self._made_client()
+        self._not_believed = 0
         self._seen: tuple[bool, bool, int, int] | None = None
 
     def _made_client(self) -> CarrierClient | None:
@@ -244,7 +245,9 @@ class CarryingPerformer:
                 detail = f"{answer.code} {answer.detail}"
         except MeshError as error:
             is_believed, detail = False, str(error)
-            _log.warning("what %s says to have from the relay does not count: %s", effect.carrier, error)
+            self._not_believed += 1
+            if self._not_believed & (self._not_believed - 1) == 0:  # 1, 2, 4, 8 …: a neighbour could fill the log
+                _log.warning("what %s says to have from the relay does not count: %s", effect.carrier, error)
         self._tell(lambda machine, now: machine.reply_checked(
             effect.carrier, effect.sealed, now, is_believed=is_believed, is_refusal=is_refusal, detail=detail
         ))  # fmt: skip
