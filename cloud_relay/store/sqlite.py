@@ -162,7 +162,7 @@ class Store:
             "SELECT next_sequence, incarnation FROM origins WHERE origin = ?", (batch.origin,)
         ).fetchone()
         if known is not None and following < known[0]:
-            if not batch.carried or batch.is_empty:  # an empty one asks where to begin
+            if not batch.carried or batch.is_empty or self._contradicts(batch):  # an empty one asks where to begin
                 return RelayRefusal("sequence", str(known[0]))
             following, incarnation = known[0], max(incarnation, known[1])
         self._db.execute(
@@ -193,6 +193,16 @@ class Store:
             unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
             self._fates.note(batch.origin, chain(unsuitable, batch.fates))
         return Acknowledgement(tuple(stored), tuple(refused))
+
+    def _contradicts(self, batch: StorableBatch) -> bool:
+        """Whether a batch that comes late has other records than the store under some of its sequences. It was not on
+        the road then: its node has gone back to an earlier outbox, and would lose these records as conflicts."""
+        for record in batch.records:
+            name = (batch.origin, record.sequence)
+            held = self._db.execute("SELECT 1 FROM records WHERE origin = ? AND sequence = ?", name).fetchone()
+            if held is not None and not self._holds(name, record):
+                return True
+        return False
 
     def _holds(self, name: tuple[str, int], record: StorableRecord) -> bool:
         held = self._db.execute("SELECT rule, encoded FROM records WHERE origin = ? AND sequence = ?", name).fetchone()

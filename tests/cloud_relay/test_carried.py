@@ -74,6 +74,16 @@ def test_introduction_by_way_of_a_carrier_tells_where_to_begin(mesh: CarriedMesh
     assert mesh.told(mesh.seal(batch(following=1), key)) == RelayRefusal("sequence", "3")
 
 
+def test_outbox_that_was_restored_from_a_copy_loses_no_record_by_way_of_a_carrier(mesh: CarriedMesh) -> None:
+    """Its sequences were used before. As over its own connection, a person has to look, and its records wait."""
+    key = mesh.key()
+    mesh.relay.send(mesh.sealed(1, 2, 3, key=key))
+    other = mesh.sealed(2, key=key, value="another")
+    assert mesh.told(mesh.seal(other, key)) == RelayRefusal("sequence", "4")
+    account = mesh.relay.account()
+    assert (account.stored, account.conflicts, account.refused) == (3, 0, 0)
+
+
 def test_reply_names_no_reason_because_the_carrier_reads_it(mesh: CarriedMesh, tmp_path: Path) -> None:
     """A reason may have a key in it, such as that of a camera at somebody's house."""
     key = mesh.key()

@@ -266,7 +266,7 @@ class CarryingPerformer:
             if is_introduction and not ledger.introduced:
                 return await _introduce(outbox, answer)
             if isinstance(answer, RelayRefusal):
-                return answer.code != "sequence"
+                return not is_introduction
             if ledger.introduced:
                 ledger.carried(answer, () if plan is None else plan.fates)
                 await _save(outbox)

@@ -12,6 +12,11 @@ from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.store.schema import open_for_reading
 from meshnode.records.carrying.performing import CarryingPerformer
 from meshnode.records.running import RunningRecords
+from protocols.records.carrying.sealed import encode_reply
+from protocols.wire.carrying.contents import SignedReply
+from protocols.wire.carrying.frames import RelayReply
+from protocols.wire.codec import encode_frame
+from protocols.wire.records import Acknowledgement
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House
 from tests.tools.relay_fixture import RelayProcess
@@ -169,13 +174,21 @@ async def test_role_that_no_rule_lets_carry_is_refused_and_keeps_its_records(val
         assert valley.account("veh-6") is None
 
 
-async def test_carrier_that_throws_away_what_it_took_costs_time_and_no_record(valley: Valley) -> None:
+async def test_carrier_that_throws_away_what_it_took_and_forges_a_reply_costs_time_and_no_record(
+    valley: Valley,
+) -> None:
     """Only the relay's signature ends a record; another carrier gets the batch when the first took too long."""
     async with valley.carrier("bus-7") as liar, valley.carrier("bus-8") as honest:
         performer_of(liar)._client.upload = lambda order, data: None  # type: ignore[union-attr,method-assign]
         async with valley.origin("veh-7", liar, carrying="after_s = 0\npatience_s = 1\n") as node:
             publish(node, 2)
-            await until(lambda: node.statistics()["carrying_handed_over"] == 1)
+            await until(lambda: node.statistics()["carrying_handed_over"] >= 1)
+            (given, *_) = performer_of(liar)._shelf.read_all()
+            answer = encode_frame(Acknowledgement((1, 2)))
+            made_up = SignedReply(valley.house.mesh, "relay-1", "veh-7", given.sealed, answer, b"(none)", b"(none)")
+            forged = RelayReply(given.sealed, encode_reply(made_up))
+            liar.driver.act(lambda engine, now: performer_of(liar).machine._decided.messages.append((node.id, forged)))
+            await until(lambda: node.statistics()["carrying_replies_refused"] == 1)
             assert node.statistics()["outbox_pending"] == 2
         async with valley.origin("veh-7", honest, liar, carrying="after_s = 0\npatience_s = 1\n") as node:
             await delivered(node, 2)
