@@ -97,6 +97,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
 
             http = RelayHttp(config.http, counted)
             closing.callback(http.close)
+            store.at_commit = http.stored
             answers(http.port)
         ready(responder.port)
         renew_if_due(config.releases)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from sqlite3 import Connection, DatabaseError
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -34,6 +34,7 @@ MAX_WAITING: Final = 64
 _MIN_GZIP_BYTES: Final = 1_024
 _GZIP_LEVEL: Final = 4
 _COMMON: Final = {"cache-control": "private, no-cache", "vary": "accept-encoding, authorization"}
+ResultT = TypeVar("ResultT")
 _log = logging.getLogger(__name__)
 
 
@@ -68,8 +69,8 @@ class Answers:
 
         return await self.read(answer)
 
-    async def read(self, answer: Callable[[Connection], Response]) -> Response:
-        """What ``answer`` makes of the store, on a thread.
+    async def read(self, look: Callable[[Connection], ResultT]) -> ResultT:
+        """What ``look`` finds in the store, on a thread.
 
         :raises HttpProblem: too many wait.
         :raises StorageError: the store can't be read.
@@ -78,14 +79,14 @@ class Answers:
             raise HttpProblem(503, f"{self._taken} requests are under way: ask again later", {"retry-after": "1"})
         self._taken += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, answer)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, look)
         finally:
             self._taken -= 1
 
-    def _read(self, answer: Callable[[Connection], Response]) -> Response:
+    def _read(self, look: Callable[[Connection], ResultT]) -> ResultT:
         try:
             with closing(open_for_reading(self._store)) as db:
-                return answer(db)
+                return look(db)
         except DatabaseError as error:
             _log.error("%s", storage_error(self._store, error))
             raise storage_error(self._store, error) from error

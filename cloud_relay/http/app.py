@@ -25,7 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
+from cloud_relay.http.streaming import Streams, untrusted_number
 from cloud_relay.http.tokens import TokenFile, TokenRole
+from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import FILTERS, PAGING, Query, untrusted_query
@@ -40,13 +42,17 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class RelayApi:
-    """Handlers of one relay."""
+    """Handlers of one relay. Made on the event loop that serves them."""
 
     def __init__(
         self, store: Path, tokens: TokenFile | None, statistics: Callable[[], Mapping[str, Any]], version: str
     ) -> None:
         """``tokens``: None lets everybody ask. ``statistics``: what the relay has counted."""
         self._answers, self._tokens, self._statistics = Answers(store), tokens, statistics
+        self.streams = Streams(self._answers)
+        """Their bell has to ring when something was stored."""
+        self.cut: Callable[[tuple[str, int]], None] = lambda _: None
+        """Ends the connection of a client at an address."""
         self._described = msgspec.json.encode(described(version))
         self._described_tag = f'"{hashlib.sha256(self._described).hexdigest()[:24]}"'
 
@@ -61,6 +67,7 @@ class RelayApi:
             routes=[
                 Route("/v1/records", viewer(self.records)),
                 Route("/v1/newest", viewer(self.newest)),
+                Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
                 Route("/v1/openapi.json", self.openapi),
                 Route("/healthz", self.healthz),
@@ -86,6 +93,25 @@ class RelayApi:
         find = partial(newest_page, query=query, after_key=after)
         return await self._answers.page(request, repr((query, "newest", after)), find)
 
+    async def stream(self, request: Request) -> Response:
+        """Records as they are stored."""
+        query = untrusted_query(_given(request), UtcNs(time.time_ns()), STREAM_FILTERS)
+        last, client = request.headers.get("last-event-id"), request.client
+        after = None if last is None else untrusted_number(last)
+        if request.method == "HEAD":
+            return Response(None, 200, media_type="text/event-stream")
+
+        def may_go_on() -> bool:
+            try:
+                self._check(TokenRole.VIEWER, request)
+            except HttpProblem:
+                return False
+            return True
+
+        return await self.streams.stream(
+            query, after, may_go_on, lambda: None if client is None else self.cut((client.host, client.port))
+        )
+
     async def statistics(self, request: Request) -> Response:
         """What the relay has counted since its start."""
         return json_response(self._statistics(), {"cache-control": "no-store"}, zips=accepts_gzip(request))
@@ -106,11 +132,14 @@ class RelayApi:
         """A handler that asks for a token of a role first."""
 
         async def checked(request: Request) -> Response:
-            if self._tokens is not None:
-                _check_untrusted_token(self._tokens, role, request.headers.getlist("authorization"))
+            self._check(role, request)
             return await handler(request)
 
         return checked
+
+    def _check(self, role: TokenRole, request: Request) -> None:
+        if self._tokens is not None:
+            _check_untrusted_token(self._tokens, role, request.headers.getlist("authorization"))
 
 
 def _check_untrusted_token(tokens: TokenFile, role: TokenRole, shown: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS
 from cloud_relay.query.searching import COLUMNS
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, PAGING
@@ -36,6 +37,11 @@ def described(version: str) -> dict[str, Any]:
             "/v1/records": operation("Records, newest first.", (*FILTERS, *PAGING), page),
             "/v1/newest": operation(
                 "The newest record of each key, in the order of the keys.", (*NEWEST_FILTERS, "limit", "cursor"), page
+            ),
+            "/v1/stream": operation(
+                "Records as they are stored, as server-sent events; goes on after a Last-Event-ID.",
+                STREAM_FILTERS,
+                {"description": "Events record, dropped and ended.", "content": {"text/event-stream": {}}},
             ),
             "/v1/statistics": operation("What the relay has counted; for operators.", (), _object()),
             "/v1/openapi.json": operation("This description.", (), _object()),

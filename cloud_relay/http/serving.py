@@ -5,6 +5,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -31,12 +32,16 @@ class RelayHttp:
             tokens.tokens()
         if config.tls is not None:
             _check(config)
-        api = RelayApi(config.store, tokens, statistics, _version())
         self.port = 0
+        self._ring: Callable[[], None] = lambda: None
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         listening: Future[int] = Future()
-        self._thread = threading.Thread(target=self._run, args=(config, api, listening), name="http")
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(config, partial(RelayApi, config.store, tokens, statistics, _version()), listening),
+            name="http",
+        )
         self._thread.start()
         try:
             self.port = listening.result()
@@ -44,22 +49,27 @@ class RelayHttp:
             self._thread.join()
             raise
 
+    def stored(self) -> None:
+        """Something was stored: streams look for it. May be called from any thread."""
+        self._ring()
+
     def close(self) -> None:
         """Let requests finish, and stop. Idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
-    def _run(self, config: HttpConfig, api: RelayApi, listening: "Future[int]") -> None:
+    def _run(self, config: HttpConfig, made: Callable[[], RelayApi], listening: "Future[int]") -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(config, api, listening))
+            runner.run(self._serve(config, made, listening))
 
-    async def _serve(self, config: HttpConfig, api: RelayApi, listening: "Future[int]") -> None:
-        server = HttpServer(api.app(), lambda _: None, config.tls)
+    async def _serve(self, config: HttpConfig, made: Callable[[], RelayApi], listening: "Future[int]") -> None:
         try:
+            api = made()
+            server = HttpServer(api.app(), lambda _: api.streams.leave(), config.tls)
+            api.cut, self._ring = server.cut, api.streams.bell.ring
             port = await server.start(config.host, config.port)
         except BaseException as error:  # noqa: BLE001 - whoever made it is told
-            api.close()
             listening.set_exception(error)
             return
         listening.set_result(port)

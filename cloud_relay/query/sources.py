@@ -232,6 +232,11 @@ def key_filter(query: Query) -> SqlCondition:
     return SqlCondition("key_matches(?, key)", (query.key,))
 
 
+def all_filters(query: Query) -> SqlCondition:
+    """All that a record has to be, but for its time, in no particular index."""
+    return _box(query.box) & _row_filters(query) & _name_filters(query)
+
+
 def _name_filters(query: Query) -> SqlCondition:
     return stream_names(query) & key_filter(query)
 

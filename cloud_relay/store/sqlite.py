@@ -85,6 +85,8 @@ class Store:
         self._receipts = ReceiptTable(self._db)
         self._streams = StreamCounts(self._db)
         self._stored = self._repeated = self._conflicts = self._failures = 0
+        self.at_commit: Callable[[], None] = lambda: None
+        """Called on the writing thread whenever records were stored."""
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="store")
         self._thread.start()
@@ -151,6 +153,8 @@ class Store:
             return
         for (_, done), answer in zip(group, answers, strict=True):
             done.set_result(answer)
+        if self._stored > before[0]:
+            self.at_commit()
 
     def _take(self, batch: StorableBatch) -> Acknowledgement | RelayRefusal:
         now = self._clock()

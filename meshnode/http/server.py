@@ -8,6 +8,7 @@ without a request gives way when another needs its place.
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -64,6 +65,17 @@ class HttpServer:
             raise TransportError(f"the HTTP server on {host}:{port} ended before it listened")
         bound: int = listener.getsockname()[1]
         return bound
+
+    def cut(self, client: tuple[str, int]) -> None:
+        """Abort the connection of a client at this address, whatever waits to be sent to it."""
+        if self._server is not None:
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, _Connection) and connection.client == client:
+                    # Without it the system would go on for minutes to offer the rest to a client that takes nothing.
+                    connection.transport.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
+                    connection.transport.abort()
 
     async def close(self) -> None:
         """End streams, let requests finish, stop. Idempotent."""

@@ -40,6 +40,7 @@ class RelayWeb:
         self.relay = RelayInProcess(folder / "relay.sqlite")
         config = HttpConfig("127.0.0.1", 0, tokens_required, None, self.relay.path, folder)
         self.server = RelayHttp(config, self.relay.store.statistics)
+        self.relay.store.at_commit = self.server.stored
 
     def get(
         self, path: str, token: str | None = None, headers: dict[str, str] | None = None, **query: Any
@@ -68,6 +69,47 @@ def asked(port: int, target: str, headers: dict[str, str] | None = None, method:
         connection.request(method, target, headers=headers or {})
         answer = connection.getresponse()
         return HttpAnswer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+
+
+class EventStream:
+    """A stream of events that is open. ``with closing(EventStream(…)) as stream:``"""
+
+    def __init__(self, port: int, target: str = "/v1/stream", headers: dict[str, str] | None = None) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        self._connection.request("GET", target, headers=headers or {})
+        self.answer = self._connection.getresponse()
+        self.last_id = ""
+
+    def event(self) -> tuple[str, Any] | None:
+        """The next event with content, by its name; None: the stream has ended."""
+        name, data = "", ""
+        while line := self.answer.readline().decode():
+            field, _, value = line.rstrip("\n").partition(": ")
+            match field:
+                case "id":
+                    self.last_id = value
+                case "event":
+                    name = value
+                case "data":
+                    data = value
+                case "" if data:
+                    return name, json.loads(data)
+        return None
+
+    def sequences(self, count: int) -> list[int]:
+        """Those of the next records."""
+        found = []
+        for _ in range(count):
+            event = self.event()
+            assert event is not None
+            assert event[0] == "record"
+            found.append(event[1]["sequence"])
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self.answer.close()
+        self._connection.close()
 
 
 def raw_answer(port: int, request: bytes) -> bytes:

@@ -212,7 +212,7 @@ def test_description_names_every_path_parameter_and_field(web: RelayWeb) -> None
     description = web.get("/v1/openapi.json").json
     assert description == json.loads(json.dumps(described(description["info"]["version"])))
     for path, operations in description["paths"].items():
-        assert web.get(path).status == 200
+        assert asked(web.server.port, path, method="HEAD").status == 200
         for parameter in operations["get"]["parameters"]:
             answer = web.get(path, **{parameter["name"]: "\x00"})
             assert answer.status == 400, (path, parameter)

@@ -74,7 +74,8 @@ def test_each_may_do_what_the_role_of_the_token_says(
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer  ", "Basic dTpw", "bearer\tx", "Bearer " + "x" * 9_000])
 def test_header_that_shows_no_token_is_refused(guarded: RelayWeb, header: str) -> None:
     """Whatever is sent, it lets nobody in."""
-    assert guarded.get("/v1/records", headers={"authorization": header}).status == 401
+    for path in ("/v1/records", "/v1/stream"):
+        assert guarded.get(path, headers={"authorization": header}).status == 401
 
 
 def test_page_of_any_name_may_ask_when_it_shows_a_token(guarded: RelayWeb) -> None:

@@ -1,0 +1,168 @@
+"""Records as they are stored, as server-sent events.
+
+A client has no queue here: its stream has a number, and what comes next is read from the store, at most 256 records or
+1 MiB at a time. So a slow client takes as much memory as a fast one. One that was abreast and then falls too far
+behind is told so and ended. One that takes nothing for a while is cut off, because nothing can be told to it. Both go
+on with ``Last-Event-ID`` and miss nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from cloud_relay.http.answering import Answers
+from cloud_relay.http.problems import HttpProblem
+from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
+from cloud_relay.query.forms import record_form
+from cloud_relay.query.selection import LAST_UTC_NS, Query
+from protocols.base.errors import StorageError
+
+MAX_STREAMS: Final = 32
+"""At once. Each looks into the store when something was stored."""
+MAX_BEHIND: Final = 10_000
+"""Records by which a stream that was abreast may fall behind."""
+PATIENCE_S: Final = 10.0
+"""A client that takes nothing for so long is cut off."""
+_PAUSE_S: Final = 0.1
+"""Between two looks, so that many small batches cost one."""
+_QUIET_S: Final = 15.0
+"""A comment is sent when nothing else was for so long, so that proxies keep the connection."""
+
+
+class Bell:
+    """Rings when something was stored. ``ring`` may be called from any thread, all else on the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._next = asyncio.Event()
+
+    def ring(self) -> None:
+        """Something was stored."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def next(self) -> asyncio.Event:
+        """What is set when it rings next."""
+        return self._next
+
+    def _wake(self) -> None:
+        self._next.set()
+        self._next = asyncio.Event()
+
+
+class Streams:
+    """The streams of one server. Belongs to the event loop."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._open = 0
+        self._leaving = False
+        self.bell = Bell()
+
+    def leave(self) -> None:
+        """End all of them."""
+        self._leaving = True
+        self.bell.ring()
+
+    async def stream(
+        self, query: Query, after: int | None, may_go_on: Callable[[], bool], cut: Callable[[], None]
+    ) -> StreamingResponse:
+        """A stream of what a query selects, after the record of a number (None: of what comes from now on).
+        ``may_go_on``: whether its token is still good. ``cut`` ends its connection.
+
+        :raises HttpProblem: there are too many.
+        """
+        if self._open >= MAX_STREAMS or self._leaving:
+            raise HttpProblem(503, f"{self._open} streams are open: end one first", {"retry-after": "5"})
+        # Known before the answer begins, so whatever is stored once a client sees the answer is in its stream.
+        number = await self._answers.read(newest_number) if after is None else after
+        return _EventStream(self._counted(self._events(query, number, after is None, may_go_on)), cut)
+
+    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self._open += 1
+        try:
+            async for event in events:
+                yield event
+        finally:
+            self._open -= 1
+
+    async def _events(
+        self, query: Query, number: int, was_abreast: bool, may_go_on: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        yield b"retry: 1000\nid: %d\n\n" % number
+        while not self._leaving:
+            rung = self.bell.next()  # taken before the look, or what is stored between both would wait for the next
+            try:
+                found = await self._look(query, number)
+            except StorageError:
+                yield _event("ended", {"why": "the store can't be read now: ask again later"}, number)
+                return
+            if not may_go_on():
+                yield _event("ended", {"why": "the token was revoked, or has expired"}, number)
+                return
+            behind = found.newest - found.reached
+            if was_abreast and behind > MAX_BEHIND:
+                yield _event("dropped", {"why": f"{behind} records behind: go on with Last-Event-ID"}, number)
+                return
+            for at, record in found.records:
+                yield _event("record", record_form(record), at)
+            if found.reached > number and (not found.records or found.records[-1][0] < found.reached):
+                yield b"id: %d\n\n" % found.reached  # so that who comes back need not look through these again
+            number, was_abreast = found.reached, was_abreast or not behind
+            if not behind and not await _is_set(rung, _QUIET_S):
+                yield b": nothing new\n\n"
+
+    async def _look(self, query: Query, number: int) -> RecordArrivals:
+        while True:
+            await asyncio.sleep(_PAUSE_S)
+            try:
+                return await self._answers.read(lambda db: arrivals_after(db, query, number))
+            except HttpProblem:
+                continue  # too many wait for a thread
+
+
+class _EventStream(StreamingResponse):
+    """A response that is cut off when its client takes nothing."""
+
+    def __init__(self, events: AsyncIterator[bytes], cut: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._events, self._cut = events, cut
+
+    async def stream_response(self, send: Send) -> None:
+        """Send what there is, as long as it is taken."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for event in self._events:
+                try:
+                    async with asyncio.timeout(PATIENCE_S):
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                except TimeoutError:
+                    self._cut()
+                    break
+        finally:
+            await self._events.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def untrusted_number(text: str) -> int:
+    """The number in a ``Last-Event-ID``. :raises HttpProblem: there is none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= LAST_UTC_NS):
+        raise HttpProblem(400, f"Last-Event-ID {text[:40]!r} is not one that a stream had: give it unchanged")
+    return int(text)
+
+
+async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _event(name: str, content: Any, number: int) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), msgspec.json.encode(content))
