@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def check_rules(config: NodeConfig) -> Iterator[Finding]:
     """Rules in files, with a broken one of which a node does not start, and those of the release that serves."""
     section = config.of(RulesSection)
-    user = NodeRules(config.node.id, section, lambda: None)
+    user = NodeRules(config)
     if section.files:
         try:
             yield Finding("ok", "rules", _in_words(user.own()))

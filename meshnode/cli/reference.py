@@ -9,8 +9,8 @@ from meshnode.loading import parts_with, sections_of
 from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
 from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, MAX_TEXT, VARIABLES
-from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleTable, WindowTable
-from meshnode.records.rules.trying import Case, ExpectedReading, GivenReading
+from meshnode.records.rules.tables import OtherTable, OutputTable, RecordingTable, RepeatedTable, RuleTable, WindowTable
+from meshnode.records.rules.trying import Case, ExpectedReading, ExpectedRecord, GivenReading
 from protocols.base.limits import SECOND
 from protocols.records.windows.kinds import FUTURE_NS
 from protocols.records.windows.summary import EXACT
@@ -58,7 +58,7 @@ derives others out of them. The node publishes these, and they become records fo
 _RULES_TABLES: Final = (
     ("## `[[rule]]`", RuleTable), ("## `window`", WindowTable),
     ("## `followed_by`, `not_followed_by`, `joined_with`", OtherTable), ("## `repeated`", RepeatedTable),
-    ("## `output`", OutputTable),
+    ("## `output`", OutputTable), ("## `recording`", RecordingTable),
 )  # fmt: skip
 _RULES_MIDDLE: Final = f"""\
 ## Expressions
@@ -97,6 +97,15 @@ The value of a reading that is derived by a pattern is a map that names its read
 or `count` and a list `readings`. Order is by the time of sensing. With `certain` it must hold over the whole intervals
 that the uncertainties leave, and distances with the errors of both positions added.
 
+## What a recording is
+
+A rule with a table `recording` has readings of other keys become records, too, with its name: those that come until it
+has derived nothing for `after_s`, and those that were sensed in the `before_s` before it began. The latter are looked
+up in the [history](../howto/look-into-the-past.md) of the node two seconds later, and a node without `[history]`
+refuses such a rule. A reading becomes a record of one recording once, and not at all if another rule has made it one as
+it came. Two recordings of one rule don't overlap: the second one reaches back to the end of the first. Recordings end
+with the node. Simulated nodes keep no history.
+
 ## Rules on rules
 
 A rule may take what others derive, and never takes what was derived through itself. Rules that derive from each reading
@@ -118,7 +127,11 @@ in every order. Such files are refused, and the rules of the circle named.
 | `doubled` | taken already |
 | `evicted` | taken, and lost because there were too many partitions or readings: the source with most gives way |
 | `gave_up` | not compared with all others, because there were too many (`repeated`) |
+| `recorded` | made a record by a recording |
+| `not_recorded` | beyond `max_records` of its recording |
 | `lineage_full` | not put together with others, because together they come from too many rules (`repeated`) |
+
+`recordings` counts recordings that have begun, and `not_recalled` those before which nothing was looked up in time.
 
 `GET /v1/node` has them for each rule under `rules`, and the statistics of the node have their sums, as in `rules_late`.
 """
@@ -135,6 +148,7 @@ Seconds count from the start of a day in UTC. In an expected value, `start_s` an
 """
 _CASES_TABLES: Final = (
     ("## `[[case]]`", Case), ("## `reading`", GivenReading), ("## `expected`", ExpectedReading),
+    ("## `recorded`", ExpectedRecord),
 )  # fmt: skip
 
 

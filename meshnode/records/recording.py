@@ -20,6 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, assert_never
@@ -31,7 +32,9 @@ from meshnode.links.transport import CredentialFiles
 from meshnode.readings.subscriptions import Subscription
 from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
+from meshnode.records.listening import NeighbourReadings
 from meshnode.records.outbox import Outbox
+from meshnode.records.recalling import Ask, Recaller
 from meshnode.records.rules.noting import Note, NotedRule
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.rules.state import EVERY_S, WindowState
@@ -42,7 +45,7 @@ from meshnode.records.way import Way
 from meshnode.tasks import told
 from meshnode.troubles import Troubles
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
+from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role, UtcNs
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
@@ -50,6 +53,7 @@ from protocols.records.curation import CurationOutput, Curator, ReadingDerived, 
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
 from protocols.records.receipts.sealing import BatchSealer
+from protocols.records.recordings import HistoryWanted
 from protocols.records.rules import CurationRule
 from protocols.records.windows.rule import WindowRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
@@ -85,6 +89,10 @@ def _door_of(config: NodeConfig) -> "EgressDoor | None":
     return EgressDoor(policy, config.node.id, config.node.state_dir)
 
 
+def _no_history(_: object) -> "Future[object]":
+    raise LocalProtocolError("this node keeps no history: add [history]")
+
+
 def _windows(patterns: "Iterable[Rule]") -> list[WindowRule]:
     return [pattern for pattern in patterns if isinstance(pattern, WindowRule)]
 
@@ -100,10 +108,10 @@ class Recorder:
     def __init__(
         self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
         publish: Callable[[ReadingDerived], object], patterns: "Iterable[Rule]" = (), troubles: Troubles | None = None,
-        note: Note | None = None,
+        history: Ask | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
-        and ``troubles`` are those of the node. ``note``: see :meth:`use`.
+        and ``troubles`` are those of the node. ``history`` asks its history; None: it keeps none.
 
         :raises StorageError: when the key of an egress policy can't be used.
         :raises IdentityError: when the key that signs receipts can't be used.
@@ -111,16 +119,15 @@ class Recorder:
         self._config, self._dropped, self._publish = config, dropped, publish
         self._node = NodeId(config.node.id)
         patterns = tuple(patterns)
-        self._note = note
+        self._note: Note | None = None
         self._curator, self._has_patterns = Curator(rules_of(config), self._noted(patterns)), bool(patterns)
         self._patterns: Sequence[Rule] = patterns
         self._former_counts: dict[str, int] = {}
         self._troubles = Troubles() if troubles is None else troubles
         self._not_published: dict[str, int] = {}
         """By rule: readings in a row that could not be published."""
-        self._subscribe: Callable[..., Subscription] | None = None
-        self._subscriptions: dict[str, Subscription] = {}
-        self._heard_last = threading.local()
+        self._neighbours = NeighbourReadings(self._node, self.consider)
+        self._recaller = Recaller(self._node, history or _no_history, lambda: len(self._waiting), self._recalled)
         self.door = _door_of(config)
         self._lock = threading.Lock()
         windows = _windows(patterns)
@@ -187,7 +194,13 @@ class Recorder:
     def rule_counters(self) -> dict[str, dict[str, int]]:
         """What became of the readings that came to each rule, by its name."""
         with self._lock:
-            return {pattern.name: dict(pattern.counters()) for pattern in self._patterns}
+            recorded = self._curator.recording_counters
+            return {pattern.name: {**pattern.counters(), **recorded(pattern.name)} for pattern in self._patterns}
+
+    @property
+    def not_recalled(self) -> int:
+        """Times before recordings that could not be looked up."""
+        return self._recaller.failed
 
     def former_counts(self) -> dict[str, int]:
         """What became of the readings that came to rules which are used no more, all together."""
@@ -207,28 +220,8 @@ class Recorder:
     # --- readings in -----------------------------------------------------------------------------------------------
     def listen(self, subscribe: Callable[..., Subscription]) -> None:
         """Subscribe to the readings of neighbours that rules and patterns need. ``subscribe`` is that of the node."""
-        self._subscribe = subscribe
-        self._listen_to(self._curator.expressions)
-
-    def _listen_to(self, expressions: Sequence[str]) -> None:
-        if self._subscribe is not None:
-            for expression in expressions:
-                if expression not in self._subscriptions:
-                    self._subscriptions[expression] = self._subscribe(
-                        expression, callback=self._heard, own=False, history=False
-                    )
-
-    def _listen_only_to(self, expressions: Sequence[str]) -> None:
-        for expression in self._subscriptions.keys() - set(expressions):
-            self._subscriptions.pop(expression).close()
-
-    def _heard(self, reading: Reading) -> None:
-        """A reading comes once for each expression that it matches, one right after the other, and is considered when
-        it comes for the first."""
-        last = self._heard_last  # of this thread
-        if reading.origin != self._node and reading is not getattr(last, "reading", None):
-            last.reading = reading
-            self.consider(reading)
+        self._neighbours.open(subscribe)
+        self._neighbours.want(self._curator.expressions)
 
     # --- other rules -----------------------------------------------------------------------------------------------
     def use(
@@ -246,22 +239,24 @@ class Recorder:
         patterns = tuple(_kept(pattern, before.get(pattern.name)) for pattern in patterns)
         self._curator.check(patterns)
         expressions_before = self._curator.expressions
-        self._listen_to([e for pattern in patterns for e in pattern.expressions])
+        self._neighbours.want([e for pattern in patterns for e in pattern.expressions])
         try:
             about_to()
         except BaseException:
-            self._listen_only_to(expressions_before)
+            self._neighbours.want_only(expressions_before)
             raise
         with self._lock:
             for pattern in self._patterns:
                 if pattern not in patterns:
-                    for name, number in pattern.counters().items():
+                    for name, number in (
+                        *pattern.counters().items(), *self._curator.recording_counters(pattern.name).items()
+                    ):  # fmt: skip
                         self._former_counts[name] = self._former_counts.get(name, 0) + number
             self._note, self._patterns, self._has_patterns = note, patterns, bool(patterns)
             self._curator.exchange(self._noted(patterns))
             if self._state is not None:
                 self._state.exchange(_windows(patterns))
-        self._listen_only_to(self._curator.expressions)
+        self._neighbours.want_only(self._curator.expressions)
         for name in before.keys() - {pattern.name for pattern in patterns}:
             self._not_published.pop(name, None)
             self._troubles.end("rule", name)
@@ -305,11 +300,18 @@ class Recorder:
                     self._wait_for_outbox(output, alone if output.reading is reading else None)
                 case ReadingDerived():
                     derived.append(output)
+                case HistoryWanted():
+                    self._call_soon(partial(self._recaller.begin, output))
                 case _:
                     assert_never(output)
         if was_empty and len(self._waiting):
             self._call_soon(self._wake.set)
         return derived
+
+    def _recalled(self, number: int, readings: Sequence[Reading], is_last: bool) -> None:
+        """What was read before a recording began, or a part of it."""
+        with self._lock:
+            self._keep(self._curator.recalled(number, readings, is_last), None, None)
 
     def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
         original = chosen.reading
@@ -433,6 +435,7 @@ class Recorder:
             if not group:
                 return
             await self._put(group)
+            self._recaller.stored.set()
 
     async def _put(self, group: Sequence[Waiting]) -> None:
         """Store records; those that a damaged outbox did not take go to the next one."""
@@ -462,6 +465,7 @@ class Recorder:
         self._has_patterns = False  # so that nobody sets the timer again
         if self._timer is not None:
             self._timer.cancel()
+        await self._recaller.close()
         if self.door is not None:
             await asyncio.to_thread(self.door.close, flush_s)  # pictures that wait become records, or are counted
         await self._drain()

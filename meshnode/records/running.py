@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +49,7 @@ class RunningRecords(RunningPart):
         self._wanted = bool(host.config.of(CurationRulesSection).rules or section.files or section.release)
         self._wanted = self._wanted or self._relay is not None
         self._recorder: Recorder | None = None
-        self.rules = NodeRules(host.id, section, lambda: self._recorder)
+        self.rules = NodeRules(host.config, lambda: self._recorder)
         self.installed_rules: Callable[[], Sequence[Path]] = list
         """Files of rules, each of which holds alone in place of those of the configuration, the one to be used first at
         the beginning. The part that installs them says so before this one is opened."""
@@ -88,8 +88,9 @@ class RunningRecords(RunningPart):
 
             rules = await asyncio.to_thread(self.rules.first, self.installed_rules)
             recorder = Recorder(
-                host.config, host.mesh, host.incarnation, self._count_drop, self._publish, rules, host.troubles
-            )
+                host.config, host.mesh, host.incarnation, self._count_drop, self._publish, rules, host.troubles,
+                partial(host.begin_asking, "history"),
+            )  # fmt: skip
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
             self._recorder = recorder
@@ -140,6 +141,8 @@ class RunningRecords(RunningPart):
         of_rules: Counter[str] = Counter()
         for counters in (*recorder.rule_counters().values(), recorder.former_counts()):
             of_rules.update({f"rules_{name}": number for name, number in counters.items()})
+        if recorder.not_recalled:
+            of_rules["rules_not_recalled"] += recorder.not_recalled
         if recorder.readings_lost:
             of_rules["rules_lost"] += recorder.readings_lost
         egress = {} if recorder.door is None else recorder.door.statistics()

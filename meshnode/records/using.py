@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshnode.config.sections import NodeConfig
 from meshnode.records.rules.noting import Note
 from meshnode.records.rules.section import RulesSection
 from protocols.base.errors import BoundExceeded, ConfigError, LocalProtocolError, MeshError
@@ -20,9 +21,10 @@ _log = logging.getLogger(__name__)
 class NodeRules:
     """See the module. Its methods block for as long as it takes to compile rules; one at a time."""
 
-    def __init__(self, node: NodeId, section: RulesSection, recorder: "Callable[[], Recorder | None]") -> None:
+    def __init__(self, config: NodeConfig, recorder: "Callable[[], Recorder | None]" = lambda: None) -> None:
         """``recorder``: what uses the rules, once it is open."""
-        self._node, self._section, self._recorder = node, section, recorder
+        self._node, self._section, self._recorder = NodeId(config.node.id), config.of(RulesSection), recorder
+        self._keeps_history = any(section.table == "history" for section in config.sections)
 
     def first(self, installed: Callable[[], Sequence[Path]]) -> "Sequence[Rule]":
         """The rules with which the node begins: those of the first installed file that can be used, or those of the
@@ -56,9 +58,18 @@ class NodeRules:
 
         rules = rules_in(files, self._node)
         check_needs(rules, self._section.max_bytes)
+        self._check_recordings(rules)
         if (recorder := self._recorder()) is not None:
             recorder.check(rules)
         return rules
+
+    def _check_recordings(self, rules: "Sequence[Rule]") -> None:
+        for rule in rules:
+            if rule.recording is not None and rule.recording.before_ns and not self._keeps_history:
+                raise ConfigError(
+                    f"rule {rule.name!r} records what was read before it finds something, and this node keeps no "
+                    "history: add [history] with these keys, or remove recording.before_s"
+                )
 
     def use(self, rules: "Sequence[Rule] | None", about_to: Callable[[], object], note: Note | None) -> None:
         """See :meth:`meshnode.records.recording.Recorder.use`. None: the rules of the configuration."""

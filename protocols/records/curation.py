@@ -9,6 +9,9 @@ absence, and is shown each reading that it considers, whatever the rules decide.
 pattern in its lineage, and a pattern is not shown what was derived through its own name, here or at a neighbour: so
 patterns may build on one another, and can't feed themselves for ever.
 
+A pattern may have a recording: what it derives has further readings become records, see
+:mod:`protocols.records.recordings`.
+
 The memory of the rules is bounded, whatever keys neighbours invent: ``MAX_CACHED_KEYS`` own keys and as many of other
 nodes, which share them. When they are full, the node that holds most of them gives way. When a key was forgotten, its
 next reading is chosen: pressure on the memory can add records but never suppress them.
@@ -27,6 +30,7 @@ from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
 from protocols.records.last_chosen import LastChosen
+from protocols.records.recordings import HistoryWanted, Kept, Recording, Recordings
 from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
@@ -55,7 +59,7 @@ class ReadingDerived(Effect, frozen=True):
     lifespan_ms: int = 0
 
 
-CurationOutput = RecordChosen | ReadingDerived
+CurationOutput = RecordChosen | ReadingDerived | HistoryWanted
 
 
 class Pattern(Protocol):
@@ -73,6 +77,10 @@ class Pattern(Protocol):
     def record_lifespan_ms(self) -> int | None:
         """What it derives becomes a record, which expires when it is not delivered this long after (0: never), and no
         rule is asked; None: rules decide as on any other reading."""
+
+    @property
+    def recording(self) -> Recording | None:
+        """What is recorded when it derives something."""
 
     def counters(self) -> Mapping[str, int]:
         """How many readings it has derived, has taken, and has left out, each by its reason."""
@@ -114,6 +122,9 @@ class Curator:
         self._last_own = LastChosen()
         self._last_others = LastChosen()
         self._chosen = self._limited = self._derived = 0
+        self._recordings = Recordings()
+        self._ahead_ns = 0
+        """By how much the clock is ahead of the monotonic one."""
 
     def check(self, patterns: Sequence[Pattern]) -> None:
         """:raises LocalProtocolError: when patterns can't be used together, or not beside the rules."""
@@ -130,6 +141,7 @@ class Curator:
         self._patterns = tuple(patterns)
         gone = {name: lifespan_ms for name, lifespan_ms in before.items() if name not in names}
         self._recording = gone | _recording(patterns)
+        self._recordings.keep_only(names)
         self._concerned_own.clear()
         self._concerned_others.clear()
 
@@ -143,6 +155,7 @@ class Curator:
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """What becomes of a reading that was published here (``is_own``) or came from a neighbour, in order."""
         rule, patterns = self._concerned_by(reading.key, is_own)
+        self._ahead_ns = utc_now - now
         lineage = reading.how.lineage
         if lineage and is_own and lineage[0] in self._recording:
             self._chosen += 1
@@ -160,20 +173,38 @@ class Curator:
             if pattern.name not in lineage:
                 derived = pattern.receive(reading, is_own, now, utc_now)
                 if derived:
-                    outputs = (*outputs, *self._counted(pattern, derived))
+                    outputs = (*outputs, *self._counted(pattern, derived, now))
+        if self._recordings.is_on:
+            is_record = any(isinstance(output, RecordChosen) and output.reading is reading for output in outputs)
+            outputs = (*outputs, *self._recorded(self._recordings.take(reading, is_own, is_record, now)))
         return outputs
+
+    def recalled(self, number: int, readings: Sequence[Reading], is_last: bool) -> Sequence[CurationOutput]:
+        """What was read before a recording began, as :class:`~protocols.records.recordings.HistoryWanted` has asked, or
+        a part of it. ``is_last``: there is no more, or it can't be had."""
+        return list(self._recorded(self._recordings.recalled(number, readings, is_last)))
+
+    def _recorded(self, kept: Iterable[Kept]) -> Iterator[CurationOutput]:
+        for each in kept:
+            self._chosen += 1
+            yield RecordChosen(each.rule, each.reading, each.reading.priority, each.lifespan_ms)
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
         """Do what is due; returns what becomes of it, in order."""
         outputs: list[CurationOutput] = []
         for pattern in self._patterns:
             if pattern.next_timer_at() <= now:
-                outputs += self._counted(pattern, pattern.handle_timer(now))
-        return outputs
+                outputs += self._counted(pattern, pattern.handle_timer(now), now)
+        return [*outputs, *self._recordings.handle_timer(now)]
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
-        return min((pattern.next_timer_at() for pattern in self._patterns), default=NEVER)
+        due_ns = min((pattern.next_timer_at() for pattern in self._patterns), default=NEVER)
+        return min(due_ns, self._recordings.next_timer_at())
+
+    def recording_counters(self, name: str) -> Mapping[str, int]:
+        """What was recorded because of what a pattern derived."""
+        return self._recordings.counters(name)
 
     def counters(self) -> dict[str, int]:
         """Records chosen, readings left out because the interval of their rule had not passed, readings derived, and
@@ -183,7 +214,7 @@ class Curator:
             "keys_forgotten": self._last_own.forgotten + self._last_others.forgotten,
         }  # fmt: skip
 
-    def _counted(self, pattern: Pattern, outputs: Sequence[CurationOutput]) -> Iterator[CurationOutput]:
+    def _counted(self, pattern: Pattern, outputs: Sequence[CurationOutput], now: int) -> Iterator[CurationOutput]:
         """The outputs of a pattern, each derived reading with the name of the pattern in its lineage."""
         for output in outputs:
             match output:
@@ -192,8 +223,12 @@ class Curator:
                     yield output
                 case ReadingDerived():
                     self._derived += 1
+                    if pattern.recording is not None:
+                        self._recordings.matched(pattern.name, pattern.recording, now, now + self._ahead_ns)
                     how = replace(output.how, lineage=(pattern.name, *output.how.lineage))
                     yield replace(output, how=how)
+                case HistoryWanted():
+                    yield output
                 case _:
                     assert_never(output)
 

@@ -129,6 +129,12 @@ def _explained(rule: "Rule") -> list[str]:
         lines.append("no record: it does not go to the relay")
     else:
         lines.append(f"a record for the relay, for {output.record_lifespan_ms // 1_000:,} s at most")
+    if (recording := rule.recording) is not None:
+        whose = "this node's readings" if recording.source == "own" else "readings of this node and of neighbours"
+        lines.append(
+            f"then {whose} of {', '.join(recording.keys)} become records, from {_s(recording.before_ns)} before to "
+            f"{_s(recording.after_ns)} after it has derived something, {recording.max_records:,} at most"
+        )
     return lines
 
 

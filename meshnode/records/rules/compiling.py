@@ -11,7 +11,15 @@ from meshnode.config.toml import read_toml
 from meshnode.records.rules.cycles import refuse_cycles
 from meshnode.records.rules.expressions import CompiledExpression, ExpressionInvalid, compiled
 from meshnode.records.rules.sketches import DATA_SKETCHES
-from meshnode.records.rules.tables import OtherTable, OutputTable, RepeatedTable, RuleFile, RuleTable, WindowTable
+from meshnode.records.rules.tables import (
+    OtherTable,
+    OutputTable,
+    RecordingTable,
+    RepeatedTable,
+    RuleFile,
+    RuleTable,
+    WindowTable,
+)
 from protocols.base.errors import BoundExceeded, ConfigError, MeshError
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
@@ -23,6 +31,7 @@ from protocols.records.patterns.join import JoinRule, both_described
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
+from protocols.records.recordings import Recording
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import MIB, WindowRule, by_key, by_origin, undivided
 from protocols.records.windows.summary import Functions
@@ -157,6 +166,9 @@ def _rule(table: RuleTable, node: NodeId, place: str, lines: _Lines, problems: l
         problems.append(Problem(place, shown(table.name), str(error)))
         return None
     rule.definition = repr(table)
+    if table.recording is not None:
+        rule.recording = _recording(table.recording)
+        rule.max_state_bytes += rule.recording.max_bytes
     return rule
 
 
@@ -204,6 +216,13 @@ def _window(table: WindowTable) -> Window:
 def _output(table: OutputTable) -> Output:
     record_lifespan_ms = table.record_lifespan_s * 1_000 if table.record else None
     return Output(table.key, table.unit, table.priority, table.lifespan_s * 1_000, record_lifespan_ms)
+
+
+def _recording(table: RecordingTable) -> Recording:
+    return Recording(
+        table.keys, table.source, _ns(table.before_s), _ns(table.after_s), table.max_records,
+        table.record_lifespan_s * 1_000,
+    )  # fmt: skip
 
 
 def _ns(span_s: float) -> int:

@@ -28,6 +28,7 @@ class NotedRule:
     def __init__(self, rule: Failing, note: Note) -> None:
         self._rule, self._note = rule, note
         self.name, self.expressions, self.record_lifespan_ms = rule.name, rule.expressions, rule.record_lifespan_ms
+        self.recording = rule.recording
         self.considers, self.counters = rule.considers, rule.counters
         self.handle_timer, self.next_timer_at = rule.handle_timer, rule.next_timer_at
 

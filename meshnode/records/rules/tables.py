@@ -14,10 +14,12 @@ from meshnode.config.parsing import Problem, Section, shown
 from protocols.base import limits
 from protocols.records.patterns.base import MAX_HELD
 from protocols.records.patterns.repetition import MAX_TIMES
+from protocols.records.recordings import MAX_AROUND_NS, MAX_KEYS, MAX_RECORDED
 from protocols.records.windows.kinds import MAX_COUNT, MAX_SPAN_NS
 from protocols.records.windows.rule import MAX_PARTITIONS
 
 _MAX_SPAN_S: Final = MAX_SPAN_NS / limits.SECOND
+_MAX_AROUND_S: Final = MAX_AROUND_NS / limits.SECOND
 MAX_NAME: Final = 150
 """Characters of the name of a rule. Readings carry it in texts with a few words more, which have a bound too."""
 _Text = Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
@@ -133,6 +135,40 @@ class OutputTable(Section, frozen=True, kw_only=True):
     ] = 86_400  # fmt: skip
 
 
+class RecordingTable(Section, frozen=True, kw_only=True):
+    """Readings that become records because the rule has derived something: those around that moment."""
+
+    keys: Annotated[
+        tuple[Expression, ...],
+        Meta(min_length=1, max_length=MAX_KEYS, description="Key expressions of these readings."),
+    ]
+    source: _Source = "own"
+    before_s: Annotated[
+        float,
+        Meta(
+            ge=0, le=_MAX_AROUND_S,
+            description="How far it reaches back. It needs `[history]` with these keys.",
+        ),
+    ] = 0.0  # fmt: skip
+    after_s: Annotated[
+        float,
+        Meta(ge=0, le=_MAX_AROUND_S, description="How long it goes on when the rule derives nothing more."),
+    ] = 0.0  # fmt: skip
+    max_records: Annotated[int, Meta(ge=1, le=MAX_RECORDED, description="The most records of one recording.")] = 1_000
+    record_lifespan_s: Annotated[
+        int,
+        Meta(
+            ge=1, le=limits.MAX_RECORD_LIFESPAN_S,
+            description="A record not delivered by then is dropped and counted as expired.",
+        ),
+    ] = 86_400  # fmt: skip
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A recording of nothing."""
+        if not self.before_s and not self.after_s:
+            yield Problem("after_s", None, "is missing, and before_s too: say how far it reaches")
+
+
 class RuleTable(Section, frozen=True, kw_only=True):
     """A rule."""
 
@@ -190,6 +226,13 @@ class RuleTable(Section, frozen=True, kw_only=True):
         ),
     ] = ()
     output: Annotated[OutputTable, Meta(description="What it publishes.")]
+    recording: Annotated[
+        RecordingTable | None,
+        Meta(
+            description="Readings around it that become records when it has derived something.",
+            extra={"default": "nothing is recorded"},
+        ),
+    ] = None
 
     def conflicts(self) -> Iterator[Problem]:
         """More than one kind of rule, a window without functions, or functions without a window."""

@@ -15,11 +15,14 @@ from msgspec import Meta
 from meshnode.config.parsing import Problem, Section, TableReader, problem_report
 from meshnode.config.toml import read_toml
 from meshnode.records.rules.compiling import rules_of_file
+from meshnode.records.rules.tables import MAX_NAME
 from protocols.base.errors import ConfigError
 from protocols.base.ids import MonotonicNs, NodeId, UtcNs
+from protocols.base.keys import matches
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
+from protocols.records.recordings import HistoryWanted
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 _START_NS: Final = 1_767_225_600 * SECOND
@@ -65,6 +68,14 @@ class ExpectedReading(Section, frozen=True, kw_only=True):
     record: Annotated[bool | None, Meta(description="Whether it becomes a record.", extra={"default": "either"})] = None
 
 
+class ExpectedRecord(Section, frozen=True, kw_only=True):
+    """A reading that a recording makes a record."""
+
+    key: Annotated[_Text, Meta(description="Its key.")]
+    value: Annotated[Any, Meta(description="Its value, as above.", extra={"default": "any"})] = None
+    rule: Annotated[str | None, Meta(max_length=MAX_NAME, description="The rule.", extra={"default": "any"})] = None
+
+
 class Case(Section, frozen=True, kw_only=True):
     """Readings, and what has to be derived from them, in order."""
 
@@ -76,6 +87,13 @@ class Case(Section, frozen=True, kw_only=True):
     expected: Annotated[
         tuple[ExpectedReading, ...], Meta(max_length=100_000, description="In the order in which they are derived.")
     ] = ()
+    recorded: Annotated[
+        tuple[ExpectedRecord, ...] | None,
+        Meta(
+            max_length=100_000, description="In the order in which they become records of recordings.",
+            extra={"default": "anything"},
+        ),
+    ] = None  # fmt: skip
 
     def conflicts(self) -> Iterator[Problem]:
         """Readings out of order."""
@@ -135,8 +153,11 @@ def tried(rules: Path, case: Case) -> CaseResult:
         trial.go_on_to(now_ns)
         trial.show(_reading(given, case.node, number), now_ns)
     trial.go_on_to(NEVER // 4)
-    differences = tuple(_differences(case.expected, trial.derived))
-    counters = {machine.name: dict(sorted(machine.counters().items())) for machine in machines}
+    differences = (*_differences(case.expected, trial.derived), *_record_differences(case.recorded, trial.recorded))
+    counters = {
+        machine.name: dict(sorted({**machine.counters(), **trial.recording_counters(machine.name)}.items()))
+        for machine in machines
+    }
     return CaseResult(case.name, differences, tuple(trial.derived), counters)
 
 
@@ -146,6 +167,9 @@ class _Trial:
     def __init__(self, curator: Curator, node: NodeId) -> None:
         self._curator, self._node = curator, node
         self.derived: list[DerivedAt] = []
+        self.recorded: list[RecordChosen] = []
+        """What recordings have made records."""
+        self._shown: list[Reading] = []
         self._steps = 0
         self._latest_ns = 0
 
@@ -159,14 +183,46 @@ class _Trial:
     def show(self, reading: Reading, now_ns: int) -> None:
         """A reading comes."""
         self._latest_ns = max(now_ns, self._latest_ns)
-        self._take(self._receive(reading, now_ns), now_ns)
+        outputs = self._receive(reading, now_ns)
+        self._note_records(outputs, None)
+        self._take(outputs, now_ns)
+
+    def recording_counters(self, rule: str) -> Mapping[str, int]:
+        """What was recorded because of a rule."""
+        return self._curator.recording_counters(rule)
+
+    def _recall(self, wanted: HistoryWanted) -> None:
+        """What came before, as from a history that keeps everything."""
+        found = [
+            reading for reading in self._shown
+            if wanted.since_ns <= reading.when.utc_ns < wanted.until_ns
+            and (reading.origin == self._node or not wanted.own_only)
+            and any(matches(expression, reading.key) for expression in wanted.keys)
+        ]  # fmt: skip
+        found.sort(key=lambda reading: reading.when.utc_ns)
+        self._note_records(self._curator.recalled(wanted.number, found[-wanted.most :], True), None)
+
+    def _note_records(self, outputs: Sequence[CurationOutput], derived: Reading | None) -> bool:
+        """Note records of recordings. ``derived``: a reading that a rule has derived, which is a record of its own.
+        Returns whether it is."""
+        is_record = False
+        for output in outputs:
+            if isinstance(output, RecordChosen):
+                if output.reading is derived and derived.how.lineage[:1] == (output.rule,):
+                    is_record = True
+                else:
+                    self.recorded.append(output)
+        return is_record
 
     def _receive(self, reading: Reading, now_ns: int) -> Sequence[CurationOutput]:
         now, utc_now = MonotonicNs(now_ns + _BOOT_NS), UtcNs(now_ns + _START_NS)
+        self._shown.append(reading)
         return self._curator.receive(reading, reading.origin == self._node, now, utc_now)
 
     def _take(self, outputs: Sequence[CurationOutput], now_ns: int) -> None:
         for output in outputs:
+            if isinstance(output, HistoryWanted):
+                self._recall(output)
             if not isinstance(output, ReadingDerived):
                 continue
             self._steps += 1
@@ -177,7 +233,7 @@ class _Trial:
                 output.priority, output.lifespan_ms,
             )  # fmt: skip
             outcome = self._receive(reading, now_ns)
-            record = any(isinstance(one, RecordChosen) for one in outcome)
+            record = self._note_records(outcome, reading)
             self.derived.append(DerivedAt(now_ns / SECOND, reading, output.rule, record))
             self._take(outcome, now_ns)
 
@@ -204,6 +260,22 @@ def _differences(expected: Sequence[ExpectedReading], derived: Sequence[DerivedA
         yield f"{wanted.key} = {wanted.value!r} was expected and was not derived"
     for got in derived[len(expected) :]:
         yield f"{got.reading.key} = {_plain(got.reading.value)!r} at {got.at_s:.3f} s was derived and not expected"
+
+
+def _record_differences(expected: Sequence[ExpectedRecord] | None, recorded: Sequence[RecordChosen]) -> Iterator[str]:
+    for number, (wanted, got) in enumerate(zip(expected or (), recorded, strict=False)):
+        for what, one, other in (
+            ("key", wanted.key, got.reading.key),
+            ("value", wanted.value, got.reading.value),
+            ("rule", wanted.rule, got.rule),
+        ):
+            if one is not None and not _is_alike(one, other):
+                yield f"recorded[{number}].{what}: {one!r} was expected, {other!r} was recorded"
+    if expected is not None:
+        for wanted in expected[len(recorded) :]:
+            yield f"a record of {wanted.key} = {wanted.value!r} was expected and not made"
+        for got in recorded[len(expected) :]:
+            yield f"a record of {got.reading.key} = {got.reading.value!r} was made and not expected"
 
 
 def _is_alike(wanted: Any, got: Any) -> bool:

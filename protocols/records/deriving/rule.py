@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from protocols.base.ids import NodeId
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
+from protocols.records.recordings import Recording
 from protocols.wire.readings import Reading
 
 Partition = Callable[[Reading], object]
@@ -21,13 +22,18 @@ class DerivingRule:
         self.name, self.sources, self.output = name, tuple(sources), output
         self._node, self._partition = node, partition
         self._counts: Counter[str] = Counter()
+        self.recording: Recording | None = None
+        """What is recorded when it derives something."""
         self.definition = ""
         """All that it says, so that two can be compared; empty: nobody has given it. Whoever compiles a rule does."""
 
     @property
     def expressions(self) -> tuple[str, ...]:
-        """The key expressions of its sources that take readings of neighbours."""
-        return tuple(dict.fromkeys(source.keys for source in self.sources if source.source == "any"))
+        """The key expressions of its sources, and of its recording, that take readings of neighbours."""
+        keys = [source.keys for source in self.sources if source.source == "any"]
+        if self.recording is not None and self.recording.source == "any":
+            keys += self.recording.keys
+        return tuple(dict.fromkeys(keys))
 
     @property
     def record_lifespan_ms(self) -> int | None:

@@ -25,6 +25,7 @@ from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.ledger import Ledger
 from protocols.records.pending import OWN
+from protocols.records.recordings import HistoryWanted
 from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
@@ -178,6 +179,8 @@ class Records:
                     self._put(node, host, output)
                 case ReadingDerived():
                     self._publish(node, host, output)
+                case HistoryWanted():  # simulated nodes keep none
+                    host.curator.recalled(output.number, (), True)
                 case _:
                     assert_never(output)
         due_ns = host.curator.next_timer_at()

@@ -69,6 +69,7 @@ class Silence:
     name, expressions = "silence", ("rsu/*/light",)
 
     record_lifespan_ms = None
+    recording = None
 
     def __init__(self) -> None:
         self._last: Reading | None = None

@@ -127,6 +127,7 @@ class Silence:
     """Says that a key was silent for two seconds, and keeps the reading after which it was."""
 
     record_lifespan_ms = None
+    recording = None
 
     def __init__(self, name: str, key: str) -> None:
         self.name, self.expressions, self._key = name, (key,), key
