@@ -33,7 +33,8 @@ from protocols.records.egress.values import (
     with_fields,
     with_wide_window,
 )
-from protocols.wire.readings import EventTime, Reading
+from protocols.records.egress.veil import NotVeiled, Veil
+from protocols.wire.readings import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class KeptBack:
     rule: str
     """The rule that decided; empty: none matched."""
     reason: str
-    """``no rule``, ``dropped``, ``place``, ``count``, ``fields``, ``key`` or ``picture``."""
+    """``no rule``, ``dropped``, ``place``, ``count``, ``fields``, ``described``, ``key`` or ``picture``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,11 @@ class EgressGate:
             changes["when"] = coarsened_time(reading.when, rule.time_s)
             changes["value"] = with_wide_window(reading.value, rule.time_s)
         if rule.time_s is not None or rule.pseudonym_s is not None:
-            value = changes.get("value", reading.value)
-            changes["value"] = with_described(value, lambda described: self._veiled(rule, described))
+            try:
+                value = changes.get("value", reading.value)
+                changes["value"] = with_described(value, Veil(rule, self._pseudonyms).veiled)
+            except NotVeiled:
+                return KeptBack(rule.name, "described")
             changes["sequence"] = self._pseudonyms.of_sequence(reading.origin, reading.key, reading.sequence)
         if rule.pseudonym_s is not None:
             changes |= self._without_names(rule, rule.pseudonym_s, reading)
@@ -119,18 +123,6 @@ class EgressGate:
         if rule.redraws_pictures and (sizes := sizes_bytes(released.value)):
             return WithPictures(rule, released, sum(sizes))
         return released
-
-    def _veiled(self, rule: EgressRule, described: dict[str, Any]) -> dict[str, Any]:
-        """A reading that a pattern describes in its value, as that reading itself would leave."""
-        key, origin, utc_ns = str(described["key"]), str(described["origin"]), described["utc_ns"]
-        sequence = described["sequence"] if type(described["sequence"]) is int else 0
-        veiled = described | {"sequence": self._pseudonyms.of_sequence(origin, key, sequence)}
-        if rule.time_s is not None:
-            veiled["utc_ns"] = coarsened_time(EventTime(utc_ns, 0), rule.time_s).utc_ns
-        if (period_s := rule.pseudonym_s) is not None:
-            chunks = [self._pseudonyms.of_name(chunk, period_s, utc_ns) for chunk in key.split("/")]
-            veiled["key"], veiled["origin"] = "/".join(chunks), self._pseudonyms.of_name(origin, period_s, utc_ns)
-        return veiled
 
     def count(self, rule: str, kept_back: KeptBack | None) -> None:
         """Count what became of a reading in the end."""

@@ -103,7 +103,8 @@ class EgressRule:
     @property
     def looks_at_values(self) -> bool:
         """Whether it matters what is in the value of a reading."""
-        return self.fields is not None or self.min_count is not None or self.time_s is not None or self.redraws_pictures
+        changes = self.fields, self.min_count, self.time_s, self.pseudonym_s
+        return self.redraws_pictures or any(change is not None for change in changes)
 
     def plain(self) -> dict[str, Any]:
         """All fields that are not the default, as plain data, in a fixed order. So a field that a later version adds

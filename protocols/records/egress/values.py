@@ -21,6 +21,7 @@ _FARTHEST: Final = 1_000_000
 """Pixels from the corner of a picture, beyond which nothing was found. No picture is as wide."""
 _SIDES: Final = ("left", "top", "right", "bottom")
 _START, _END, _UNTIL, _COUNT = "start_ns", "end_ns", "until_ns", "count"
+_CONTAINERS: Final = frozenset((dict, list))
 _ENCODED_SHAPE: Final = 1
 """Dimensions of an array that holds an encoded picture."""
 
@@ -76,8 +77,8 @@ def with_described(value: Any, veiled: Callable[[dict[str, Any]], dict[str, Any]
     match value:
         case dict():
             inner = {name: with_described(item, veiled) for name, item in value.items()}
-            return veiled(inner) if inner.keys() == DESCRIBED and type(inner["utc_ns"]) is int else inner
-        case list() if value and type(value[0]) is dict:
+            return veiled(inner) if inner.keys() == DESCRIBED else inner
+        case list() if not _CONTAINERS.isdisjoint(map(type, value)):
             return [with_described(item, veiled) for item in value]
         case _:
             return value

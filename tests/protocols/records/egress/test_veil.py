@@ -1,0 +1,76 @@
+"""What a value says of other readings leaves as these readings would, or not at all."""
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode.records.egress.door import EgressDoor
+from protocols.base.ids import NodeId
+from protocols.base.limits import SECOND
+from protocols.records.egress.gate import EgressGate, KeptBack
+from protocols.records.egress.rules import EgressPolicy, EgressRule
+from protocols.wire.readings import Reading
+from tests.tools.strategies import NOW_UTC_NS, reading
+
+DAY_S = 86_400
+RULE = EgressRule("r", "**", time_s=3_600, pseudonym_s=DAY_S)
+
+
+def judged(rule: EgressRule, one: Reading) -> Any:
+    gate = EgressGate(
+        EgressPolicy([rule]), NodeId("rsu-1"), lambda message: hmac.digest(b"k" * 32, message, hashlib.sha256)
+    )
+    return gate.judged(one)
+
+
+def described(**changed: Any) -> dict[str, Any]:
+    whole = {"key": "veh/veh-9/speed", "origin": "veh-9", "sequence": 17, "utc_ns": NOW_UTC_NS + 123, "value": 3.0}
+    return whole | changed
+
+
+def test_description_behind_a_number_in_a_list_is_veiled() -> None:
+    """An expression such as [value.count, value.readings[0]] makes one."""
+    for value in ([3, described()], {"a": [[1, [described()]]]}):
+        assert "veh-9" not in repr(judged(RULE, reading(value=value)).value)
+
+
+def test_window_within_a_description_has_whole_buckets() -> None:
+    """A pattern over the trips of a vehicle told the second in which each began."""
+    begins_ns = NOW_UTC_NS // (3_600 * SECOND) * 3_600 * SECOND
+    trip = {"start_ns": begins_ns + 5, "end_ns": begins_ns + 10, "until_ns": begins_ns + 11, "count": 3}
+    value = {"first": described(value=trip), "then": described(value=trip)}
+    ends_ns = begins_ns + 3_600 * SECOND
+    whole = {"start_ns": begins_ns, "end_ns": ends_ns, "until_ns": ends_ns, "count": 3}
+    released = judged(RULE, reading(value=value))
+    assert (released.value["first"]["value"], released.value["then"]["value"]) == (whole, whole)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"key": "a/" * 101}, {"key": "a/" * 20 + "a"}, {"key": ["veh", "veh-9"]}, {"origin": "v" * 64}, {"origin": 9},
+        {"utc_ns": 1.5}, {"utc_ns": -1}, {"sequence": "17"},
+    ],
+)  # fmt: skip
+def test_description_of_what_is_no_reading_stays(changed: dict[str, Any]) -> None:
+    """A neighbour sent a key of 8 MB, all slashes, and held up whoever published for 76 s. A time that is no whole
+    number left with all names beside it."""
+    assert judged(RULE, reading(value={"after": described(**changed)})) == KeptBack("r", "described")
+
+
+def test_value_that_describes_more_than_patterns_do_stays() -> None:
+    """Each name costs everybody who publishes 7 µs."""
+    many = [described(key=f"a{number}/b{number}/c{number}") for number in range(200)]
+    assert judged(RULE, reading(value=many)) == KeptBack("r", "described")
+    assert isinstance(judged(RULE, reading(value=many[:16])), Reading), "as many as a repetition has"
+
+
+def test_own_value_that_is_not_yet_plain_is_veiled(tmp_path: Path) -> None:
+    """A tuple leaves as a list, so what is in it must be looked into as in a list."""
+    door = EgressDoor(EgressPolicy([EgressRule("r", "**", pseudonym_s=DAY_S)]), NodeId("rsu-1"), tmp_path)
+    released = door.judged(reading("rsu/rsu-1/x", "rsu-1", value=(described(),)), None)
+    assert isinstance(released, Reading)
+    assert "veh-9" not in repr(released.value)
