@@ -74,6 +74,8 @@ class HistorySegment:
         self.contents = SegmentContents()
         self.last_number = 0
         self.is_sealed = False
+        self.is_complete = False
+        """Whether it has its indexes and summaries, and gets no more readings. It may still have a log."""
         self._has_log = False
         """Whether it is read together with its write-ahead log."""
         self._db: sqlite3.Connection | None = None
@@ -113,7 +115,8 @@ class HistorySegment:
         if row is None:
             raise sqlite3.DatabaseError("the row of the segment is missing")
         self.begun_utc_ns = int(row[0])
-        self.is_sealed = bool(row[1]) and not self._has_log  # otherwise sealing was not finished
+        self.is_complete = bool(row[1])
+        self.is_sealed = self.is_complete and not self._has_log  # otherwise sealing was not finished
         for stream, key, origin in db.execute("SELECT stream, key, origin FROM streams ORDER BY stream"):
             self.contents.name(key, origin, stream)
         for stream, rows, first_ns, last_ns, south, west, north, east in db.execute(
@@ -178,7 +181,8 @@ class HistorySegment:
         which does no harm."""
         db = self._db
         assert db is not None, "it is open for writing"
-        if not db.execute("SELECT sealed FROM segment").fetchone()[0]:
+        self.is_complete = bool(db.execute("SELECT sealed FROM segment").fetchone()[0])
+        if not self.is_complete:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _INDEXES:
@@ -194,6 +198,7 @@ class HistorySegment:
                     with suppress(sqlite3.Error):
                         db.execute("ROLLBACK")
                 raise
+            self.is_complete = True
         if db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             return False
         db.close()

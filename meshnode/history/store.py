@@ -189,7 +189,7 @@ class HistoryStore:
         last = self._segments[-1] if self._segments else None
         if last is not None and not last.is_sealed:
             is_full = last.contents.rows + rows > MAX_ROWS or last.size_bytes() > self._segment_bytes // 2
-            if not is_full and not self._is_over(last, utc_now):
+            if not (is_full or last.is_complete or self._is_over(last, utc_now)):
                 return last
             last.seal()
             self._keep_bounds()

@@ -139,6 +139,26 @@ def test_history_that_is_opened_again_goes_on_and_no_other_process_may_use_it(tm
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
+def test_segment_whose_sealing_was_cut_short_gets_no_more_readings(tmp_path: Path) -> None:
+    """Its summaries are written already, so what was appended after a kill was not found by later lives."""
+    store = opened(tmp_path)
+    store.append([kept(0)], NOW)
+    (segment,) = (tmp_path / "history").glob("*.sqlite")
+    with closing(sqlite3.connect(segment)) as somebody:
+        somebody.execute("BEGIN")
+        somebody.execute("SELECT count(*) FROM heads").fetchone()
+        store.tidy(NOW + 300 * SECOND)  # it is sealed, but its log, which somebody reads, can't be removed
+        shutil.copytree(tmp_path, tmp_path / "killed")
+    store.close()
+    store = opened(tmp_path / "killed")
+    store.append([kept(1, key="veh/a/new"), kept(2)], NOW)
+    store.close()
+    store = opened(tmp_path / "killed")
+    assert sequences(store) == [0, 1, 2]
+    for asked in (sought("veh/a/new", now=NOW), sought("veh/a/x", since=NOW + 1, now=NOW)):
+        assert len(store.find(asked).readings) == 1
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(os.urandom(8_192))
 
