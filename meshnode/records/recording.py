@@ -351,8 +351,11 @@ class Recorder:
 
     def _append(self, chosen: RecordChosen, reading: Reading, alone: bytes | None) -> None:
         """Let a reading wait for the outbox, as it is."""
-        key = chosen.reading.key
-        payer = OWN if chosen.reading.origin == self._node else reading.origin  # the file must not name who may not
+        original, key = chosen.reading, chosen.reading.key
+        if original.origin == self._node:
+            payer = OWN
+        else:  # the file must not name who may not
+            payer = original.origin if self.door is None else self.door.payer(original, _utc_now())
         try:
             encoded = encode_reading(reading) if alone is None else reading_in_alone(alone)
             curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms, payer)

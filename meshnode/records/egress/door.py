@@ -44,6 +44,10 @@ class EgressDoor:
         outcome = self._gate.judged(plain)
         return reading if outcome is plain else outcome
 
+    def payer(self, reading: Reading, utc_now: int) -> str:
+        """See :meth:`EgressGate.payer`."""
+        return self._gate.payer(reading, utc_now)
+
     def draw(self, given: WithPictures, is_own: bool, finished: Finished) -> bool:
         """See :meth:`PictureDrawing.draw`."""
         return self._drawing.draw(given, is_own, finished)

@@ -124,6 +124,15 @@ class EgressGate:
             return WithPictures(rule, released, sum(sizes))
         return released
 
+    def payer(self, reading: Reading, utc_now: int) -> str:
+        """Who pays for the record of a reading that came at ``utc_now``. A pseudonym of its origin, where it must not
+        be named: of the present period, because a reading says of which period it is, and an origin that had a name
+        for each day since 1970 would have a share of the outbox for each."""
+        rule = self.rule_for(reading.key)
+        if rule is None or rule.pseudonym_s is None:
+            return reading.origin
+        return self._pseudonyms.of_name(reading.origin, rule.pseudonym_s, utc_now)
+
     def count(self, rule: str, kept_back: KeptBack | None) -> None:
         """Count what became of a reading in the end."""
         if kept_back is None:

@@ -21,11 +21,12 @@ from meshnode.records.recording import Recorder
 from meshnode.records.running import RunningRecords
 from protocols.access import AccessTable
 from protocols.base.errors import StorageError
+from protocols.base.limits import SECOND
 from protocols.records.egress.gate import WithPictures
 from protocols.records.egress.rules import EgressRule
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import decode_untrusted_record, encode_reading
-from protocols.wire.readings import Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement, Batch, Record
 from protocols.wire.tensors import Tensor
 from tests.meshnode.records.egress.test_pictures import PLATE, decoded, picture
@@ -118,6 +119,22 @@ async def test_planted_secrets_are_in_the_outbox_only_without_a_policy(tmp_path:
             assert dict(node.drops()) == {("", "veh/veh-1/plate", "egress_kept_back"): 1}
         else:
             assert not any(name.startswith("egress") for name in node.statistics())
+
+
+async def test_neighbour_that_claims_many_days_pays_for_all_of_its_records(tmp_path: Path) -> None:
+    """It had another pseudonym on each day, and so as many shares of the outbox as it claimed days."""
+    async with meshnode.open(House(tmp_path).file("veh-1", RULES + POLICY)) as node:
+        for day in range(5):
+            when = EventTime(day * 86_400 * SECOND, 0)
+            recorder_of(node).consider(
+                reading(f"veh/{NEIGHBOUR}/{day}/seen", NEIGHBOUR, value={"count": day}, when=when)
+            )
+        origins = {one.origin for one in await kept(node, 5)}
+        outbox = recorder_of(node).outbox
+        assert outbox is not None
+        payers = {entry.payer for entry in outbox.ledger.entries()}
+        assert (len(origins), len(payers)) == (5, 1)
+        assert NEIGHBOUR not in payers
 
 
 async def test_reading_that_the_policy_does_not_change_is_recorded_in_its_bytes(
