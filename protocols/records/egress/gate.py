@@ -29,7 +29,6 @@ from protocols.records.egress.values import (
     has_count,
     redrawn,
     sizes_bytes,
-    with_described,
     with_fields,
     with_wide_window,
 )
@@ -105,10 +104,12 @@ class EgressGate:
         if rule.time_s is not None or rule.pseudonym_s is not None:
             try:
                 value = changes.get("value", reading.value)
-                changes["value"] = with_described(value, Veil(rule, self._pseudonyms).veiled)
+                changes["value"] = Veil(rule, self._pseudonyms, self._node).over(value, self._said_by(reading))
             except NotVeiled:
                 return KeptBack(rule.name, "described")
-            changes["sequence"] = self._pseudonyms.of_sequence(reading.origin, reading.key, reading.sequence)
+            changes["sequence"] = self._pseudonyms.of_sequence(
+                reading.origin, reading.key, reading.sequence, rule.pseudonym_s, reading.when.utc_ns
+            )
         if rule.pseudonym_s is not None:
             changes |= self._without_names(rule, rule.pseudonym_s, reading)
             if len(changes["key"].encode()) > MAX_KEY_BYTES:
@@ -140,11 +141,15 @@ class EgressGate:
         else:
             self.kept_back[kept_back.rule, kept_back.reason] += 1
 
+    def _said_by(self, reading: Reading) -> str:
+        """See :meth:`Pseudonyms.of_name`."""
+        return "" if reading.origin == self._node else reading.origin
+
     def _without_names(self, rule: EgressRule, period_s: int, reading: Reading) -> dict[str, Any]:
         spelled_out = self._spelled_out[rule.name] - {self._node, reading.origin}
 
         def named(name: str) -> str:
-            return self._pseudonyms.of_name(name, period_s, reading.when.utc_ns)
+            return self._pseudonyms.of_name(name, period_s, reading.when.utc_ns, self._said_by(reading))
 
         chunks = [chunk if chunk in spelled_out else named(chunk) for chunk in reading.key.split("/")]
         return {

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 from protocols.base.errors import InputInvalid
 from protocols.records.egress.coarse import widened
-from protocols.records.patterns.base import DESCRIBED
 from protocols.wire.tensors import Tensor
 
 PixelBox = tuple[float, float, float, float]
@@ -21,7 +20,6 @@ _FARTHEST: Final = 1_000_000
 """Pixels from the corner of a picture, beyond which nothing was found. No picture is as wide."""
 _SIDES: Final = ("left", "top", "right", "bottom")
 _START, _END, _UNTIL, _COUNT = "start_ns", "end_ns", "until_ns", "count"
-_CONTAINERS: Final = frozenset((dict, list))
 _ENCODED_SHAPE: Final = 1
 """Dimensions of an array that holds an encoded picture."""
 
@@ -70,18 +68,6 @@ def has_count(value: Any, least: int) -> bool:
         return False
     count = value.get(_COUNT)
     return type(count) is int and count >= least
-
-
-def with_described(value: Any, veiled: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """The value with ``veiled`` in place of each reading that it describes, as what patterns derive does."""
-    match value:
-        case dict():
-            inner = {name: with_described(item, veiled) for name, item in value.items()}
-            return veiled(inner) if inner.keys() == DESCRIBED else inner
-        case list() if not _CONTAINERS.isdisjoint(map(type, value)):
-            return [with_described(item, veiled) for item in value]
-        case _:
-            return value
 
 
 def with_wide_window(value: Any, bucket_s: int) -> Any:

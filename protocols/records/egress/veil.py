@@ -7,11 +7,13 @@ does not leave.
 
 from typing import Any, Final
 
+from protocols.base.ids import NodeId
 from protocols.base.limits import MAX_KEY_BYTES, MAX_KEY_CHUNKS
 from protocols.records.egress.coarse import coarsened_time
 from protocols.records.egress.pseudonyms import Pseudonyms
 from protocols.records.egress.rules import EgressRule
 from protocols.records.egress.values import with_wide_window
+from protocols.records.patterns.base import DESCRIBED
 from protocols.wire.readings import EventTime
 
 MAX_HASHES: Final = 512
@@ -19,6 +21,7 @@ MAX_HASHES: Final = 512
 receives on this node waits for it. Sixteen readings, as a repetition has at most, take a hundred. Without a bound one
 key of 8 MB, all slashes, took 76 s."""
 _MAX_ID_CHARS: Final = 63
+_CONTAINERS: Final = frozenset((dict, list))
 
 
 class NotVeiled(Exception):
@@ -28,37 +31,53 @@ class NotVeiled(Exception):
 class Veil:
     """The veil over the value of one reading."""
 
-    def __init__(self, rule: EgressRule, pseudonyms: Pseudonyms) -> None:
-        self._rule, self._pseudonyms = rule, pseudonyms
-        self._known: dict[tuple[str, int], str] = {}
-        """Pseudonyms by name and time."""
+    def __init__(self, rule: EgressRule, pseudonyms: Pseudonyms, node: NodeId) -> None:
+        self._rule, self._pseudonyms, self._node = rule, pseudonyms, node
+        self._known: dict[tuple[str, str, int], str] = {}
+        """Pseudonyms by name, who said it, and time."""
         self._hashes = 0
 
-    def veiled(self, described: dict[str, Any]) -> dict[str, Any]:
-        """A description, as the reading itself would leave.
+    def over(self, value: Any, said_by: str) -> Any:
+        """The value with each reading that it describes as that reading itself would leave. ``said_by``: the neighbour
+        that says all this; empty: this node does.
 
-        :raises NotVeiled: it can't be veiled, so the value must not leave.
+        :raises NotVeiled: it must not leave.
         """
+        match value:
+            case dict():
+                if value.keys() == DESCRIBED:
+                    return self._veiled(value, said_by)
+                return {name: self.over(item, said_by) for name, item in value.items()}
+            case list() if not _CONTAINERS.isdisjoint(map(type, value)):
+                return [self.over(item, said_by) for item in value]
+            case _:
+                return value
+
+    def _veiled(self, described: dict[str, Any], said_by: str) -> dict[str, Any]:
         key, origin, sequence, utc_ns = (described[field] for field in ("key", "origin", "sequence", "utc_ns"))
         is_reading = _is_text(key, MAX_KEY_BYTES) and _is_text(origin, _MAX_ID_CHARS) and _is_count(sequence, utc_ns)
         if not is_reading or key.count("/") >= MAX_KEY_CHUNKS:
             raise NotVeiled
         rule = self._rule
+        within = said_by or ("" if origin == self._node else origin)  # who chose the key and the value
         self._count()
-        veiled = described | {"sequence": self._pseudonyms.of_sequence(origin, key, sequence)}
+        veiled = described | {
+            "value": self.over(described["value"], within),
+            "sequence": self._pseudonyms.of_sequence(origin, key, sequence, rule.pseudonym_s, utc_ns),
+        }
         if rule.time_s is not None:
             veiled["utc_ns"] = coarsened_time(EventTime(utc_ns, 0), rule.time_s).utc_ns
-            veiled["value"] = with_wide_window(described["value"], rule.time_s)
+            veiled["value"] = with_wide_window(veiled["value"], rule.time_s)
         if (period_s := rule.pseudonym_s) is not None:
-            veiled["key"] = "/".join([self._named(chunk, period_s, utc_ns) for chunk in key.split("/")])
-            veiled["origin"] = self._named(origin, period_s, utc_ns)
+            veiled["key"] = "/".join([self._named(chunk, period_s, utc_ns, within) for chunk in key.split("/")])
+            veiled["origin"] = self._named(origin, period_s, utc_ns, said_by)
         return veiled
 
-    def _named(self, name: str, period_s: int, utc_ns: int) -> str:
-        known = self._known.get((name, utc_ns))
+    def _named(self, name: str, period_s: int, utc_ns: int, said_by: str) -> str:
+        known = self._known.get((name, said_by, utc_ns))
         if known is None:
             self._count()
-            known = self._known[name, utc_ns] = self._pseudonyms.of_name(name, period_s, utc_ns)
+            known = self._known[name, said_by, utc_ns] = self._pseudonyms.of_name(name, period_s, utc_ns, said_by)
         return known
 
     def _count(self) -> None:

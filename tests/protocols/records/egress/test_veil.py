@@ -74,3 +74,39 @@ def test_own_value_that_is_not_yet_plain_is_veiled(tmp_path: Path) -> None:
     released = door.judged(reading("rsu/rsu-1/x", "rsu-1", value=(described(),)), None)
     assert isinstance(released, Reading)
     assert "veh-9" not in repr(released.value)
+
+
+# --- names that others say -------------------------------------------------------------------------------------------
+def test_neighbour_can_not_have_the_name_of_another_one_translated() -> None:
+    """One reading with the names of a fleet, once for each day, was a dictionary for whoever reads the records."""
+    rule = EgressRule("r", "veh/**", pseudonym_s=DAY_S)
+    of_itself = judged(rule, reading("veh/veh-9/speed", "veh-9")).origin
+    rogue = "veh-6"
+    asked = (
+        reading(f"veh/{rogue}/veh-9", rogue),
+        reading(f"veh/{rogue}/x", rogue, value=[described()]),
+        reading(f"veh/{rogue}/x", rogue, value={"first": described(origin=rogue, value=described())}),
+        reading("veh/rsu-1/x", "rsu-1", value=described(origin=rogue, key=f"veh/{rogue}/veh-9")),
+        reading("veh/rsu-1/x", "rsu-1", value=described(origin=rogue, key="a", value=described())),
+    )
+    for one in asked:
+        assert of_itself not in repr(judged(rule, one))
+
+
+def test_what_this_node_says_of_others_belongs_to_their_records() -> None:
+    """It has seen who they are, so that they can be found beside what patterns say of them."""
+    rule = EgressRule("r", "veh/**", pseudonym_s=DAY_S)
+    of_itself = judged(rule, reading("veh/veh-9/speed", "veh-9", sequence=17))
+    said = judged(rule, reading("veh/rsu-1/x/veh-9", "rsu-1", value=described()))
+    assert (said.value["origin"], said.value["sequence"]) == (of_itself.origin, of_itself.sequence)
+    assert said.value["key"].split("/")[1] == said.key.split("/")[3] == of_itself.origin
+
+
+def test_sequence_does_not_tell_which_names_of_two_rules_are_one() -> None:
+    """A pattern's record by the hour told whose the records by the day are, or even those with names."""
+    one = reading("veh/veh-9/speed", "veh-9", sequence=17)
+    sequences = {
+        judged(EgressRule("r", "**", **how), one).sequence  # type: ignore[arg-type]
+        for how in ({"pseudonym_s": 3_600}, {"pseudonym_s": DAY_S}, {"time_s": 60})
+    }
+    assert len(sequences) == 3
