@@ -2,7 +2,8 @@
 
 A function is called once for each reading that comes while it is wanted, and never for what was derived through itself:
 what it publishes has ``function NAME`` first in its lineage. A reading whose lineage has no room for that step makes no
-call, and is counted. So is one that gives way to newer ones, because too many wait for their turn.
+call, and is counted. So is one that gives way to newer ones, because too many wait for their turn: the oldest of the
+node that has most of them there.
 
 All lines of a call are published, or none: each is checked before the first one is.
 """

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from protocols.base.shares import Shares
 from protocols.wire.readings import Reading
 
 
 class Subscription:
     """Readings of one key expression. Iterate with ``async for``, unless it was made with a callback.
 
-    The queue is bounded: a reader that falls behind loses the oldest readings (with ``conflate``, the older one of the
-    same key), and :attr:`dropped` says how many. Leaving the ``with`` block, or :meth:`close`, ends it.
+    The queue is bounded: a reader that falls behind loses the oldest readings of the node that has most of them there
+    (with ``conflate``, the older one of the same key), and :attr:`dropped` says how many. So a node that floods the
+    queue loses its own. Leaving the ``with`` block, or :meth:`close`, ends it.
     """
 
     def __init__(self, expression: str, depth: int, conflate: bool, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -27,6 +29,8 @@ class Subscription:
         self._lock = threading.Lock()
         self._waiting: deque[Reading] = deque()
         self._newest: dict[tuple[str, str], Reading] = {}
+        self._held: Shares[str] = Shares()
+        """What waits, by origin."""
         self._arrived = asyncio.Event()
         self._asleep = False
         self._closed = False
@@ -46,18 +50,24 @@ class Subscription:
                         self._newest[stream] = reading
                     self.dropped += 1
                     return
-                if len(self._newest) >= self._depth:
-                    del self._newest[next(iter(self._newest))]
-                    self.dropped += 1
                 self._newest[stream] = reading
             else:
-                if len(self._waiting) >= self._depth:
-                    self._waiting.popleft()
-                    self.dropped += 1
                 self._waiting.append(reading)
+            self._held.add(reading.origin)
+            if self._held.total > self._depth:
+                self._give_way(self._held.largest())
             wake, self._asleep = self._asleep, False
         if wake:
             self._wake()
+
+    def _give_way(self, origin: str) -> None:
+        """Drop the oldest reading of an origin."""
+        if self._conflate:
+            del self._newest[next(stream for stream in self._newest if stream[0] == origin)]
+        else:
+            del self._waiting[next(at for at, waiting in enumerate(self._waiting) if waiting.origin == origin)]
+        self._held.remove(origin)
+        self.dropped += 1
 
     def _wake(self) -> None:
         assert self._loop is not None
@@ -68,10 +78,11 @@ class Subscription:
 
     def _next(self) -> Reading | None:
         with self._lock:
-            if self._newest:
-                return self._newest.pop(next(iter(self._newest)))
-            if self._waiting:
-                return self._waiting.popleft()
+            if self._held.total:
+                first = next(iter(self._newest), None)
+                reading = self._waiting.popleft() if first is None else self._newest.pop(first)
+                self._held.remove(reading.origin)
+                return reading
             self._asleep = True
             return None
 

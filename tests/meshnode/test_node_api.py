@@ -210,6 +210,24 @@ async def test_reader_that_conflates_gets_the_newest_of_each_origin() -> None:
     assert subscription.dropped == 16
 
 
+@pytest.mark.parametrize("conflate", [False, True])
+async def test_node_that_floods_a_reader_loses_its_own_readings(conflate: bool) -> None:
+    """One neighbour took all places of a function or an application, and what others said was never seen."""
+    subscription = Subscription("**", 10, conflate, asyncio.get_running_loop())
+    for number in range(3):
+        subscription.take(reading(f"veh/veh-2/{number}", "veh-2"))
+    for number in range(50):
+        subscription.take(reading(f"veh/veh-6/{number}", "veh-6"))
+    for origin in ("veh-3", "veh-4"):
+        subscription.take(reading(f"veh/{origin}/0", origin))
+    keys = [(await subscription.next(1)).key for _ in range(10)]
+    of_rogue = [f"veh/veh-6/{number}" for number in range(45, 50)]
+    assert keys == [*(f"veh/veh-2/{number}" for number in range(3)), *of_rogue, "veh/veh-3/0", "veh/veh-4/0"]
+    assert subscription.dropped == 45
+    with pytest.raises(TimeoutError):
+        await subscription.next(0)
+
+
 async def test_reader_that_falls_behind_loses_the_oldest_and_knows_how_many(opened: Open) -> None:
     """Memory is bounded, and nothing is lost silently."""
     node = await opened("veh-1")
