@@ -1,9 +1,9 @@
 """Takes readings for the history on any thread, and writes them on a thread of its own.
 
 Whoever publishes or receives a reading appends it to a bounded queue and goes on. The thread writes what has gathered
-for ``GATHER_S``, or sooner when the queue is a quarter full. What has no room is dropped and counted as
-``history_behind``. A disk that is full or fails is a trouble: what was to be written then is dropped as
-``history_failed``, and the next group is tried again.
+for ``GATHER_S``, or sooner when the queue is a quarter full. When there is no room, the oldest readings of the node
+that has most in the queue are dropped and counted as ``history_behind``. A disk that is full or fails is a trouble:
+what was to be written then is dropped as ``history_failed``, and the next group is tried again.
 
 A value that may still change, or that keeps a whole frame in memory, is encoded before it waits.
 """
@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from meshnode.history.store import HistoryStore
 from meshnode.troubles import Troubles
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.base.keys import matches
+from protocols.base.shares import SharedRows
 from protocols.records.last_chosen import LastChosen
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
@@ -65,8 +66,11 @@ class HistoryKeeper:
         self._troubles, self._dropped = troubles, dropped
         self._last = LastChosen()
         self._lock = threading.Lock()
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_bytes = 0
+        self._number = 0
+        """Of the reading that came last."""
+        self._waiting: dict[int, _Waiting] = {}
+        self._shared: SharedRows[str, int] = SharedRows()
+        """Their bytes, by origin. What is smaller counts as one of ``MAX_WAITING``, so that both bounds are one."""
         self._came, self._hurry = threading.Event(), threading.Event()
         self._closing = False
         self._counters: Counter[str] = Counter({"stored": 0, "behind": 0, "failed": 0, "too_large": 0})
@@ -115,15 +119,20 @@ class HistoryKeeper:
         with self._lock:
             if self._min_interval_ns and not self._is_due(key, reading.origin):
                 return
-            has_room = len(self._waiting) < MAX_WAITING and self._waiting_bytes + size_bytes <= MAX_WAITING_BYTES
-            if has_room:
-                self._waiting.append(waiting)
-                self._waiting_bytes += size_bytes
-        if not has_room:
-            self._count(key, "behind")
-        elif not self._came.is_set():
+            self._number += 1
+            self._waiting[self._number] = waiting
+            self._shared.add(waiting.origin, self._number, max(size_bytes, MAX_WAITING_BYTES // MAX_WAITING))
+            gave_way = []
+            while self._shared.shares.total > MAX_WAITING_BYTES:
+                number = self._shared.next_to_go()
+                self._shared.remove(number)
+                gave_way.append(self._waiting.pop(number))
+            is_much = self._shared.shares.total >= MAX_WAITING_BYTES // 4
+        for gone in gave_way:
+            self._count(gone.key, "behind")
+        if not self._came.is_set():
             self._came.set()
-        elif len(self._waiting) >= MAX_WAITING // 4 or self._waiting_bytes >= MAX_WAITING_BYTES // 4:
+        elif is_much:
             self._hurry.set()
 
     def _is_due(self, key: str, origin: str) -> bool:
@@ -163,8 +172,7 @@ class HistoryKeeper:
 
     def _write(self) -> None:
         with self._lock:
-            group, self._waiting = self._waiting, deque()
-            self._waiting_bytes = 0
+            group, self._waiting, self._shared = tuple(self._waiting.values()), {}, SharedRows()
             self._came.clear()
             if not self._closing:
                 self._hurry.clear()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -348,6 +349,27 @@ def test_readings_that_the_disk_is_too_slow_for_are_counted(tmp_path: Path, monk
     keeper.close()
     assert drops[50:] == [("veh/a/x", "history_too_large")] * 2
     shutil.rmtree(tmp_path / "history")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_neighbour_that_floods_the_way_to_the_disk_loses_its_own_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a disk was slow, what one neighbour sent in a second kept everything else out of the history."""
+    monkeypatch.setattr("meshnode.history.keeping.MAX_WAITING", 100)
+    drops: Counter[str] = Counter()
+    store = HistoryStore(tmp_path / "history", 16 * MIB, 3_600 * SECOND)
+    keeper = HistoryKeeper(store, ["**"], 0, Troubles(), lambda key, reason: drops.update([key]))
+    for number in range(200):  # before its thread runs
+        keeper.consider(reading("veh/rogue/x", "rogue", number))
+        if number >= 180:
+            keeper.consider(reading("veh/b/x", "b", number))
+    assert drops == {"veh/rogue/x": 120}
+    keeper.start()
+    eventually(lambda: keeper.statistics()["history_stored"] == 100, "all that waited are stored")
+    kept_sequences = [one.sequence for one in store.find(sought(origin="rogue", now=NOW)).decoded.readings]
+    keeper.close()
+    assert sorted(kept_sequences) == list(range(120, 200)), "the newest"
 
 
 @pytest.mark.usefixtures("hasty")
