@@ -125,7 +125,8 @@ class Function:
                 f"{form.key!r} is none of the keys that it may publish ({allowed or 'none'}): set 'publishes'"
             )
         sensor = form.sensor if form.sensor != "http" else self._mark
-        lineage = (self._mark, *(form.lineage or reading.how.lineage))
+        # What it says itself comes before what was, not in its place: two functions would call each other for ever.
+        lineage = tuple(dict.fromkeys((self._mark, *form.lineage, *reading.how.lineage)))
         how = Provenance(sensor, form.unit, form.quality, form.calibration, lineage)
         where = form.position or reading.where
         checked_publication(form.key, how, where, form.priority, form.lifespan_ms, form.hops)

@@ -81,6 +81,15 @@ async def test_what_a_function_published_does_not_call_it_again(opened: Opened) 
         assert count(node, "published") == 2
 
 
+async def test_function_that_says_a_lineage_of_its_own_does_not_hide_that_of_its_reading(opened: Opened) -> None:
+    """Two functions that did so called each other 130 times a second, for ever."""
+    program = """echo '{"key": "rsu/rsu-1/sign", "value": 1, "lineage": ["mine", "brakes"]}'"""
+    async with opened(program, 'publishes = "rsu/**"') as node:
+        heard = node.subscribe("rsu/*/sign")
+        node.publish("rsu/rsu-1/hotspot", 0, lineage=("function g", "brakes"))
+        assert (await heard.next(10.0)).how.lineage == ("function f", "mine", "brakes", "function g")
+
+
 @pytest.mark.parametrize(
     "bad",
     ["this is no reading", '{"key": "veh/other/x", "value": 1}', '{"key": "rsu/rsu-1/x", "value": 1, "priority": 9}'],
