@@ -12,6 +12,10 @@ from protocols.readings.matching import KeyPattern
 
 MAX_STREAMS: Final = 2_048
 """Of one segment. A node that publishes on ever new keys must not fill the memory of this one."""
+MAX_OPENED: Final = 1_024
+"""Streams that one question opens, in all segments together. Each takes 50 µs before there is a first row, and who asks
+can't be answered meanwhile: a neighbour with 2,048 streams from pole to pole in each segment made a question for a box
+take 1.6 s."""
 OTHERS: Final = 0
 """The stream of all readings whose own has no summary."""
 
@@ -64,6 +68,14 @@ class Selection:
         self.query, self.bounds = query, query.bounds
         self._pattern, self._permits = KeyPattern(query.expression), permits
         self._known: dict[str, bool] = {}
+        self._opened = 0
+
+    def may_open(self, streams: int) -> bool:
+        """Whether so many further streams may be opened for this question. They count then."""
+        if self._opened + streams > MAX_OPENED:
+            return False
+        self._opened += streams
+        return True
 
     def wants(self, key: str, origin: str) -> bool:
         """Whether readings of this stream answer it."""

@@ -254,7 +254,8 @@ class SegmentReader:
             return self._unsealed_rows(selection, streams)
         rows = sum(summary.rows for summary in matching)
         scanned = min(self._contents.rows, selection.query.limit * self._contents.rows // rows)
-        if selection.query.box is None and scanned <= _OPENING_ROWS * len(streams):
+        is_cheap = selection.query.box is None and scanned <= _OPENING_ROWS * len(streams)
+        if is_cheap or not selection.may_open(len(streams)):
             return self._scanned_rows(selection)
         newest_first = selection.query.newest_first
         sources = (

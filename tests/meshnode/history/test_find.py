@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.history import contents, segment
+from meshnode.history.merging import Row
 from meshnode.history.query import (
     LAST_UTC_NS,
     HistoryQuery,
@@ -83,10 +85,40 @@ def answer(readings: list[Reading], query: HistoryQuery) -> list[Reading]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments of a few readings, of which few streams have a summary."""
+    """Segments of a few readings, of which few streams have a summary, and fewer are opened."""
     monkeypatch.setattr(segment, "MAX_ROWS", 6)
     monkeypatch.setattr("meshnode.history.store.MAX_ROWS", 6)
     monkeypatch.setattr(contents, "MAX_STREAMS", 3)
+    monkeypatch.setattr(contents, "MAX_OPENED", 4)
+
+
+def test_neighbour_with_many_wide_streams_does_not_hold_up_a_question_for_a_box(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All streams were opened before the first row was looked at, however long that took."""
+    opened: list[int] = []
+    stream_rows = segment.SegmentReader._stream_rows
+
+    def counted(reader: segment.SegmentReader, selection: contents.Selection, stream: int) -> Iterator[Row]:
+        opened.append(stream)
+        return stream_rows(reader, selection, stream)
+
+    monkeypatch.setattr(segment.SegmentReader, "_stream_rows", counted)
+    store = HistoryStore(tmp_path, 1 << 28, 16 * SECOND)
+    store.open(NOW)
+    corners, inside = (Position(-90.0, -180.0, 1.0), Position(90.0, 180.0, 1.0)), Position(48.0, 11.0, 1.0)
+    for second in range(2):
+        wide = [
+            Reading(f"rogue/{number}", "rogue", 1, 1, where, EventTime(number, 0), HOW)
+            for number in range(600) for where in corners
+        ]  # fmt: skip
+        store.append([kept(one) for one in wide], UtcNs(NOW + second * SECOND))
+        store.tidy(NOW + (second + 1) * SECOND)
+    store.append([kept(Reading("a/b", "v1", 1, 1, inside, EventTime(5, 0), HOW))], UtcNs(NOW + 2 * SECOND))
+    store.tidy(NOW + 3 * SECOND)
+    page = store.find(sought(box=(47, 10, 49, 12), now=NOW), patience_s=60)
+    assert ([one.key for one in page.decoded.readings], page.cursor) == (["a/b"], None)
+    assert len(opened) <= contents.MAX_OPENED
 
 
 @settings(max_examples=60, derandomize=not EXPLORE)
