@@ -10,12 +10,14 @@ the bytes in which it came.
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
+from typing import Final
 
 from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.receipts import CertificateMissing, ReceiptCheck
 from cloud_relay.store.receipts import StorableReceipt
 from cloud_relay.store.rows import MAX_INTEGER, Cost, RecordUnsuitable, row_of
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from meshnode.identity.packing import unpacked_untrusted
 from protocols.access import AccessTable
 from protocols.base.errors import ReceiptWrong, RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity
@@ -23,15 +25,18 @@ from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.base.sequences import MAX_INCARNATION
 from protocols.records.receipts.checking import SENDERS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
+from protocols.wire.encoding.messagepack import untrusted_frame_number
+from protocols.wire.frame import number_of
 from protocols.wire.membership import MAJOR
 from protocols.wire.parcels import decode_untrusted_record
-from protocols.wire.records import Acknowledgement, Batch, RefusedRecord, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, PackedBatch, RefusedRecord, RelayRefusal
 
 COMMIT_TIMEOUT_S = 8.0
 """A disk that is slower than this is as good as full. The bound is below the node's own time-out, so that the node
 learns why."""
 MAX_BATCH_CONTAINERS = 32_768
 """Lists and dicts in the values of one batch. A batch of 1 MiB could have a million, which took 0.9 s."""
+_PACKED: Final = number_of(PackedBatch)
 _REQUIRED = (
     'records without a receipt are refused here ([ingest] receipts = "required"): update the node to a version that '
     "makes receipts"
@@ -74,6 +79,8 @@ class Ingest:
     def _answer(self, peer: PeerIdentity, data: bytes, *, carried: bool) -> Acknowledgement | RelayRefusal:
         if peer.role not in SENDERS:
             return RelayRefusal("identity", f"a {peer.role} sends no records: use a certificate of a vehicle or rsu")
+        if untrusted_frame_number(data) == _PACKED:
+            data = _unpacked_untrusted(data)
         major = _untrusted_major(data)
         if major is not None and major != MAJOR:
             return RelayRefusal("version", f"this relay speaks version {MAJOR}, the node {major}: update the older one")
@@ -95,6 +102,12 @@ class Ingest:
                 return RelayRefusal("receipt", _REQUIRED)
             taken = storable(batch, peer, self._access, receipt)
         return self._store.submit(replace(taken, carried=carried)).result(COMMIT_TIMEOUT_S)
+
+
+def _unpacked_untrusted(data: bytes) -> bytes:
+    frame = decode_untrusted_relay_frame(data)
+    assert isinstance(frame, PackedBatch), "its number says so"
+    return unpacked_untrusted(frame.data)
 
 
 def decode_untrusted_batch(data: bytes) -> Batch:

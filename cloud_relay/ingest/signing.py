@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from meshnode.identity.sealing import SealingKey, can_compress
+from meshnode.identity.packing import can_pack
+from meshnode.identity.sealing import SealingKey
 from meshnode.identity.signatures import SigningKey, read_authority, read_signing_key, untrusted_certified_key
 from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError
@@ -46,7 +47,7 @@ class RelaySigner:
     ) -> None:  # fmt: skip
         """``clock`` gives UTC nanoseconds. :raises IdentityError: a file can't be used."""
         self._files, self._mesh, self._node, self._clock = files, mesh, node, clock
-        self._body = encode_relay_key(RelayKey(SUITE, sealing_key.public_key, can_compress()))
+        self._body = encode_relay_key(RelayKey(SUITE, sealing_key.public_key, can_pack()))
         self._lock = threading.Lock()
         self._version = 0
         self._key: SigningKey

@@ -14,6 +14,7 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple, assert_never
 
+from meshnode.identity.packing import packed
 from meshnode.links.transport import Requester
 from meshnode.records.outbox import Outbox
 from meshnode.records.way import Permission, Way
@@ -34,7 +35,8 @@ from protocols.records.events import (
 from protocols.records.ledger import BatchPlan
 from protocols.records.receipts.sealing import BatchSealer
 from protocols.records.uplink import Uplink, decode_untrusted_answer
-from protocols.wire.records import Record
+from protocols.wire.codec import encode_frame
+from protocols.wire.records import PackedBatch, Record, RelayRefusal
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class UplinkDriver:
         self._permission = Permission(None)
         self._machine = Uplink(outbox.ledger, node, incarnation, random, sealer, bytes_per_s)
         self._requester: Requester | None = None
+        self._takes_packed = True
+        """Whether the relay at the other end may take packed batches: it has not refused one."""
         self._closed = False
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
@@ -219,7 +223,15 @@ class UplinkDriver:
         if self._closed:
             requester.close()
             raise TransportError("the uplink was stopped")
-        return requester.request(frame, request.timeout_s)
+        smaller = packed(frame) if self._takes_packed and request.plan.sequences else None
+        if smaller is None:
+            return requester.request(frame, request.timeout_s)
+        answer = requester.request(encode_frame(PackedBatch(smaller)), request.timeout_s)
+        if not _is_malformed(answer):
+            return answer
+        answer = requester.request(frame, request.timeout_s)
+        self._takes_packed = _is_malformed(answer)  # an older relay takes it only so; a bad batch it takes in no way
+        return answer
 
     def _close(self) -> None:
         self._closed = True
@@ -227,8 +239,14 @@ class UplinkDriver:
 
     def _hang_up(self) -> None:
         requester, self._requester = self._requester, None
+        self._takes_packed = True
         if requester is not None:
             requester.close()
+
+
+def _is_malformed(answer: bytes) -> bool:
+    frame = decode_untrusted_answer(answer)
+    return isinstance(frame, RelayRefusal) and frame.code == "malformed"
 
 
 def _now() -> MonotonicNs:

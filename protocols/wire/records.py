@@ -87,6 +87,14 @@ class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
             last = fate.last
 
 
+class PackedBatch(Frame, frozen=True, array_like=True, gc=False, tag=75):
+    """From node to relay: a :class:`Batch`, compressed with Zstandard. A relay that does not take it refuses it as
+    ``malformed``, and gets the batch as it is."""
+
+    data: Annotated[bytes, Meta(min_length=1, max_length=limits.MAX_EXCHANGE_BYTES)]
+    """The frame of the batch, as one frame of Zstandard that says how large its content is."""
+
+
 class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):
     """A record that the relay will never take."""
 
@@ -113,4 +121,4 @@ class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
 
 RelayFrame = Batch | Acknowledgement | RelayRefusal
 
-FRAMES: Final[tuple[type[Frame], ...]] = (Batch, Acknowledgement, RelayRefusal)
+FRAMES: Final[tuple[type[Frame], ...]] = (Batch, Acknowledgement, RelayRefusal, PackedBatch)

@@ -1,6 +1,7 @@
 """What one node of the mesh can cost a real relay, and everybody else there."""
 
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import zstandard
 from msgspec import Raw
 from msgspec.structs import replace
 
@@ -21,7 +23,7 @@ from protocols.base.limits import MAX_BATCH_BYTES, MAX_ELEMENTS, MAX_FRAME_BYTES
 from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
-from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, PackedBatch, Record, RelayRefusal
 from tests.tools.relay_fixture import EVERYTHING, RelayInProcess, RelayProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
 MAX_GROWTH_BYTES: Final = 80 * 1024 * 1024
@@ -168,3 +170,26 @@ def test_relay_process_holds_uploads_against_the_rules_of_its_configuration(tmp_
     with relay, relay.requester() as node:
         answer = decode_untrusted_relay_frame(node.request(encode_frame(batch(2, key="fleet/v-1/speed")), 20))
         assert answer == Acknowledgement((2,))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"garbage", "badly compressed"),
+        (zstandard.compress(bytes(64 * 1024 * 1024)), "would have 67108864 bytes"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1_000)), "at most"),
+        (zstandard.compress(encode_frame(Acknowledgement((1,)))), "batches only"),
+        (zstandard.compress(encode_frame(PackedBatch(zstandard.compress(b"again")))), "batches only"),
+    ],
+)
+def test_packed_batch_that_is_none_is_refused_cheaply(relay: RelayInProcess, data: bytes, why: str) -> None:
+    """64 MiB of zeros are two kilobytes when they are packed."""
+    peer = PeerIdentity(MeshName("demo"), Role.VEHICLE, NodeId("v-1"))
+    tracemalloc.start()
+    answer = decode_untrusted_relay_frame(relay.ingest.answer(peer, encode_frame(PackedBatch(data))))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(answer, RelayRefusal)
+    assert answer.code == "malformed"
+    assert why in answer.detail
+    assert most < 4 * 1024 * 1024

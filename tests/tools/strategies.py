@@ -42,7 +42,16 @@ from protocols.wire.inference import (
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
-from protocols.wire.records import Acknowledgement, Batch, Fate, Receipt, Record, RefusedRecord, RelayRefusal
+from protocols.wire.records import (
+    Acknowledgement,
+    Batch,
+    Fate,
+    PackedBatch,
+    Receipt,
+    Record,
+    RefusedRecord,
+    RelayRefusal,
+)
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
@@ -237,6 +246,7 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     RelayKeyTold: st.builds(RelayKeyTold, U64, st.binary(min_size=1, max_size=64)),
     CarriedBatch: st.builds(CarriedBatch, IDS, _KEY_IDS, st.binary(min_size=1, max_size=64)),
     CarriedReply: st.builds(CarriedReply, st.binary(min_size=1, max_size=64)),
+    PackedBatch: st.builds(PackedBatch, st.binary(min_size=1, max_size=64)),
 }
 
 # --- builders ------------------------------------------------------------------------------------------------------

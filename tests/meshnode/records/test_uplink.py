@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from meshnode.identity.packing import unpacked_untrusted
 from meshnode.links.transport import Address
 from meshnode.records.outbox import Outbox
 from meshnode.records.uplink import UplinkDriver
@@ -22,7 +23,7 @@ from protocols.records.curated import Curated
 from protocols.records.events import UplinkState
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
-from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, PackedBatch, RelayRefusal
 from tests.tools.eventually import until
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
@@ -103,14 +104,14 @@ async def test_uplink_relay_that_refuses_everything_costs_no_record(tmp_path: Pa
         batch = decode_untrusted_relay_frame(frame)
         if asked == 1:
             return encode_frame(Acknowledgement(()))  # takes the introduction
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, Batch | PackedBatch)
         return encode_frame(RelayRefusal("malformed", "everything"))
 
     async with uplinked(tmp_path / "o.sqlite", confused) as (outbox, uplink):
         await outbox.put(*(curated(n) for n in range(1, 9)))
         await until(lambda: uplink.state is UplinkState.REFUSED)
         assert outbox.pending == 8
-        assert asked <= 8, "and it is not asked in a loop"
+        assert asked <= 14, "and it is not asked in a loop"
 
 
 @pytest.mark.parametrize("code", ["version", "identity", "a newer word"])
@@ -148,6 +149,45 @@ async def test_uplink_senseless_answer_changes_nothing(tmp_path: Path, response:
         await outbox.put(curated(1))
         await until(lambda: uplink.statistics()["batches_failed"] > 0)
         assert outbox.pending == 1
+
+
+async def test_uplink_packs_batches_for_a_relay_that_takes_them(relay: RelayInProcess, tmp_path: Path) -> None:
+    """Records of one kind are much alike, and the way to the relay may be paid for by the byte."""
+    answer, sent = direct(relay), [0, 0]
+
+    def seen(frame: bytes) -> bytes:
+        batch = decode_untrusted_relay_frame(frame)
+        if isinstance(batch, PackedBatch):
+            sent[0] += len(frame)
+            sent[1] += len(unpacked_untrusted(batch.data))
+        return answer(frame)
+
+    async with uplinked(tmp_path / "o.sqlite", seen) as (outbox, _):
+        await outbox.put(*(curated(number) for number in range(1, 200)))
+        await until(lambda: outbox.pending == 0)
+    assert relay.store.statistics()["stored"] == 199
+    assert 0 < 3 * sent[0] < sent[1]
+
+
+async def test_uplink_sends_batches_as_they_are_to_a_relay_that_takes_none_packed(
+    relay: RelayInProcess, tmp_path: Path
+) -> None:
+    """An older one calls the frame malformed. That must not look like a record that nobody can read."""
+    answer, packed = direct(relay), []
+
+    def older(frame: bytes) -> bytes:
+        if isinstance(decode_untrusted_relay_frame(frame), PackedBatch):
+            packed.append(frame)
+            return encode_frame(RelayRefusal("malformed", "frame 75 is not known"))
+        return answer(frame)
+
+    async with uplinked(tmp_path / "o.sqlite", older) as (outbox, uplink):
+        for number in range(1, 50, 7):
+            await outbox.put(*(curated(each) for each in range(number, number + 7)))
+            await until(lambda: outbox.pending == 0)
+        assert uplink.state is UplinkState.CONNECTED
+    assert relay.store.statistics()["stored"] == 49
+    assert len(packed) == 1
 
 
 async def test_uplink_storage_refusal_is_tried_again(relay: RelayInProcess, tmp_path: Path) -> None:

@@ -48,7 +48,16 @@ from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.receipts import encode_receipt, receipt_statement, record_leaf
-from protocols.wire.records import Acknowledgement, Batch, Fate, Receipt, Record, RefusedRecord, RelayRefusal
+from protocols.wire.records import (
+    Acknowledgement,
+    Batch,
+    Fate,
+    PackedBatch,
+    Receipt,
+    Record,
+    RefusedRecord,
+    RelayRefusal,
+)
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
@@ -152,6 +161,7 @@ FRAMES: dict[str, Frame] = {
     "72-relay-key-told": RelayKeyTold(1_500, encode_entry(KEY_ENTRY)),
     "73-carried-batch": CarriedBatch("veh-1", bytes(range(8)), b"(sealed)"),
     "74-carried-reply": CarriedReply(encode_reply(REPLY)),
+    "75-packed-batch": PackedBatch(b"(packed)"),
 }
 
 EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer", "64-batch"})

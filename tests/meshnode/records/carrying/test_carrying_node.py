@@ -183,6 +183,7 @@ async def test_carrier_that_throws_away_what_it_took_and_forges_a_reply_costs_ti
         async with valley.origin("veh-7", liar, carrying="after_s = 0\npatience_s = 1\n") as node:
             publish(node, 2)
             await until(lambda: node.statistics()["carrying_handed_over"] >= 1)
+            await until(lambda: performer_of(liar)._shelf.read_all(), "the carrier has it on its disk")
             (given, *_) = performer_of(liar)._shelf.read_all()
             answer = encode_frame(Acknowledgement((1, 2)))
             made_up = SignedReply(valley.house.mesh, "relay-1", "veh-7", given.sealed, answer, b"(none)", b"(none)")
