@@ -174,7 +174,7 @@ async def test_role_that_no_rule_lets_carry_is_refused_and_keeps_its_records(val
         assert valley.account("veh-6") is None
 
 
-async def test_carrier_that_throws_away_what_it_took_and_forges_a_reply_costs_time_and_no_record(
+async def test_carrier_that_throws_batches_away_and_forges_replies_costs_no_record(
     valley: Valley,
 ) -> None:
     """Only the relay's signature ends a record; another carrier gets the batch when the first took too long."""
