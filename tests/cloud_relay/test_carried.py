@@ -295,3 +295,19 @@ def test_seal_is_hpke_as_the_rfc_has_it() -> None:
     with pytest.raises(RemoteProtocolError):  # the vector has associated data, which is not used here
         key.open_untrusted(sealed, info)
     assert sealing._SUITE.decrypt(seal(b"x", key.public_key, info, compressed=True), private, info) == b"\0x"
+
+
+def test_seal_without_zstandard_is_plain_and_one_with_it_is_refused(
+    mesh: CarriedMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is an extra. Each side says and does what it can."""
+    from meshnode.identity import sealing
+
+    key = mesh.key()
+    small = mesh.seal(mesh.sealed(1, 2, key=key), key)
+    monkeypatch.setattr(sealing, "_zstandard", lambda: None)
+    assert not sealing.can_compress()
+    assert code(mesh.bring(small)) == "sealed"
+    plain = mesh.seal(mesh.sealed(1, 2, key=key), key)
+    assert len(plain) > len(small)
+    assert mesh.told(plain) == Acknowledgement((1, 2))

@@ -30,7 +30,7 @@ from meshnode.tasks import told
 from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base.errors import IdentityError, LocalProtocolError, MeshError, StorageError
 from protocols.base.ids import NodeId, Role
-from protocols.base.limits import MS, SECOND
+from protocols.base.limits import MAX_CARRIED_BATCH_BYTES, MAX_SEALED_BYTES, MS, SECOND
 from protocols.engine import Engine
 from protocols.gossip.entries import Stored
 from protocols.records.carrying.events import (
@@ -195,25 +195,25 @@ class CarryingPerformer:
             await asyncio.sleep(LOOK_S)
 
     async def _seal(self, effect: SealBatch) -> None:
-        try:
-            planned = await self._planned(effect)
-        except StorageError as error:
-            _log.warning("no batch is handed over now: %s", error)
-            self._tell(lambda machine, now: machine.nothing_sealed(now, _RETRY_NS))
-            return
-        if planned is None:
-            self._tell(lambda machine, now: machine.nothing_sealed(now))
-            return
-        plan, records = planned
-        try:
-            data = await self._threaded(lambda: self._sealed(effect, plan, records))
-        except MeshError as error:
-            _log.error("a batch can't be sealed: %s", error)
-            self._tell(lambda machine, now: machine.nothing_sealed(now, 60 * SECOND))
-            return
+        max_bytes = MAX_CARRIED_BATCH_BYTES
+        while True:
+            try:
+                planned = await self._planned(effect, max_bytes)
+                if planned is None:
+                    self._tell(lambda machine, now: machine.nothing_sealed(now))
+                    return
+                plan, records = planned
+                data = await self._threaded(lambda plan=plan, records=records: self._sealed(effect, plan, records))  # type: ignore[misc]
+            except MeshError as error:
+                _log.info("no batch is handed over now: %s", error)
+                self._tell(lambda machine, now: machine.nothing_sealed(now, _RETRY_NS))
+                return
+            if len(data) <= MAX_SEALED_BYTES or len(records) <= 1:  # one record always fits
+                break
+            max_bytes //= 2  # the bytes of the names of rules are counted as characters
         self._tell(lambda machine, now: machine.sealed(sealed_id(data), plan, effect.key_id, data, now))
 
-    async def _planned(self, effect: SealBatch) -> tuple[BatchPlan, tuple[Record, ...]] | None:
+    async def _planned(self, effect: SealBatch, max_bytes: int) -> tuple[BatchPlan, tuple[Record, ...]] | None:
         outbox = self._outbox()
         if outbox is None:
             raise StorageError("there is no outbox")
@@ -222,7 +222,7 @@ class CarryingPerformer:
             if not ledger.introduced:
                 introduction = BatchPlan((), (), ledger.first_sequence)
                 return None if effect.is_introducing else (introduction, ())
-            plan = ledger.batch_to_hand_over(outbox.utc_now(), effect.handed)
+            plan = ledger.batch_to_hand_over(outbox.utc_now(), effect.handed, max_bytes)
             return None if plan is None else (plan, await outbox.read(plan.sequences))
 
     def _sealed(self, effect: SealBatch, plan: BatchPlan, records: tuple[Record, ...]) -> bytes:

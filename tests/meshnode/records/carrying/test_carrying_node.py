@@ -4,6 +4,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -193,6 +194,22 @@ async def test_carrier_that_throws_batches_away_and_forges_replies_costs_no_reco
             assert node.statistics()["outbox_pending"] == 2
         async with valley.origin("veh-7", honest, liar, carrying="after_s = 0\npatience_s = 1\n") as node:
             await delivered(node, 2)
+
+
+async def test_batch_that_would_be_too_large_when_sealed_is_made_smaller(
+    valley: Valley, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour closes the link on which a frame above the bound comes."""
+    monkeypatch.setattr("meshnode.records.carrying.performing.MAX_SEALED_BYTES", 3_000)
+    monkeypatch.setattr("meshnode.records.carrying.performing.MAX_CARRIED_BATCH_BYTES", 32_000)
+    async with valley.carrier("bus-9") as carrier:
+        async with valley.origin("veh-9", relay="", carrying="") as node:
+            for number in range(40):
+                node.publish("veh/veh-9/noise", Random(number).randbytes(300).hex())
+            await until(lambda: node.statistics()["outbox_pending"] == 40)
+        async with valley.origin("veh-9", carrier, relay="", carrying="") as node:
+            await delivered(node, 40)
+            assert node.statistics()["carrying_handed_over"] >= 5
 
 
 async def test_bad_settings_say_the_way_out(tmp_path: Path) -> None:
