@@ -36,7 +36,7 @@ from meshnode.loading import load
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import check_place
 from meshnode.part import Part
-from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+from meshnode.records.section import CarryingSection, CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
@@ -226,9 +226,23 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     elif history is not None and free_bytes < outbox.max_bytes + history.max_bytes + _RESERVE_BYTES:
         yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free, and outbox and history may take "
                       f"{outbox.max_mib + history.max_mib}: free some disk, or lower [history] max_mib")  # fmt: skip
+    elif free_bytes < (together := _most_bytes(config)) + _RESERVE_BYTES:
+        yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free, and records, history and what is carried "
+                      f"may take {together // 2**20}: free some disk, or lower [carrying] max_mib")  # fmt: skip
     else:
         used = "in use by this node" if running is not None else "not in use"
         yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")
+
+
+def _most_bytes(config: NodeConfig) -> int:
+    """What outbox, history and the batches of others may take of the disk."""
+    history, carrying = config.given(HistorySection), config.given(CarryingSection)
+    carries = carrying is not None and carrying.carry and config.given(RelaySection) is not None
+    return (
+        config.of(OutboxSection).max_bytes
+        + (0 if history is None else history.max_bytes)
+        + (carrying.max_bytes if carrying is not None and carries else 0)
+    )
 
 
 def _outbox(config: NodeConfig) -> Iterator[Finding]:

@@ -158,10 +158,15 @@ class CarryingSection(PartSection, frozen=True, kw_only=True):
         if not (self.hand_over or self.carry):
             yield Problem("carry", None, "is off, as is hand_over: remove the table, or switch one of them on")
 
+    @property
+    def max_bytes(self) -> int:
+        """``max_mib`` in bytes."""
+        return self.max_mib * 1024 * 1024
+
     def settings(self, has_relay: bool, relay: NodeId | None) -> CarryingSettings:
         """As the machine takes them. ``relay``: the only one that is believed."""
         return CarryingSettings(
             hands_over=self.hand_over, carries=self.carry, relay=relay,
             after_ns=self.after_s * limits.SECOND if has_relay else 0, patience_ns=self.patience_s * limits.SECOND,
-            max_bytes=self.max_mib * 1024 * 1024, max_age_ns=self.max_age_s * limits.SECOND,
+            max_bytes=self.max_bytes, max_age_ns=self.max_age_s * limits.SECOND,
         )  # fmt: skip

@@ -5,14 +5,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
 import meshnode
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.store.schema import open_for_reading
+from meshnode.cli import checks
+from meshnode.links.transport import Address
 from meshnode.records.carrying.performing import CarryingPerformer
 from meshnode.records.running import RunningRecords
+from meshnode.records.section import CarryingSection, RelaySection
 from protocols.records.carrying.sealed import encode_reply
 from protocols.wire.carrying.contents import SignedReply
 from protocols.wire.carrying.frames import RelayReply
@@ -210,6 +214,20 @@ async def test_batch_that_would_be_too_large_when_sealed_is_made_smaller(
         async with valley.origin("veh-9", carrier, relay="", carrying="") as node:
             await delivered(node, 40)
             assert node.statistics()["carrying_handed_over"] >= 5
+
+
+def test_doctor_warns_when_the_disk_has_no_room_for_what_is_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the first flood of batches takes the place that own records need."""
+    config = (
+        House(tmp_path)
+        .config("veh-1")
+        .with_sections(CarryingSection(max_mib=1_000), RelaySection(address=Address("127.0.0.1", 1)))
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_200 * 2**20))
+    (warned,) = [finding for finding in checks._state(config, None) if finding.status == "warn"]
+    assert "what is carried may take 1256: free some disk, or lower [carrying] max_mib" in warned.message
 
 
 async def test_bad_settings_say_the_way_out(tmp_path: Path) -> None:
