@@ -84,6 +84,7 @@ class CarryingPerformer:
         self._sealer: BatchSealer
         self._client = self._made_client()
         self._not_believed = 0
+        self._is_closed = False
         self._seen: tuple[bool, bool, int, int] | None = None
 
     def _made_client(self) -> CarrierClient | None:
@@ -118,6 +119,7 @@ class CarryingPerformer:
 
     async def close(self) -> None:
         """End threads and tasks. What is carried stays on the disk."""
+        self._is_closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -146,8 +148,13 @@ class CarryingPerformer:
 
     def _soon(self, do: Callable[[Any], Coroutine[Any, Any, None]], effect: Any) -> None:
         """Do something on the event loop. Any thread may call."""
+
+        def begin() -> None:
+            if not self._is_closed:  # a neighbour that leaves wakes the machine once more
+                self._spawn(do(effect))
+
         try:
-            self._host.loop.call_soon_threadsafe(lambda: self._spawn(do(effect)))
+            self._host.loop.call_soon_threadsafe(begin)
         except RuntimeError:
             _log.debug("the node closes: %s is not done any more", type(effect).__name__)
 
