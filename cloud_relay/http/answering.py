@@ -52,20 +52,30 @@ class Answers:
 
     async def page(self, request: Request, name: str, find: Callable[[Connection], RecordPage]) -> Response:
         """The page that ``find`` finds, as JSON. ``name``: what was asked, the same for the same question."""
+        path, given = request.url.path, dict(request.query_params)
+
+        def found(db: Connection) -> tuple[object, dict[str, str]]:
+            page = find(db)
+            content = {"records": [record_form(record) for record in page.records], "cursor": page.cursor}
+            if page.cursor is None:
+                return content, {}
+            return content, {"link": f'<{path}?{urlencode(given | {"cursor": page.cursor})}>; rel="next"'}
+
+        return await self.tagged(request, name, found)
+
+    async def tagged(
+        self, request: Request, name: str, find: Callable[[Connection], tuple[object, dict[str, str]]]
+    ) -> Response:
+        """The content and the headers that ``find`` finds, as JSON, unless the client has it already."""
         asked_for, zips = request.headers.get("if-none-match", ""), accepts_gzip(request)
-        here = request.url.path, dict(request.query_params)
 
         def answer(db: Connection) -> Response:
             tag = _tag(self._store, db, name)
             headers = {**_COMMON, "etag": tag}
             if is_named(tag, asked_for):
                 return Response(None, 304, headers)
-            found = find(db)
-            if found.cursor is not None:
-                path, given = here
-                headers["link"] = f'<{path}?{urlencode(given | {"cursor": found.cursor})}>; rel="next"'
-            content = {"records": [record_form(record) for record in found.records], "cursor": found.cursor}
-            return json_response(content, headers, zips=zips)
+            content, more = find(db)
+            return json_response(content, headers | more, zips=zips)
 
         return await self.read(answer)
 

@@ -27,6 +27,7 @@ from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
 from cloud_relay.http.streaming import Streams, untrusted_number
 from cloud_relay.http.tokens import TokenFile, TokenRole
+from cloud_relay.query.aggregating import aggregates, untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
@@ -67,6 +68,7 @@ class RelayApi:
             routes=[
                 Route("/v1/records", viewer(self.records)),
                 Route("/v1/newest", viewer(self.newest)),
+                Route("/v1/aggregates", viewer(self.aggregates)),
                 Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
                 Route("/v1/openapi.json", self.openapi),
@@ -92,6 +94,11 @@ class RelayApi:
         query: Query = untrusted_query(given, UtcNs(time.time_ns()), (*NEWEST_FILTERS, "limit", "cursor"))
         find = partial(newest_page, query=query, after_key=after)
         return await self._answers.page(request, repr((query, "newest", after)), find)
+
+    async def aggregates(self, request: Request) -> Response:
+        """Numbers about many records."""
+        query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
+        return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
 
     async def stream(self, request: Request) -> Response:
         """Records as they are stored."""

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from cloud_relay.query.aggregating import AGGREGATING
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS
 from cloud_relay.query.searching import COLUMNS
@@ -38,6 +39,11 @@ def described(version: str) -> dict[str, Any]:
             "/v1/newest": operation(
                 "The newest record of each key, in the order of the keys.", (*NEWEST_FILTERS, "limit", "cursor"), page
             ),
+            "/v1/aggregates": operation(
+                "How many records there are in each group, and the mean, extremes and percentiles of their values.",
+                (*FILTERS, *AGGREGATING),
+                _object(),
+            ),
             "/v1/stream": operation(
                 "Records as they are stored, as server-sent events; goes on after a Last-Event-ID.",
                 STREAM_FILTERS,
@@ -69,7 +75,7 @@ def _parameter(name: str) -> dict[str, Any]:
         schema = {"type": "string", "enum": ["newest", "oldest"], "default": "newest"}
     if name == "min_quality":
         schema = {"type": "number", "minimum": 0, "maximum": 1}
-    return {"name": name, "in": "query", "description": {**FILTERS, **PAGING}[name], "schema": schema}
+    return {"name": name, "in": "query", "description": {**FILTERS, **PAGING, **AGGREGATING}[name], "schema": schema}
 
 
 def _record() -> dict[str, Any]:

@@ -84,6 +84,8 @@ def test_filters_mean_what_they_mean_to_the_command(web: RelayWeb) -> None:
     assert web.found(since=f"{BASE_NS // SECOND + 2}", until=f"{BASE_NS // SECOND + 4}", order="oldest") == [2, 3]
     assert web.found(rule="other") == web.found(origin="v-2") == web.found(min_quality="0.95") == []
     assert web.found("/v1/newest") == [4, 3]
+    groups = web.get("/v1/aggregates", by="key", bucket="1d").json["groups"]
+    assert [group["records"] for group in groups] == [1, 3]
     assert web.found("/v1/newest", limit=1, cursor="veh/v-1/hazard") == [3]
 
 

@@ -20,7 +20,11 @@ from protocols.base.ids import Role
 from tests.tools.relay_fixture import batch
 from tests.tools.relay_http_fixture import RelayWeb
 
-VIEWED, OPERATED, OPEN = ("/v1/records", "/v1/newest"), ("/v1/statistics",), ("/v1/openapi.json", "/healthz")
+VIEWED, OPERATED, OPEN = (
+    ("/v1/records", "/v1/newest", "/v1/aggregates"),
+    ("/v1/statistics",),
+    ("/v1/openapi.json", "/healthz"),
+)
 
 
 @pytest.fixture(name="guarded")

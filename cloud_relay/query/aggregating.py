@@ -1,0 +1,135 @@
+"""Numbers about many records: how many there are in each group, and the mean, extremes and percentiles of their values.
+
+Values of different units are never put together: the unit is a part of each group. All is computed from the records
+themselves each time, so a record that comes late counts where it belongs, and one that comes twice counts once. What
+one answer looks at and how many groups it has are bounded; beyond, it is refused with the way out, because a part of
+the numbers would look like all of them. Percentiles are exact, by the nearest rank.
+"""
+
+import math
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import msgspec
+
+from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Query, untrusted_query
+from cloud_relay.query.sources import NOTHING, OPENING, merged_steps, prepare
+from cloud_relay.store.schema import CELLS_PER_DEGREE
+from protocols.base.errors import LocalProtocolError
+from protocols.base.ids import UtcNs
+from protocols.base.limits import SECOND
+
+MAX_RECORDS: Final = 100_000
+"""Records that one answer is about: a second of a thread, and 3 MB of numbers."""
+MAX_GROUPS: Final = 10_000
+PATIENCE_S: Final = 3.0
+PERCENTILES: Final = (50, 90, 99)
+GROUPINGS: Final = ("key", "origin", "rule", "cell")
+"""``cell``: 0.01° by 0.01°."""
+AGGREGATING: Final[Mapping[str, str]] = {
+    "by": f"What has a group of its own: some of {', '.join(GROUPINGS)}, joined by commas; key by default.",
+    "bucket": "A span of time that has groups of its own, as in 10m, 1h, 1d; none by default.",
+}
+_SPAN: Final = re.compile(r"(\d{1,6})(s|m|h|d)")
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_ROW: Final = (
+    "SELECT key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value FROM records WHERE rowid = ?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateQuery:
+    """What is asked for."""
+
+    records: Query
+    by: tuple[str, ...]
+    bucket_ns: int | None
+
+
+@dataclass(slots=True)
+class _Group:
+    records: int = 0
+    numbers: list[float] = field(default_factory=list)
+
+
+def untrusted_aggregates(given: Mapping[str, str], now: UtcNs) -> AggregateQuery:
+    """The question in texts by name. :raises LocalProtocolError: names the value that is wrong, and the way out."""
+    query = untrusted_query(given, now, (*FILTERS, *AGGREGATING))
+    by = tuple(given.get("by", "key").split(","))
+    for name in by:
+        if name not in GROUPINGS or by.count(name) > 1:
+            raise LocalProtocolError(f"by has {name[:40]!r}: use some of {', '.join(GROUPINGS)}, each once")
+    return AggregateQuery(replace(query, limit=MAX_PAGE_RECORDS), by, _span_ns(given.get("bucket")))
+
+
+def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, Any]]:
+    """The groups, in order. Of values that are not finite numbers only the records are counted.
+
+    :raises LocalProtocolError: there are too many records or groups.
+    """
+    prepare(db)
+    ends_s = time.monotonic() + PATIENCE_S
+    groups: dict[tuple[Any, ...], _Group] = {}
+    for found, number in enumerate(_numbers(db, query.records, ends_s), 1):
+        row = db.execute(_ROW, (number,)).fetchone()
+        key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value = row
+        of = {"key": key, "origin": origin, "rule": rule, "cell": _cell(latitude_deg, longitude_deg)}
+        bucket = () if query.bucket_ns is None else (event_utc_ns - event_utc_ns % query.bucket_ns,)
+        group = groups.setdefault((*bucket, *(of[name] for name in query.by), unit), _Group())
+        group.records += 1
+        if (measured := _number(value)) is not None:
+            group.numbers.append(measured)
+        if found > MAX_RECORDS or len(groups) > MAX_GROUPS:
+            raise LocalProtocolError(
+                f"the question is about more than {MAX_RECORDS} records or {MAX_GROUPS} groups: narrow it by since, "
+                "until, key or box, or group by less"
+            )
+    names = (*(() if query.bucket_ns is None else ("bucket_utc_ns",)), *query.by, "unit")
+    return [dict(zip(names, name, strict=True)) | _told(groups[name]) for name in sorted(groups)]
+
+
+def _numbers(db: sqlite3.Connection, query: Query, ends_s: float) -> Iterator[int]:
+    for step in merged_steps(db, query):
+        if step.number not in (NOTHING, OPENING):
+            yield step.number
+        if time.monotonic() > ends_s:
+            raise LocalProtocolError(
+                f"the question takes longer than {PATIENCE_S:g} s: narrow it by since, until, key or box"
+            )
+
+
+def _told(group: _Group) -> dict[str, Any]:
+    numbers = sorted(group.numbers)
+    told: dict[str, Any] = {"records": group.records, "numbers": len(numbers)}
+    if numbers:
+        told |= {"min": numbers[0], "mean": math.fsum(number / len(numbers) for number in numbers), "max": numbers[-1]}
+        told |= {f"p{share}": numbers[-(-share * len(numbers) // 100) - 1] for share in PERCENTILES}
+    return told
+
+
+def _number(value: str) -> float | None:
+    """The value in JSON, if it is a number. One that is not finite is null there."""
+    if value[0] not in "-0123456789":
+        return None
+    return float(msgspec.json.decode(value))
+
+
+def _cell(latitude_deg: float, longitude_deg: float) -> str:
+    """The south-western corner of a cell of the grid, as text."""
+    south, west = (
+        math.floor(degrees * CELLS_PER_DEGREE) / CELLS_PER_DEGREE for degrees in (latitude_deg, longitude_deg)
+    )
+    return f"{south:.2f},{west:.2f}"
+
+
+def _span_ns(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = _SPAN.fullmatch(text)
+    if found is None or not int(found[1]):
+        raise LocalProtocolError(f"bucket {text[:40]!r} is no span of time: use one as in 10m, 1h or 1d")
+    return int(found[1]) * _UNIT_S[found[2]] * SECOND
