@@ -20,7 +20,7 @@ from protocols.base.limits import SECOND
 from protocols.wire.codec import encode_frame
 from protocols.wire.tensors import tensor_of
 from tests.tools.relay_fixture import BASE_NS, RelayProcess, batch
-from tests.tools.relay_http_fixture import RelayWeb, asked, given_web, raw_answer  # noqa: F401 -- a fixture
+from tests.tools.relay_http_fixture import EventStream, RelayWeb, asked, given_web, raw_answer  # noqa: F401 -- a fixture
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_description_names_every_path_parameter_and_field(web: RelayWeb) -> None
 # --- a relay process -------------------------------------------------------------------------------------------------
 @pytest.mark.processes
 def test_relay_process_answers_over_http_what_a_node_sent(tmp_path: Path) -> None:
-    """The whole way: a node over TLS, the store, a program over HTTP."""
+    """The whole way: a node over TLS, the store, programs over HTTP, and an end that waits for no stream."""
     relay = RelayProcess(tmp_path)
     (tmp_path / "relay.toml").write_text('[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n[http]\nport = 0\n')
     with relay, relay.requester() as requester:
@@ -237,3 +237,9 @@ def test_relay_process_answers_over_http_what_a_node_sent(tmp_path: Path) -> Non
         answer = asked(port, "/v1/records?key=veh/**")
         assert [record["sequence"] for record in answer.json["records"]] == [2, 1]
         assert asked(port, "/v1/statistics").json["stored"] == 2
+        with closing(EventStream(port)) as stream:
+            requester.request(encode_frame(batch(2, 3)), 10)
+            assert stream.sequences(1) == [3]
+            relay.process.terminate()
+            assert stream.event() is None
+            assert relay.process.wait(30) == 0
