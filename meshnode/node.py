@@ -107,6 +107,7 @@ class Node(Host, StreamingInference):
             _declare(self._handlers, part.handlers(), "handles the event", name, owners)
             _declare(self._questions, part.questions(), "answers the question", name, owners)
             _declare(performers, part.performers(), "performs the effect", name, owners)
+        self.part(RunningRecords).infer = self.infer
         self._watch = _one_of([watch for part in self.parts if (watch := part.watches_published()) is not None])
         machines = tuple(machine for part in self.parts for machine in part.machines())
         self.driver = make_driver(self._settings(), Random(), self._happened, performers, machines)

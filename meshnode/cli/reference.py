@@ -9,8 +9,16 @@ from meshnode.loading import parts_with, sections_of
 from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
 from meshnode.records.rules.expressions import MAX_CHARS, MAX_DEPTH, MAX_ELEMENTS, MAX_LOOPS, MAX_TEXT, VARIABLES
-from meshnode.records.rules.tables import OtherTable, OutputTable, RecordingTable, RepeatedTable, RuleTable, WindowTable
-from meshnode.records.rules.trying import Case, ExpectedReading, ExpectedRecord, GivenReading
+from meshnode.records.rules.tables import (
+    InferTable,
+    OtherTable,
+    OutputTable,
+    RecordingTable,
+    RepeatedTable,
+    RuleTable,
+    WindowTable,
+)
+from meshnode.records.rules.trying import Case, ExpectedReading, ExpectedRecord, GivenPrediction, GivenReading
 from protocols.base.limits import SECOND
 from protocols.records.windows.kinds import FUTURE_NS
 from protocols.records.windows.summary import EXACT
@@ -58,7 +66,8 @@ derives others out of them. The node publishes these, and they become records fo
 _RULES_TABLES: Final = (
     ("## `[[rule]]`", RuleTable), ("## `window`", WindowTable),
     ("## `followed_by`, `not_followed_by`, `joined_with`", OtherTable), ("## `repeated`", RepeatedTable),
-    ("## `output`", OutputTable), ("## `recording`", RecordingTable),
+    ("## `output`", OutputTable), ("## `infer`", InferTable),
+    ("## `recording`", RecordingTable),
 )  # fmt: skip
 _RULES_MIDDLE: Final = f"""\
 ## Expressions
@@ -97,6 +106,17 @@ The value of a reading that is derived by a pattern is a map that names its read
 or `count` and a list `readings`. Order is by the time of sensing. With `certain` it must hold over the whole intervals
 that the uncertainties leave, and distances with the errors of both positions added.
 
+## What a prediction is
+
+A rule with a table `infer` gives what it takes of each reading to a model, as any inference of the node does: it runs
+here or at a neighbour. What it takes is one input, named by `input`, or a map of inputs by name: numbers and lists,
+whose type is that of the model, or without a `value` the value of the reading itself, such as an encoded picture, which
+the [manifest](manifest.md) of the model prepares. The value of the derived reading is a map of the outputs by name, as
+lists of lists, with at most 1,024 numbers. It was sensed where, when and as well as the reading, and further rules may
+take it.
+
+A reading that is larger than 8 MiB is `unfit`. The newest reading that waits goes first.
+
 ## What a recording is
 
 A rule with a table `recording` has readings of other keys become records, too, with its name: those that come until it
@@ -122,11 +142,13 @@ in every order. Such files are refused, and the rules of the circle named.
 | `failed` | left out, because an expression had no value for it |
 | `unit_mismatch` | in another unit than `unit` |
 | `unfit` | not what is computed needs (a number, or a text of at most 200 characters), or its lineage is full |
-| `late` | sensed in windows that were closed when it came |
+| `late` | sensed in windows that were closed when it came, or without a prediction by the deadline |
 | `future` | sensed more than {FUTURE_S:g} s and its uncertainty from now |
 | `doubled` | taken already |
 | `evicted` | taken, and lost because there were too many partitions or readings: the source with most gives way |
 | `gave_up` | not compared with all others, because there were too many (`repeated`) |
+| `gave_way` | lost because too many waited for a model |
+| `not_predicted` | without a prediction: the model failed, or nobody has it |
 | `recorded` | made a record by a recording |
 | `not_recorded` | beyond `max_records` of its recording |
 | `lineage_full` | not put together with others, because together they come from too many rules (`repeated`) |
@@ -148,7 +170,7 @@ Seconds count from the start of a day in UTC. In an expected value, `start_s` an
 """
 _CASES_TABLES: Final = (
     ("## `[[case]]`", Case), ("## `reading`", GivenReading), ("## `expected`", ExpectedReading),
-    ("## `recorded`", ExpectedRecord),
+    ("## `prediction`", GivenPrediction), ("## `recorded`", ExpectedRecord),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from protocols.base.errors import MeshError
-from protocols.records.recordings import HistoryWanted
+from protocols.records.wanted import HistoryWanted
 from protocols.wire.parcels import decode_untrusted_reading
 from protocols.wire.readings import Reading
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from meshnode.config.sections import NodeConfig
 from meshnode.identity.signatures import SigningKey, read_signing_key, sha256
@@ -34,6 +34,7 @@ from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.listening import NeighbourReadings
 from meshnode.records.outbox import Outbox
+from meshnode.records.predicting import ModelCall, Predictor
 from meshnode.records.recalling import Ask, Recaller
 from meshnode.records.rules.noting import Note, NotedRule
 from meshnode.records.rules.section import RulesSection
@@ -52,9 +53,10 @@ from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
+from protocols.records.predicting import Failure
 from protocols.records.receipts.sealing import BatchSealer
-from protocols.records.recordings import HistoryWanted
 from protocols.records.rules import CurationRule
+from protocols.records.wanted import HistoryWanted, PredictionWanted
 from protocols.records.windows.rule import WindowRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
@@ -108,10 +110,11 @@ class Recorder:
     def __init__(
         self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
         publish: Callable[[ReadingDerived], object], patterns: "Iterable[Rule]" = (), troubles: Troubles | None = None,
-        history: Ask | None = None,
+        history: Ask | None = None, infer: ModelCall | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
-        and ``troubles`` are those of the node. ``history`` asks its history; None: it keeps none.
+        and ``troubles`` are those of the node. ``history`` asks its history, and ``infer`` has models
+        computed; None: it can't.
 
         :raises StorageError: when the key of an egress policy can't be used.
         :raises IdentityError: when the key that signs receipts can't be used.
@@ -128,6 +131,7 @@ class Recorder:
         """By rule: readings in a row that could not be published."""
         self._neighbours = NeighbourReadings(self._node, self.consider)
         self._recaller = Recaller(self._node, history or _no_history, lambda: len(self._waiting), self._recalled)
+        self._predictor = Predictor(infer, self._predicted, self._troubles)
         self.door = _door_of(config)
         self._lock = threading.Lock()
         windows = _windows(patterns)
@@ -302,6 +306,8 @@ class Recorder:
                     derived.append(output)
                 case HistoryWanted():
                     self._call_soon(partial(self._recaller.begin, output))
+                case PredictionWanted():
+                    self._call_soon(partial(self._predictor.begin, output))
                 case _:
                     assert_never(output)
         if was_empty and len(self._waiting):
@@ -312,6 +318,12 @@ class Recorder:
         """What was read before a recording began, or a part of it."""
         with self._lock:
             self._keep(self._curator.recalled(number, readings, is_last), None, None)
+
+    def _predicted(self, wanted: PredictionWanted, value: Any, failure: Failure) -> None:
+        """A model has computed what a rule wanted of a reading, or has not."""
+        with self._lock:
+            derived = self._keep(self._curator.predicted(wanted, value, failure, _now()), None, None)
+        self._derive(derived)
 
     def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
         original = chosen.reading
@@ -468,7 +480,8 @@ class Recorder:
         self._has_patterns = False  # so that nobody sets the timer again
         if self._timer is not None:
             self._timer.cancel()
-        await self._recaller.close()
+        for helper in (self._recaller, self._predictor):
+            await helper.close()
         if self.door is not None:
             await asyncio.to_thread(self.door.close, flush_s)  # pictures that wait become records, or are counted
         await self._drain()

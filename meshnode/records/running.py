@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from meshnode.records.carrying.performing import CarryingPerformer
+    from meshnode.records.predicting import ModelCall
     from meshnode.records.recording import Recorder
     from protocols.records.curation import ReadingDerived
 
@@ -50,6 +51,8 @@ class RunningRecords(RunningPart):
         self._wanted = self._wanted or self._relay is not None
         self._recorder: Recorder | None = None
         self.rules = NodeRules(host.config, lambda: self._recorder)
+        self.infer: ModelCall | None = None
+        """Has models computed. The node says so before it opens."""
         self.installed_rules: Callable[[], Sequence[Path]] = list
         """Files of rules, each of which holds alone in place of those of the configuration, the one to be used first at
         the beginning. The part that installs them says so before this one is opened."""
@@ -89,7 +92,7 @@ class RunningRecords(RunningPart):
             rules = await asyncio.to_thread(self.rules.first, self.installed_rules)
             recorder = Recorder(
                 host.config, host.mesh, host.incarnation, self._count_drop, self._publish, rules, host.troubles,
-                partial(host.begin_asking, "history"),
+                partial(host.begin_asking, "history"), self.infer,
             )  # fmt: skip
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)

@@ -19,7 +19,7 @@ next reading is chosen: pressure on the memory can add records but never suppres
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 from msgspec.structs import replace
 
@@ -30,8 +30,9 @@ from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
 from protocols.records.last_chosen import LastChosen
-from protocols.records.recordings import HistoryWanted, Kept, Recording, Recordings
+from protocols.records.recordings import Kept, Recording, Recordings
 from protocols.records.rules import CurationRule
+from protocols.records.wanted import HistoryWanted, PredictionWanted
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 
@@ -59,7 +60,7 @@ class ReadingDerived(Effect, frozen=True):
     lifespan_ms: int = 0
 
 
-CurationOutput = RecordChosen | ReadingDerived | HistoryWanted
+CurationOutput = RecordChosen | ReadingDerived | HistoryWanted | PredictionWanted
 
 
 class Pattern(Protocol):
@@ -92,6 +93,12 @@ class Pattern(Protocol):
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """A reading came that it considers; ``is_own``: this node published it. What the pattern derives has the
         lineage of what it was derived from; the curator puts the name of the pattern before it."""
+
+    def predicted(
+        self, number: int, value: Any, failure: Literal["", "late", "not_predicted"], now: MonotonicNs
+    ) -> Sequence[CurationOutput]:  # fmt: skip
+        """What it has asked for by a :class:`~protocols.records.wanted.PredictionWanted` was computed. ``failure``: why
+        it was not."""
 
     def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
         """Do what is due."""
@@ -180,9 +187,18 @@ class Curator:
         return outputs
 
     def recalled(self, number: int, readings: Sequence[Reading], is_last: bool) -> Sequence[CurationOutput]:
-        """What was read before a recording began, as :class:`~protocols.records.recordings.HistoryWanted` has asked, or
+        """What was read before a recording began, as :class:`~protocols.records.wanted.HistoryWanted` has asked, or
         a part of it. ``is_last``: there is no more, or it can't be had."""
         return list(self._recorded(self._recordings.recalled(number, readings, is_last)))
+
+    def predicted(
+        self, wanted: PredictionWanted, value: Any, failure: Literal["", "late", "not_predicted"], now: MonotonicNs
+    ) -> Sequence[CurationOutput]:  # fmt: skip
+        """What a pattern has asked for was computed. ``failure``: why it was not."""
+        for pattern in self._patterns:
+            if pattern.name == wanted.rule:
+                return list(self._counted(pattern, pattern.predicted(wanted.number, value, failure, now), now))
+        return ()
 
     def _recorded(self, kept: Iterable[Kept]) -> Iterator[CurationOutput]:
         for each in kept:
@@ -227,7 +243,7 @@ class Curator:
                         self._recordings.matched(pattern.name, pattern.recording, now, now + self._ahead_ns)
                     how = replace(output.how, lineage=(pattern.name, *output.how.lineage))
                     yield replace(output, how=how)
-                case HistoryWanted():
+                case HistoryWanted() | PredictionWanted():
                     yield output
                 case _:
                     assert_never(output)

@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from protocols.base.effects import Effect
 from protocols.base.errors import BoundExceeded, LocalProtocolError
 from protocols.base.keys import checked_expression, matches
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.records.rules import MAX_RECORD_LIFESPAN_MS
+from protocols.records.wanted import HistoryWanted
 from protocols.wire.readings import Reading
 
 MAX_AROUND_NS: Final = 3_600 * SECOND
@@ -71,22 +71,6 @@ class Recording:
     def max_bytes(self) -> int:
         """The most memory that it takes: one that goes on, and one before it that still waits for the history."""
         return 2 * self.max_records * _KNOWN_BYTES
-
-
-class HistoryWanted(Effect, frozen=True):
-    """Look up what was read before a recording began. → ``recalled``, in any number of parts."""
-
-    rule: str
-    number: int
-    """Of the recording."""
-    keys: tuple[str, ...]
-    own_only: bool
-    since_ns: int
-    """The earliest time of sensing, in UTC."""
-    until_ns: int
-    """The time of sensing before which it was sensed."""
-    most: int
-    """The newest so many."""
 
 
 class Kept:

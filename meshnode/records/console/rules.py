@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from protocols.records.patterns.join import JoinRule
     from protocols.records.patterns.repetition import RepetitionRule
     from protocols.records.patterns.sequence import SequenceRule
+    from protocols.records.predicting import Step
     from protocols.records.windows.kinds import Window
 
 _NODE: Final = NodeId("node")
@@ -109,6 +110,7 @@ def _compiled(files: Sequence[Path]) -> "list[tuple[Path, list[Rule]]]":
 
 def _explained(rule: "Rule") -> list[str]:
     from protocols.records.patterns.base import PatternRule
+    from protocols.records.predicting import PredictionRule
     from protocols.records.windows.rule import WindowRule
 
     first, *others = rule.sources
@@ -117,6 +119,9 @@ def _explained(rule: "Rule") -> list[str]:
     if isinstance(rule, PatternRule):
         lines.append(_pattern_text(rule))
         lines += [f"  {_source_text(other)}" for other in others]
+        lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
+    elif isinstance(rule, PredictionRule):
+        lines.append(_step_text(rule.step))
         lines.append(f"it needs at most {_mib(rule.max_state_bytes)}")
     elif isinstance(rule, WindowRule):
         lines.append(_window_text(rule.window))
@@ -136,6 +141,15 @@ def _explained(rule: "Rule") -> list[str]:
             f"{_s(recording.after_ns)} after it has derived something, {recording.max_records:,} at most"
         )
     return lines
+
+
+def _step_text(step: "Step") -> str:
+    outputs = f"the outputs {', '.join(step.outputs)}" if step.outputs else "all outputs"
+    given = f"as input {step.input_name}" if step.input_name else "with inputs by name"
+    return (
+        f"the model {step.model} is given each {given}, {step.at_once} at a time, and {outputs} become one reading if "
+        f"they come within {_s(step.deadline_ns)}; {step.max_waiting} may wait, the newest goes first"
+    )
 
 
 def _source_text(source: "Source") -> str:

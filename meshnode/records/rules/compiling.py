@@ -22,7 +22,7 @@ from meshnode.records.rules.tables import (
 )
 from protocols.base.errors import BoundExceeded, ConfigError, MeshError
 from protocols.base.ids import NodeId
-from protocols.base.limits import SECOND
+from protocols.base.limits import MS, SECOND
 from protocols.records.deriving.each import EachRule
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
@@ -31,13 +31,14 @@ from protocols.records.patterns.join import JoinRule, both_described
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
+from protocols.records.predicting import PredictionRule, Step
 from protocols.records.recordings import Recording
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import MIB, WindowRule, by_key, by_origin, undivided
 from protocols.records.windows.summary import Functions
 from protocols.wire.readings import Reading
 
-Rule = WindowRule | EachRule | SequenceRule | AbsenceRule | RepetitionRule | JoinRule
+Rule = WindowRule | EachRule | SequenceRule | AbsenceRule | RepetitionRule | JoinRule | PredictionRule
 """A rule that a node can use."""
 
 _PARTITIONS: Final[dict[str, Callable[[Reading], object]]] = {"key": by_key, "origin": by_origin, "none": undivided}
@@ -184,6 +185,9 @@ def _machine(
             name, node, first, repeated.times, _nearness(repeated), output, repeated.distinct_origins, partition, most,
             table.max_held,
         )  # fmt: skip
+    if (step := table.infer) is not None:
+        asked = Step(step.model, step.input or "", step.outputs, step.deadline_ms * MS, step.max_waiting, step.at_once)
+        return PredictionRule(name, node, first, asked, output, partition)
     if other is None:
         return EachRule(name, node, first, output, partition)
     if (joined := table.joined_with) is not None:

@@ -31,6 +31,7 @@ class NotedRule:
         self.recording = rule.recording
         self.considers, self.counters = rule.considers, rule.counters
         self.handle_timer, self.next_timer_at = rule.handle_timer, rule.next_timer_at
+        self.predicted = rule.predicted
 
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""

@@ -14,6 +14,7 @@ from meshnode.config.parsing import Problem, Section, shown
 from protocols.base import limits
 from protocols.records.patterns.base import MAX_HELD
 from protocols.records.patterns.repetition import MAX_TIMES
+from protocols.records.predicting import MAX_AT_ONCE, MAX_DEADLINE_NS, MAX_WAITING
 from protocols.records.recordings import MAX_AROUND_NS, MAX_KEYS, MAX_RECORDED
 from protocols.records.windows.kinds import MAX_COUNT, MAX_SPAN_NS
 from protocols.records.windows.rule import MAX_PARTITIONS
@@ -135,6 +136,34 @@ class OutputTable(Section, frozen=True, kw_only=True):
     ] = 86_400  # fmt: skip
 
 
+class InferTable(Section, frozen=True, kw_only=True):
+    """What a model computes of each reading."""
+
+    model: Annotated[_Text, Meta(description="Its name, here or at a neighbour.")]
+    input: Annotated[
+        _Text | None,
+        Meta(
+            description="The name of the input that is given what is taken of a reading, as a number, a list, or an "
+            "encoded picture.",
+            extra={"default": "what is taken is a map by names"},
+        ),
+    ] = None
+    outputs: Annotated[
+        tuple[_Text, ...], Meta(max_length=limits.MAX_TENSORS, description="The outputs that are wanted; none: all.")
+    ] = ()
+    deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=1, le=MAX_DEADLINE_NS // limits.MS,
+            description="How long after a reading has come its prediction is of use.",
+        ),
+    ] = 1_000  # fmt: skip
+    max_waiting: Annotated[
+        int, Meta(ge=1, le=MAX_WAITING, description="How many readings may wait for their turn; the oldest give way.")
+    ] = 4
+    at_once: Annotated[int, Meta(ge=1, le=MAX_AT_ONCE, description="How many are computed at one time.")] = 1
+
+
 class RecordingTable(Section, frozen=True, kw_only=True):
     """Readings that become records because the rule has derived something: those around that moment."""
 
@@ -214,6 +243,12 @@ class RuleTable(Section, frozen=True, kw_only=True):
         RepeatedTable | None,
         Meta(description="A reading is derived when so many have come.", extra={"default": "not a pattern"}),
     ] = None
+    infer: Annotated[
+        InferTable | None,
+        Meta(
+            description="A reading is derived from what a model computes of each.", extra={"default": "no prediction"}
+        ),
+    ] = None
     max_held: Annotated[
         int, Meta(ge=1, le=MAX_HELD, description="How many readings of a partition a pattern holds at one time.")
     ] = 32
@@ -247,7 +282,7 @@ class RuleTable(Section, frozen=True, kw_only=True):
             yield Problem("output.unit", None, "is missing: give the unit of what is derived, or '1'")
 
 
-KINDS: Final = ("window", "followed_by", "not_followed_by", "joined_with", "repeated")
+KINDS: Final = ("window", "followed_by", "not_followed_by", "joined_with", "repeated", "infer")
 """What a rule looks for; at most one of them. Without one it derives a reading from each that it takes."""
 
 

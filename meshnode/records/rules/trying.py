@@ -22,7 +22,8 @@ from protocols.base.keys import matches
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
-from protocols.records.recordings import HistoryWanted
+from protocols.records.predicting import Failure
+from protocols.records.wanted import HistoryWanted, PredictionWanted
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 _START_NS: Final = 1_767_225_600 * SECOND
@@ -76,6 +77,13 @@ class ExpectedRecord(Section, frozen=True, kw_only=True):
     rule: Annotated[str | None, Meta(max_length=MAX_NAME, description="The rule.", extra={"default": "any"})] = None
 
 
+class GivenPrediction(Section, frozen=True, kw_only=True):
+    """What a model computes. No model runs while rules are tried."""
+
+    model: Annotated[_Text, Meta(description="Its name.")]
+    value: Annotated[Any, Meta(description="Its outputs by name.")]
+
+
 class Case(Section, frozen=True, kw_only=True):
     """Readings, and what has to be derived from them, in order."""
 
@@ -84,6 +92,13 @@ class Case(Section, frozen=True, kw_only=True):
     reading: Annotated[
         tuple[GivenReading, ...], Meta(min_length=1, max_length=100_000, description="In the order in which they come.")
     ]
+    prediction: Annotated[
+        tuple[GivenPrediction, ...],
+        Meta(
+            max_length=100_000,
+            description="What models compute, each model's in the order in which it is asked. Beyond, they fail.",
+        ),
+    ] = ()
     expected: Annotated[
         tuple[ExpectedReading, ...], Meta(max_length=100_000, description="In the order in which they are derived.")
     ] = ()
@@ -147,7 +162,7 @@ def cases_of_file(path: Path) -> tuple[Path, tuple[Case, ...]]:
 def tried(rules: Path, case: Case) -> CaseResult:
     """Carry a case out. :raises ConfigError: when the rules are wrong."""
     machines = rules_of_file(rules, case.node)
-    trial = _Trial(Curator((), machines), case.node)
+    trial = _Trial(Curator((), machines), case.node, case.prediction)
     for number, given in enumerate(case.reading, 1):
         now_ns = round(given.at_s * SECOND)
         trial.go_on_to(now_ns)
@@ -164,8 +179,9 @@ def tried(rules: Path, case: Case) -> CaseResult:
 class _Trial:
     """A curator in the time of a file."""
 
-    def __init__(self, curator: Curator, node: NodeId) -> None:
+    def __init__(self, curator: Curator, node: NodeId, predictions: Sequence[GivenPrediction]) -> None:
         self._curator, self._node = curator, node
+        self._predictions = list(predictions)
         self.derived: list[DerivedAt] = []
         self.recorded: list[RecordChosen] = []
         """What recordings have made records."""
@@ -202,6 +218,14 @@ class _Trial:
         found.sort(key=lambda reading: reading.when.utc_ns)
         self._note_records(self._curator.recalled(wanted.number, found[-wanted.most :], True), None)
 
+    def _predict(self, wanted: PredictionWanted, now_ns: int) -> Sequence[CurationOutput]:
+        given = next((each for each in self._predictions if each.model == wanted.model), None)
+        if given is not None:
+            self._predictions.remove(given)
+        failure: Failure = "not_predicted" if given is None else ""
+        value = None if given is None else given.value
+        return self._curator.predicted(wanted, value, failure, MonotonicNs(now_ns + _BOOT_NS))
+
     def _note_records(self, outputs: Sequence[CurationOutput], derived: Reading | None) -> bool:
         """Note records of recordings. ``derived``: a reading that a rule has derived, which is a record of its own.
         Returns whether it is."""
@@ -223,6 +247,8 @@ class _Trial:
         for output in outputs:
             if isinstance(output, HistoryWanted):
                 self._recall(output)
+            elif isinstance(output, PredictionWanted):
+                self._take(self._predict(output, now_ns), now_ns)
             if not isinstance(output, ReadingDerived):
                 continue
             self._steps += 1

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from protocols.base.ids import NodeId
+from protocols.base.ids import MonotonicNs, NodeId
+from protocols.records.curation import CurationOutput
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
 from protocols.records.recordings import Recording
@@ -49,6 +51,12 @@ class DerivingRule:
         """Whether the other one says the same, so that what one has kept is of use to the other."""
         same = (type(self), self.name, self.definition) == (type(other), other.name, other.definition)
         return same and bool(self.definition)
+
+    def predicted(
+        self, number: int, value: Any, failure: Literal["", "late", "not_predicted"], now: MonotonicNs
+    ) -> Sequence[CurationOutput]:  # fmt: skip
+        """See ``Pattern.predicted``. Most rules ask for no prediction."""
+        return ()
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether one of its sources does."""

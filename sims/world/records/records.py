@@ -25,8 +25,8 @@ from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.ledger import Ledger
 from protocols.records.pending import OWN
-from protocols.records.recordings import HistoryWanted
 from protocols.records.rules import CurationRule
+from protocols.records.wanted import HistoryWanted, PredictionWanted
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 from sims.media.contract import RelayLinks
@@ -181,6 +181,9 @@ class Records:
                     self._publish(node, host, output)
                 case HistoryWanted():  # simulated nodes keep none
                     host.curator.recalled(output.number, (), True)
+                case PredictionWanted():  # nor do rules of theirs reach a model
+                    now = MonotonicNs(node.local(self._driver.now))
+                    self._perform(node, host, host.curator.predicted(output, None, "not_predicted", now))
                 case _:
                     assert_never(output)
         due_ns = host.curator.next_timer_at()

@@ -134,6 +134,9 @@ class Silence:
         self._last: Reading | None = None
         self._due_ns = NEVER
 
+    def predicted(self, *_: Any) -> Sequence[CurationOutput]:
+        return ()
+
     def counters(self) -> dict[str, int]:
         return {}
 

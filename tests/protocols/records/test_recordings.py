@@ -12,8 +12,9 @@ from protocols.records.curation import Curator, RecordChosen
 from protocols.records.deriving.each import EachRule
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
-from protocols.records.recordings import LOOK_BACK_NS, HistoryWanted, Recording
+from protocols.records.recordings import LOOK_BACK_NS, Recording
 from protocols.records.rules import CurationRule
+from protocols.records.wanted import HistoryWanted
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 UTC_NS = 1_700_000_000 * SECOND

@@ -242,11 +242,30 @@ def test_reference_page_is_what_the_declarations_make() -> None:
 
 def test_files_of_the_how_to_work_as_it_says(tmp_path: Path) -> None:
     """People copy them."""
-    page = (Path(__file__).parents[4] / "docs" / "howto" / "summarise-readings.md").read_text("utf-8")
-    texts = page.split("```text\n")
-    (tmp_path / "traffic.toml").write_text(texts[1].partition("```")[0])
-    (tmp_path / "cases.toml").write_text(texts[3].partition("```")[0])
+    folder = Path(__file__).parents[4] / "docs" / "howto"
+    page = (folder / "summarise-readings.md").read_text("utf-8")
+    first, *others = (text.partition("```")[0] for text in page.split("```text\n")[1:])
+    cases = next(text for text in others if "[[case]]" in text)
+    (tmp_path / "traffic.toml").write_text(first)
+    (tmp_path / "cases.toml").write_text(cases)
     status, output = run("check", tmp_path / "traffic.toml")
     assert status == 0
     assert output.partition(": ")[2] in page
     assert run("test", tmp_path / "cases.toml")[0] == 0
+    for number, text in enumerate(other for other in others if other != cases):
+        (tmp_path / f"{number}.toml").write_text(text)
+        assert run("check", tmp_path / f"{number}.toml")[0] == 0
+
+
+def test_files_of_the_how_to_about_acting_work_as_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "howto" / "act-on-what-rules-find.md").read_text("utf-8")
+    alert, recording, cases = (text.partition("```")[0] for text in page.split("```text\n")[1:])
+    (tmp_path / "alert.toml").write_text(alert)
+    (tmp_path / "recording.toml").write_text(recording)
+    (tmp_path / "cases.toml").write_text(f'rules = "recording.toml"\n{cases}')
+    assert run("check", tmp_path / "alert.toml", tmp_path / "recording.toml")[0] == 1, "both have one name"
+    for name in ("alert", "recording"):
+        assert run("check", tmp_path / f"{name}.toml")[0] == 0
+    assert run("test", tmp_path / "cases.toml") == (
+        0, f"ok     {tmp_path}/cases.toml: around a brake\n1 of 1 cases are as expected\n",
+    )  # fmt: skip

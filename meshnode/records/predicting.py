@@ -1,0 +1,79 @@
+"""Has models compute what rules want of readings: here or at a neighbour, as any inference of this node."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from meshnode.troubles import Troubles
+from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, MeshError
+from protocols.base.limits import MS
+from protocols.records.predicting import Failure
+from protocols.records.wanted import PredictionWanted
+
+_log = logging.getLogger(__name__)
+
+MAX_NUMBERS: Final = 1_024
+"""Numbers of a prediction: more could not be looked at by rules."""
+
+
+class ModelCall(Protocol):
+    """See :meth:`meshnode.node.Node.infer`."""
+
+    def __call__(
+        self, model: str, inputs: Mapping[str, Any], *, outputs: tuple[str, ...], deadline_ms: int | None
+    ) -> Awaitable[Any]:
+        """Have a model computed."""
+
+
+class Predictor:
+    """See the module. It belongs to the event loop."""
+
+    def __init__(
+        self, infer: ModelCall | None, take: Callable[[PredictionWanted, Any, Failure], None], troubles: Troubles
+    ) -> None:
+        """``take`` is called with each answer."""
+        self._infer, self._take, self._troubles = infer, take, troubles
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, wanted: PredictionWanted) -> None:
+        """Answer a question."""
+        task = asyncio.create_task(self._answer(wanted), name="prediction")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, wanted: PredictionWanted) -> None:
+        value: Any = None
+        failure: Failure = "not_predicted"
+        try:
+            value, failure = await self._predicted(wanted), ""
+            self._troubles.end("rule", f"{wanted.rule}: prediction")
+        except BudgetExhausted:
+            failure = "late"
+        except MeshError as error:
+            why = f"{wanted.model} gives no prediction for rule {wanted.rule!r}: {error}"
+            self._troubles.begin("rule", f"{wanted.rule}: prediction", why)
+        finally:
+            self._take(wanted, value, failure)
+
+    async def _predicted(self, wanted: PredictionWanted) -> dict[str, Any]:
+        """:raises MeshError: there is none."""
+        if self._infer is None:
+            raise InferenceError("this node has nobody to ask")
+        inputs = {wanted.input_name: wanted.inputs} if wanted.input_name else wanted.inputs
+        if not isinstance(inputs, Mapping):
+            raise InputInvalid("its inputs have no names: give infer.input, or a map as value")
+        deadline_ms = max(1, wanted.budget_ns // MS)
+        result = await self._infer(wanted.model, inputs, outputs=wanted.outputs, deadline_ms=deadline_ms)
+        count = sum(array.size for array in result.outputs.values())
+        if count > MAX_NUMBERS:
+            raise InferenceError(f"its outputs have {count} numbers, and a prediction at most {MAX_NUMBERS}: choose "
+                                 "fewer by infer.outputs")  # fmt: skip
+        return {name: array.tolist() for name, array in result.outputs.items()}
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
