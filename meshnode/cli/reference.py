@@ -115,7 +115,8 @@ the [manifest](manifest.md) of the model prepares. The value of the derived read
 lists of lists, with at most 1,024 numbers. It was sensed where, when and as well as the reading, and further rules may
 take it.
 
-A reading that is larger than 8 MiB is `unfit`. The newest reading that waits goes first.
+A reading that is larger than 8 MiB is `unfit`. The newest reading that waits goes first. Rules of simulated nodes get
+no predictions.
 
 ## What a recording is
 

@@ -36,6 +36,10 @@ class Predictor:
         self._infer, self._take, self._troubles = infer, take, troubles
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def forget(self, rule: str) -> None:
+        """A rule is used no more: what went wrong with its model is no trouble any more. Any thread."""
+        self._troubles.end("rule", _name(rule))
+
     def begin(self, wanted: PredictionWanted) -> None:
         """Answer a question."""
         task = asyncio.create_task(self._answer(wanted), name="prediction")
@@ -47,12 +51,12 @@ class Predictor:
         failure: Failure = "not_predicted"
         try:
             value, failure = await self._predicted(wanted), ""
-            self._troubles.end("rule", f"{wanted.rule}: prediction")
+            self._troubles.end("rule", _name(wanted.rule))
         except BudgetExhausted:
             failure = "late"
         except MeshError as error:
             why = f"{wanted.model} gives no prediction for rule {wanted.rule!r}: {error}"
-            self._troubles.begin("rule", f"{wanted.rule}: prediction", why)
+            self._troubles.begin("rule", _name(wanted.rule), why)
         finally:
             self._take(wanted, value, failure)
 
@@ -77,3 +81,8 @@ class Predictor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _name(rule: str) -> str:
+    """The name of its trouble."""
+    return f"{rule}: prediction"

@@ -264,6 +264,7 @@ class Recorder:
         for name in before.keys() - {pattern.name for pattern in patterns}:
             self._not_published.pop(name, None)
             self._troubles.end("rule", name)
+            self._predictor.forget(name)
         self._call_soon(self._set_timer)
 
     def check(self, patterns: "Sequence[Rule]") -> None:

@@ -189,6 +189,8 @@ class Recordings:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
+        if not (self._current or self._recalling):
+            return NEVER  # it is asked for with each reading
         current = (min(running.until_ns, running.look_ns) for running in self._current.values())
         return min((*current, *(running.look_ns for running in self._recalling.values())), default=NEVER)
 

@@ -120,9 +120,8 @@ class Installer:
 
         :raises StorageError: the journal can't be used.
         """
-        journal, found = InstallJournal(self.journal.path, self._disk), []
-        journal.open()
-        state, kind = journal.of(path), self._kind(path)
+        self.journal.open()
+        state, kind, found = self.journal.of(path), self._kind(path), []
         for counter in dict.fromkeys((state.current, *state.previous)):
             if counter == FACTORY:
                 break

@@ -108,8 +108,8 @@ class InstallJournal:
         """Why what was kept could not be read; empty: it could, or nothing was kept."""
 
     def open(self) -> None:
-        """Read what is kept. What can't be read is moved aside, and all paths begin with the files of the
-        configuration. :raises StorageError: the folder can't be used."""
+        """Read what is kept, before anything changes it. What can't be read is moved aside, and all paths begin with
+        the files of the configuration. :raises StorageError: the folder can't be used."""
         try:
             self._disk.make_folder(self.path.parent)
             with self.path.open("rb") as file:

@@ -153,6 +153,15 @@ def test_damaged_rules_give_way_to_those_before_them_at_the_start(tmp_path: Path
     assert (last.used.names, last.current) == (["own"], 0)
 
 
+def test_damaged_journal_is_told_though_the_node_reads_it_before_it_serves(tmp_path: Path) -> None:
+    """The rules of a release are looked for before releases begin."""
+    Place(tmp_path).install(traffic(1))
+    (tmp_path / "journal.json").write_bytes(b"{")
+    here = Place(tmp_path)
+    assert "journal.json is damaged" in here.installer.journal.why_lost
+    assert here.current == 0
+
+
 @pytest.mark.parametrize("fault", ["full", "power", "reordered"])
 def test_fault_at_any_step_leaves_rules_that_are_used(tmp_path: Path, fault: Fault) -> None:
     """A vehicle is switched off in every instant that there is: what is used after it is what the journal says."""
