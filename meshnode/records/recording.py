@@ -338,8 +338,11 @@ class Recorder:
             return
         if not isinstance(outcome, WithPictures):
             self._passed(chosen, outcome, alone if outcome is original else None)
-        elif not self.door.draw(outcome, original.origin == self._node, partial(self._drawn, chosen)):
-            self._not_kept(original.key, "egress_behind")
+            return
+        payer = OWN if original.origin == self._node else original.origin
+        gave_way = partial(self._not_kept, original.key, "egress_behind")
+        if not self.door.draw(outcome, payer, partial(self._drawn, chosen), gave_way):
+            gave_way()
 
     def _drawn(self, chosen: RecordChosen, outcome: Reading | KeptBack | None) -> None:
         """The pictures of a reading have been encoded anew. Called on the thread of pictures."""

@@ -5,7 +5,7 @@ So what may not leave is never on the disk that the relay is served from. The do
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,9 +48,9 @@ class EgressDoor:
         """See :meth:`EgressGate.payer`."""
         return self._gate.payer(reading, utc_now)
 
-    def draw(self, given: WithPictures, is_own: bool, finished: Finished) -> bool:
+    def draw(self, given: WithPictures, payer: str, finished: Finished, gave_way: Callable[[], object]) -> bool:
         """See :meth:`PictureDrawing.draw`."""
-        return self._drawing.draw(given, is_own, finished)
+        return self._drawing.draw(given, payer, finished, gave_way)
 
     def count(self, key: str, outcome: Reading | KeptBack) -> None:
         """Count what became of a reading with ``key``."""

@@ -1,7 +1,8 @@
 """A thread that encodes pictures anew, so that neither a sensor nor the link of a neighbour waits for them.
 
 Pillow gives up Python's lock while it decodes and encodes. The thread starts with the first picture. What waits for it
-is bounded, and readings of others may fill half of that. Each reading that was taken is finished once.
+is bounded, and readings of others may fill half of that, where the one that has most gives way with its newest to one
+that has less. Each reading that was taken is finished or gives way, once.
 """
 
 import logging
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from meshnode.records.egress.pictures import redrawn_picture
+from protocols.base.shares import Shares
 from protocols.records.egress.gate import KeptBack, WithPictures
+from protocols.records.pending import OWN
 from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)
@@ -25,7 +28,14 @@ Finished = Callable[[Reading | KeptBack | None], object]
 
 class _Task(NamedTuple):
     given: WithPictures
+    payer: str
     finished: Finished
+    gave_way: Callable[[], object]
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes of the bounds, which are one: a small picture counts as one of ``MAX_WAITING``."""
+        return max(self.given.size_bytes, MAX_WAITING_BYTES // MAX_WAITING)
 
 
 class PictureDrawing:
@@ -34,27 +44,45 @@ class PictureDrawing:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[_Task] = deque()
-        self._waiting_bytes = 0
+        self._held: Shares[str] = Shares()
+        """What waits, by payer."""
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def draw(self, given: WithPictures, is_own: bool, finished: Finished) -> bool:
-        """Encode the pictures of a reading anew and call ``finished`` on another thread. False: there is no room, and
-        ``finished`` is not called."""
-        share = 1 if is_own else 2
+    def draw(
+        self, given: WithPictures, payer: str, finished: Finished, gave_way: Callable[[], object]
+    ) -> bool:  # fmt: skip
+        """Encode the pictures of a reading anew and call ``finished`` on another thread, or ``gave_way`` on that of
+        somebody whose reading took its place. ``payer``: whose it is; ``OWN``: this node's. False: there is no room,
+        and neither is called."""
+        task = _Task(given, payer, finished, gave_way)
         with self._changed:
-            if (
-                self._is_closed
-                or len(self._waiting) >= MAX_WAITING // share
-                or self._waiting_bytes + given.size_bytes > MAX_WAITING_BYTES // share
-            ):
+            if self._is_closed or not self._has_room(task):
                 return False
-            self._waiting.append(_Task(given, finished))
-            self._waiting_bytes += given.size_bytes
+            self._waiting.append(task)
+            self._held.add(payer, task.cost_bytes)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="egress", daemon=True)
                 self._thread.start()
             self._changed.notify()
+        return True
+
+    def _has_room(self, task: _Task) -> bool:
+        """Whether a task fits in, after those of another one that has more have given way to it."""
+        bound_bytes = MAX_WAITING_BYTES if task.payer == OWN else MAX_WAITING_BYTES // 2
+        if task.cost_bytes > bound_bytes:
+            return False
+        while self._held.total + task.cost_bytes > bound_bytes:
+            others = [payer for payer in self._held.payers() if payer != OWN]
+            largest = max(others, key=self._held.held, default=OWN)
+            would_hold = self._held.held(task.payer) + task.cost_bytes
+            if OWN in (largest, task.payer) or self._held.held(largest) <= would_hold:
+                return False
+            at = max(at for at, waiting in enumerate(self._waiting) if waiting.payer == largest)
+            gone = self._waiting[at]
+            del self._waiting[at]
+            self._held.remove(largest, gone.cost_bytes)
+            gone.gave_way()
         return True
 
     def close(self, patience_s: float) -> None:
@@ -80,7 +108,7 @@ class PictureDrawing:
                         return
                     self._changed.wait()
                 task = self._waiting.popleft()
-                self._waiting_bytes -= task.given.size_bytes
+                self._held.remove(task.payer, task.cost_bytes)
             task.finished(_drawn(task.given))
 
 

@@ -24,6 +24,7 @@ from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
 from protocols.records.egress.gate import WithPictures
 from protocols.records.egress.rules import EgressRule
+from protocols.records.pending import OWN
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import decode_untrusted_record, encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
@@ -260,16 +261,51 @@ async def test_closing_node_finishes_pictures_or_counts_them(tmp_path: Path, mon
     pictures, outcomes = drawing.PictureDrawing(), []
     note: Callable[[object], None] = outcomes.append
     given = WithPictures(EgressRule("pictures", "**", strip_pictures=True), reading(value=b"picture"), 7)
-    assert all(pictures.draw(given, True, note) for _ in range(3))
+    assert all(pictures.draw(given, OWN, note, list) for _ in range(3))
     assert begun.wait(30)
     closing = threading.Thread(target=pictures.close, args=(0.0,))
     closing.start()
     await until(lambda: len(outcomes) == 2, "those that have not begun are given up")
     assert outcomes == [None, None]
-    assert not pictures.draw(given, True, note)
+    assert not pictures.draw(given, OWN, note, list)
     go_on.set()
     closing.join(30)
     assert outcomes == [None, None, given.reading]
+
+
+def test_neighbour_that_floods_the_drawing_of_pictures_gives_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One took all places of neighbours, and no picture of others ever left."""
+    go_on, begun = threading.Event(), threading.Event()
+
+    def slow(content: bytes, cover: Any) -> bytes:
+        begun.set()
+        go_on.wait(30)
+        return content
+
+    monkeypatch.setattr(drawing, "redrawn_picture", slow)
+    pictures = drawing.PictureDrawing()
+    rule = EgressRule("r", "**", strip_pictures=True)
+    outcomes: list[tuple[str, int]] = []
+
+    def draw(origin: str, number: int, size_bytes: int = 1) -> bool:
+        given = WithPictures(rule, reading(value=b"picture"), size_bytes)
+        return pictures.draw(
+            given, origin, lambda _: outcomes.append((origin, number)), lambda: outcomes.append((origin, -number))
+        )
+
+    assert draw("rogue", 0)
+    assert begun.wait(30)
+    half = drawing.MAX_WAITING // 2
+    assert [draw("rogue", number) for number in range(1, half + 3)] == [True] * half + [False] * 2
+    assert [draw("b", number) for number in range(1, 7)] == [True] * 4 + [False] * 2
+    assert outcomes == [("rogue", -8), ("rogue", -7), ("rogue", -6), ("rogue", -5)], "the newest"
+    assert not draw("c", 1, drawing.MAX_WAITING_BYTES // 2 + 1), "nobody gives way to what has no room at all"
+    assert len(outcomes) == 4
+    assert draw(OWN, 1)
+    go_on.set()
+    pictures.close(30)
+    first, second = ([(origin, number) for number in range(1, 5)] for origin in ("rogue", "b"))
+    assert outcomes[4:] == [("rogue", 0), *first, *second, (OWN, 1)]
 
 
 def test_key_of_pseudonyms_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
