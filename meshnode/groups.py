@@ -26,6 +26,7 @@ async def kill_group(leader: int) -> None:
 
 
 def program_in(folder: Path, run: Sequence[str]) -> list[str]:
-    """A program and its arguments: one with a ``/`` in its name is found from ``folder``, others on the search path."""
+    """A program and its arguments: one with a ``/`` in its name is found from ``folder``, others on the search path.
+    Links stay as they are: the Python of a virtual environment is one, and finds its packages by its name."""
     first, *rest = run
-    return [str((folder / first).resolve()) if os.sep in first else first, *rest]
+    return [str(folder.absolute() / first) if os.sep in first else first, *rest]

@@ -15,6 +15,7 @@ import pytest
 
 import meshnode
 from meshnode.functions.calling import call
+from meshnode.groups import program_in
 from meshnode.loading import load
 from protocols.base.errors import ConfigError
 from protocols.base.limits import MAX_LINEAGE
@@ -243,6 +244,13 @@ async def test_program_that_is_not_there_is_a_trouble_that_ends_once_it_is(opene
         path.with_name("elsewhere").rename(path)
         node.publish("rsu/rsu-1/hotspot", 2)
         await until(lambda: not node.troubles.current(), "the trouble has ended")
+
+
+def test_program_that_is_a_link_is_started_by_its_own_name(tmp_path: Path) -> None:
+    """The Python of a virtual environment is a link; started by what it points to, it had none of its packages."""
+    (tmp_path / "python").symlink_to("/bin/sh")
+    assert program_in(tmp_path, ["./python", "program.py"]) == [f"{tmp_path}/python", "program.py"]
+    assert program_in(tmp_path, ["python", "./program.py"]) == ["python", "./program.py"]
 
 
 def test_two_functions_of_one_name_are_refused(tmp_path: Path) -> None:
