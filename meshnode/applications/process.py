@@ -8,14 +8,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from meshnode.groups import LIMITED, kill_group
+from meshnode.groups import kill_group, limited
 from protocols.base.limits import SECOND
 from protocols.local import SOCKET_VARIABLE
 
@@ -135,13 +134,12 @@ async def begin_life(
     name: str, program: Sequence[str], folder: Path, environment: Mapping[str, str], memory_mib: int, niceness: int
 ) -> Life:  # fmt: skip
     """Start a program. :raises OSError: it can't be started. :raises ValueError: an argument has a null byte."""
-    tied = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # of util-linux
-    limited = ("/bin/sh", "-c", LIMITED, str(memory_mib * 1_024), "nice", "-n", str(niceness), *tied, *program)
+    command = limited(program, memory_mib, "nice", "-n", str(niceness))
     loop = asyncio.get_running_loop()
     starting = asyncio.ensure_future(
         loop.subprocess_exec(
             lambda: Voice(name),
-            *limited,
+            *command,
             cwd=folder,
             env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,

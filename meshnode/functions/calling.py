@@ -4,6 +4,8 @@ The process is the leader of a group of its own, and its group is killed when th
 program leaves behind does not go on, unless it has left its session. Its memory is limited by ``RLIMIT_DATA``, which a
 shell sets before it becomes the program. What it writes is read up to a bound, and the rest is its loss.
 
+When the node is killed, the kernel kills the process of the call. What that has started itself is not killed then.
+
 Invariant: when a call has ended, its pipes are closed, whoever else still holds them.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from meshnode.groups import LIMITED, kill_group
+from meshnode.groups import kill_group, limited
 
 MAX_OUT_BYTES: Final = 1 << 20
 """What a call may write on standard output …"""
@@ -42,9 +44,8 @@ async def call(
     program: Sequence[str], folder: Path, given: bytes, timeout_s: float, memory_mib: int
 ) -> Call:  # fmt: skip
     """Run a program with ``given`` on its standard input. It never raises for what the program does."""
-    limited = ("/bin/sh", "-c", LIMITED, str(memory_mib * 1_024), *program)
     try:
-        transport, talk = await _started(limited, folder)
+        transport, talk = await _started(limited(program, memory_mib), folder)
     except (OSError, ValueError) as error:
         return Call("not_started", why=f"{program[0]} can't be started ({error}): correct 'run'")
     try:

@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +21,9 @@ from meshnode.groups import program_in
 from meshnode.loading import load
 from protocols.base.errors import ConfigError
 from protocols.base.limits import MAX_LINEAGE
+from tests.tools.eventually import eventually
 from tests.tools.mesh_fixture import House, until
+from tests.tools.node_fixture import environment
 
 pytestmark = pytest.mark.processes
 
@@ -174,6 +178,39 @@ until [ -s children ]; do :; done; echo '{{"key": "rsu/rsu-1/sign", "value": 1}}
         finally:
             for child in (node.folder / "children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
+
+
+_PUBLISHING = """
+import asyncio, meshnode, sys
+async def main():
+    async with meshnode.open(sys.argv[1]) as node:
+        node.publish("rsu/rsu-1/hotspot", 1, unit="1", sensor="s", where=meshnode.Position(1.0, 2.0, 3.0))
+        await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+def test_call_of_a_killed_node_ends(tmp_path: Path) -> None:
+    """Nobody was left who ended it after its time, so those of node after node gathered."""
+    run = 'run = ["/bin/sh", "-c", "echo $$ > called; exec sleep 600"]'
+    config = House(tmp_path).file(
+        "rsu-1", f'[discovery]\nmdns = false\n[[function]]\nname = "f"\nkeys = "**"\n{run}\n', role="rsu"
+    )
+    called = config.parent / "called"
+    with subprocess.Popen([sys.executable, "-c", _PUBLISHING, str(config)], env=environment()) as node:
+        try:
+            pid = int(eventually(lambda: called.exists() and called.read_text(), "it was called"))
+            os.kill(pid, 0)
+        finally:
+            node.kill()
+    eventually(lambda: _has_ended(pid), "it is gone")
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return _is_zombie(pid)
+    except OSError:
+        return True
 
 
 def descriptors() -> int:
