@@ -1,5 +1,6 @@
 """Applications that a node runs: real programs with rights of their own, started again when they end or hang."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import meshnode
 from meshnode.applications.manifest import granted_rights, read_application
+from meshnode.applications.process import begin_life
 from meshnode.applications.section import ApplicationSection
 from meshnode.cli.checks import examine
 from protocols.base.errors import ConfigError
@@ -228,6 +230,19 @@ async def test_application_that_talks_too_much_does_not_fill_the_log(
             assert "ended with status 3: all is well" in trouble(node)
             assert count(node, "lines_dropped") >= 4_900
     assert sum("says: all is well" in record.getMessage() for record in caplog.records) <= 200
+
+
+async def test_application_that_writes_without_end_waits_and_the_node_does_not(tmp_path: Path) -> None:
+    """Reading all of it took half of a core, and held up the event loop of the node by 60 ms."""
+    life = await begin_life("a", ["yes"], tmp_path, dict(os.environ), 64, 0)
+    try:
+        pipe = life.voice._transport.get_pipe_transport(1)
+        assert isinstance(pipe, asyncio.ReadTransport)
+        await until(lambda: not pipe.is_reading(), "enough was read for a second")
+        assert life.voice.last == "y"
+        assert life.voice.dropped > 100_000
+    finally:
+        await life.end()
 
 
 async def test_application_that_asks_for_too_much_is_never_started(opened: Opened) -> None:
