@@ -22,12 +22,15 @@ import meshnode
 from demo.curation.applications import DashCamera, Gathering
 from demo.curation.stage import SENT, Vehicle
 from meshnode.console.process import log_to_stderr
+from meshnode.identity.packing import unpacked_untrusted
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Requester
-from meshnode.records import recording
+from meshnode.records import made
 from meshnode.sensors.fcd_trace import Fix
 from protocols.base.errors import MeshError
+from protocols.wire.codec import decode_untrusted_relay_frame
 from protocols.wire.parcels import encode_reading
+from protocols.wire.records import PackedBatch
 
 SENSED: Final = ("hazard", "speed", "position")
 """What the sensor of the trace publishes."""
@@ -64,14 +67,15 @@ class Notes:
 
 
 class _Copying(Requester):
-    """A connection to the relay that copies what is sent."""
+    """A connection to the relay that copies what is sent, as it was before it was compressed."""
 
     def __init__(self, inner: Requester, path: Path) -> None:
         self._inner, self._path = inner, path
 
     def request(self, frame: bytes, timeout_s: float) -> bytes:
+        sent = decode_untrusted_relay_frame(frame)
         with self._path.open("ab") as copied:
-            copied.write(frame)
+            copied.write(unpacked_untrusted(sent.data) if isinstance(sent, PackedBatch) else frame)
         return self._inner.request(frame, timeout_s)
 
     def close(self) -> None:
@@ -84,7 +88,7 @@ def copy_what_is_sent(path: Path) -> None:
     def connected(*arguments: Any) -> Requester:
         return _Copying(open_requester(*arguments), path)
 
-    recording.open_requester = connected  # type: ignore[attr-defined, assignment]
+    made.open_requester = connected  # type: ignore[attr-defined, assignment]
 
 
 def figures(node: meshnode.Node, notes: Notes, camera: DashCamera | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Left:
     readings: list[Reading] = field(default_factory=list)
     """Of the records that the relay stores."""
     frames: dict[str, bytes] = field(default_factory=dict)
-    """What was sent to the relay, as it was before encryption, by node."""
+    """What was sent to the relay, as it was before it was compressed and encrypted, by node."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What lies on the disk of the relay, by name."""
 

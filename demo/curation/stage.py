@@ -22,7 +22,7 @@ from protocols.base.ids import Role
 FILES: Final = Path(__file__).parent / "files"
 TRACE: Final = "trace.fcd.xml"
 SENT: Final = "sent.bin"
-"""What a node sent to the relay, as it was before encryption."""
+"""What a node sent to the relay, as it was before it was compressed and encrypted."""
 SIGNS: Final = "signs.txt"
 UNIT: Final = "rsu-1"
 SIDE: Final = 512

@@ -22,73 +22,46 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from random import Random
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from meshnode.config.sections import NodeConfig
-from meshnode.identity.signatures import SigningKey, read_signing_key, sha256
-from meshnode.links.nng.library import open_requester
+from meshnode.identity.signatures import SigningKey, read_signing_key
 from meshnode.links.transport import CredentialFiles
 from meshnode.readings.subscriptions import Subscription
-from meshnode.records.egress.section import policy_of
 from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.listening import NeighbourReadings
+from meshnode.records.made import door_of, rules_of, uplink_maker
 from meshnode.records.outbox import Outbox
 from meshnode.records.predicting import ModelCall, Predictor
 from meshnode.records.recalling import Ask, Recaller
 from meshnode.records.rules.noting import Note, NotedRule
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.rules.state import EVERY_S, WindowState
-from meshnode.records.section import CarryingSection, CurationRulesSection, OutboxSection, RelaySection
+from meshnode.records.section import CarryingSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
-from meshnode.records.way import Way
 from meshnode.tasks import told
 from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError, StorageError, ValueUnsupported
-from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role, UtcNs
+from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, UtcNs
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
 from protocols.records.predicting import Failure
-from protocols.records.receipts.sealing import BatchSealer
-from protocols.records.rules import CurationRule
 from protocols.records.wanted import HistoryWanted, PredictionWanted
 from protocols.records.windows.rule import WindowRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
-    from meshnode.records.egress.door import EgressDoor
     from meshnode.records.rules.compiling import Rule
 
 _log = logging.getLogger(__name__)
 _GROUP: Final = 256
 """Records put into the outbox at once."""
-
-
-def rules_of(config: NodeConfig) -> tuple[CurationRule, ...]:
-    """The curation rules of a configuration, as the curator takes them."""
-    return tuple(
-        CurationRule(
-            name=rule.name, keys=rule.keys, min_interval_ns=rule.min_interval_ms * limits.MS, source=rule.source,
-            lifespan_ms=rule.lifespan_s * 1_000, priority=rule.priority,
-        )
-        for rule in config.of(CurationRulesSection).rules
-    )  # fmt: skip
-
-
-def _door_of(config: NodeConfig) -> "EgressDoor | None":
-    """The door of a node with an egress policy."""
-    policy = policy_of(config)
-    if policy is None:
-        return None
-    from meshnode.records.egress.door import EgressDoor  # what reads pictures, which only such a node pays for
-
-    return EgressDoor(policy, config.node.id, config.node.state_dir)
 
 
 def _no_history(_: object) -> "Future[object]":
@@ -132,7 +105,7 @@ class Recorder:
         self._neighbours = NeighbourReadings(self._node, self.consider)
         self._recaller = Recaller(self._node, history or _no_history, lambda: len(self._waiting), self._recalled)
         self._predictor = Predictor(infer, self._predicted, self._troubles)
-        self.door = _door_of(config)
+        self.door = door_of(config)
         self._lock = threading.Lock()
         windows = _windows(patterns)
         needs_state = bool(windows or config.of(RulesSection).release)
@@ -149,23 +122,12 @@ class Recorder:
         self.not_stored = 0
         self._failed_puts = 0
         self._storing: asyncio.Task[None] | None = None
-        relay = config.given(RelaySection)
-        credentials: CredentialFiles = config.identity.credentials
-        signs = relay is not None or config.given(CarryingSection) is not None
-        self._signing_key = read_signing_key(credentials) if signs else None
-
-        def uplink_of(outbox: Outbox) -> UplinkDriver:
-            assert relay is not None, "it is asked for only then"
-            return UplinkDriver(
-                outbox, lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id), self._node,
-                incarnation, Random(), BatchSealer(mesh, self._node, incarnation, self.signing_key, sha256),
-                Way(relay.address, relay.interfaces, relay.urgent_priority) if relay.interfaces else None,
-                relay.bytes_per_s,
-            )  # fmt: skip
+        signs = config.given(RelaySection) is not None or config.given(CarryingSection) is not None
+        self._signing_key = read_signing_key(config.identity.credentials) if signs else None
 
         self.keeper = OutboxKeeper(
             config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes,
-            None if relay is None else uplink_of, self._troubles,
+            uplink_maker(config, mesh, incarnation, self.signing_key), self._troubles,
             b"" if self.door is None else bytes.fromhex(self.door.digest),
         )  # fmt: skip
 

@@ -39,7 +39,7 @@ Failure = Literal["", "late", "not_predicted"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ModelStep:
     """What is computed.
 
     :raises LocalProtocolError: a field is out of range.
@@ -80,7 +80,7 @@ class PredictionRule(DerivingRule):
     """See the module. Fulfils :class:`protocols.records.curation.Pattern`."""
 
     def __init__(
-        self, name: str, node: NodeId, source: Source, step: Step, output: Output, partition: Partition
+        self, name: str, node: NodeId, source: Source, step: ModelStep, output: Output, partition: Partition
     ) -> None:  # fmt: skip
         super().__init__(name, node, (source,), output, partition)
         self.step = step

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from protocols.records.patterns.join import JoinRule
     from protocols.records.patterns.repetition import RepetitionRule
     from protocols.records.patterns.sequence import SequenceRule
-    from protocols.records.predicting import Step
+    from protocols.records.predicting import ModelStep
     from protocols.records.windows.kinds import Window
 
 _NODE: Final = NodeId("node")
@@ -143,7 +143,7 @@ def _explained(rule: "Rule") -> list[str]:
     return lines
 
 
-def _step_text(step: "Step") -> str:
+def _step_text(step: "ModelStep") -> str:
     outputs = f"the outputs {', '.join(step.outputs)}" if step.outputs else "all outputs"
     given = f"as input {step.input_name}" if step.input_name else "with inputs by name"
     return (

@@ -31,7 +31,7 @@ from protocols.records.patterns.join import JoinRule, both_described
 from protocols.records.patterns.nearness import Nearness
 from protocols.records.patterns.repetition import RepetitionRule
 from protocols.records.patterns.sequence import SequenceRule
-from protocols.records.predicting import PredictionRule, Step
+from protocols.records.predicting import ModelStep, PredictionRule
 from protocols.records.recordings import Recording
 from protocols.records.windows.kinds import CountWindow, SessionWindow, TimeWindow, Window
 from protocols.records.windows.rule import MIB, WindowRule, by_key, by_origin, undivided
@@ -186,7 +186,9 @@ def _machine(
             table.max_held,
         )  # fmt: skip
     if (step := table.infer) is not None:
-        asked = Step(step.model, step.input or "", step.outputs, step.deadline_ms * MS, step.max_waiting, step.at_once)
+        asked = ModelStep(
+            step.model, step.input or "", step.outputs, step.deadline_ms * MS, step.max_waiting, step.at_once
+        )
         return PredictionRule(name, node, first, asked, output, partition)
     if other is None:
         return EachRule(name, node, first, output, partition)

@@ -11,7 +11,7 @@ from protocols.base.limits import MAX_LINEAGE, SECOND
 from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
-from protocols.records.predicting import Failure, PredictionRule, Step
+from protocols.records.predicting import Failure, ModelStep, PredictionRule
 from protocols.records.wanted import PredictionWanted
 from protocols.wire.readings import EventTime, Provenance, Reading
 from tests.tools.strategies import HERE
@@ -26,7 +26,7 @@ class Asking:
     def __init__(self, **step: Any) -> None:
         step = {"model": "plate", "input_name": "x", "max_waiting": 2, **step}
         output = Output("veh/{node}/plate", "1", priority=5)
-        self.rule = PredictionRule("plates", NODE, Source("veh/*/camera"), Step(**step), output, lambda _: "")
+        self.rule = PredictionRule("plates", NODE, Source("veh/*/camera"), ModelStep(**step), output, lambda _: "")
         self.curator = Curator((), [self.rule])
         self.sequence = 0
 
