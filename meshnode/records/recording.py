@@ -32,9 +32,9 @@ from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.listening import NeighbourReadings
 from meshnode.records.made import door_of, rules_of, uplink_maker
 from meshnode.records.outbox import Outbox
-from meshnode.records.predicting import ModelCall, Predictor
-from meshnode.records.recalling import Ask, Recaller
 from meshnode.records.rules.noting import Note, NotedRule
+from meshnode.records.rules.predicting import ModelCall, Predictor
+from meshnode.records.rules.recalling import Ask, Recaller
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.rules.state import EVERY_S, WindowState
 from meshnode.records.section import CarryingSection, OutboxSection, RelaySection

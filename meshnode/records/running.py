@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from meshnode.records.carrying.performing import CarryingPerformer
-    from meshnode.records.predicting import ModelCall
     from meshnode.records.recording import Recorder
+    from meshnode.records.rules.predicting import ModelCall
     from protocols.records.curation import ReadingDerived
 
 _log = logging.getLogger(__name__)
