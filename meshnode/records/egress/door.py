@@ -85,6 +85,7 @@ class EgressDoor:
         """The reading as others decode it, if its rule looks at values: an own one may hold any object that can be
         encoded."""
         rule = self._gate.rule_for(reading.key)
-        if rule is None or not rule.looks_at_values or type(reading.value) in _PLAIN or reading.origin != self._node:
+        is_plain = type(reading.value) in _PLAIN or reading.origin != self._node
+        if rule is None or is_plain or not self._gate.looks_at_values(rule):
             return reading
         return decode_alone(encode_alone(reading) if alone is None else alone)

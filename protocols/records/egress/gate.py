@@ -71,7 +71,7 @@ class EgressGate:
         self.policy = policy
         self._node, self._pseudonyms = node, Pseudonyms(keyed_hash)
         self._spelled_out = {rule.name: frozenset(rule.keys.split("/")) - {"*", "**"} for rule in policy.rules}
-        self._allowed = {rule.name: allowed_fields(rule.fields or ()) for rule in policy.rules}
+        self._keeps_values_back = any(rule.keeps_values_back for rule in policy.rules)
         self._rules: OrderedDict[str, EgressRule | None] = OrderedDict()
         self.released: Counter[str] = Counter()
         self.kept_back: Counter[tuple[str, str]] = Counter()
@@ -87,6 +87,10 @@ class EgressGate:
             self._rules.popitem(last=False)
         return rule
 
+    def looks_at_values(self, rule: EgressRule) -> bool:
+        """Whether it matters what is in the value of a reading on which this rule decides."""
+        return rule.changes_values or self._keeps_values_back
+
     def judged(self, reading: Reading) -> Reading | WithPictures | KeptBack:
         """What becomes of a reading. One that leaves as it is, is returned itself. Whenever the rule looks at values,
         the value has to be plain."""
@@ -101,12 +105,13 @@ class EgressGate:
         if rule.time_s is not None:
             changes["when"] = coarsened_time(reading.when, rule.time_s)
             changes["value"] = with_wide_window(reading.value, rule.time_s)
-        if rule.time_s is not None or rule.pseudonym_s is not None:
+        if self.looks_at_values(rule):
             try:
-                value = changes.get("value", reading.value)
-                changes["value"] = Veil(rule, self._pseudonyms, self._node).over(value, self._said_by(reading))
+                veil = Veil(rule, self._pseudonyms, self._node, self.rule_for)
+                changes["value"] = veil.over(changes.get("value", reading.value), self._said_by(reading))
             except NotVeiled:
                 return KeptBack(rule.name, "described")
+        if rule.time_s is not None or rule.pseudonym_s is not None:
             changes["sequence"] = self._pseudonyms.of_sequence(
                 reading.origin, reading.key, reading.sequence, rule.pseudonym_s, reading.when.utc_ns
             )
@@ -115,7 +120,7 @@ class EgressGate:
             if len(changes["key"].encode()) > MAX_KEY_BYTES:
                 return KeptBack(rule.name, "key")
         if rule.fields is not None:  # last: what tells a described reading may be among the fields that don't leave
-            changes["value"] = with_fields(changes.get("value", reading.value), self._allowed[rule.name])
+            changes["value"] = with_fields(changes.get("value", reading.value), allowed_fields(rule.fields))
             if changes["value"] is None:
                 return KeptBack(rule.name, "fields")
         if changes.get("value") is reading.value:

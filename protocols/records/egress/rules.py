@@ -101,10 +101,16 @@ class EgressRule:
         return self.strip_pictures or bool(self.cover) or bool(self.cover_field)
 
     @property
-    def looks_at_values(self) -> bool:
-        """Whether it matters what is in the value of a reading."""
-        changes = self.fields, self.min_count, self.time_s, self.pseudonym_s
-        return self.redraws_pictures or any(change is not None for change in changes)
+    def keeps_values_back(self) -> bool:
+        """Whether something of the values of its readings may not leave, also where others describe these readings."""
+        places = self.drop_inside, self.drop_outside
+        kept = self.fields, self.min_count, *places
+        return self.drop or self.redraws_pictures or any(part is not None for part in kept)
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether what leaves of its readings depends on their values."""
+        return self.keeps_values_back or self.time_s is not None or self.pseudonym_s is not None
 
     def plain(self) -> dict[str, Any]:
         """All fields that are not the default, as plain data, in a fixed order. So a field that a later version adds

@@ -1,6 +1,7 @@
 """What egress makes of the value of a reading. Values are plain: as they were decoded."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from protocols.base.errors import InputInvalid
@@ -24,8 +25,10 @@ _ENCODED_SHAPE: Final = 1
 """Dimensions of an array that holds an encoded picture."""
 
 
-def allowed_fields(paths: Iterable[str]) -> Allowed:
-    """The fields that paths name: ``a``, or ``a.b`` for the field ``b`` of what is in ``a``."""
+@lru_cache(maxsize=1_024)
+def allowed_fields(paths: frozenset[str]) -> Allowed:
+    """The fields that paths name: ``a``, or ``a.b`` for the field ``b`` of what is in ``a``. Rules have few such sets,
+    and each reading asks for one."""
     tree: dict[str, Any] = {}
     for path in sorted(paths):  # "a" comes before "a.b", and allows all of it
         *parents, last = path.split(".")

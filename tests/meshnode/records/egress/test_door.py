@@ -277,7 +277,7 @@ def test_neighbour_that_floods_the_drawing_of_pictures_gives_way_to_others(monke
     """One took all places of neighbours, and no picture of others ever left."""
     go_on, begun = threading.Event(), threading.Event()
 
-    def slow(content: bytes, cover: Any) -> bytes:
+    def slow(content: bytes, *boxes: Any) -> bytes:
         begun.set()
         go_on.wait(30)
         return content

@@ -10,6 +10,7 @@ import pytest
 from meshnode.records.egress.door import EgressDoor
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
+from protocols.records.egress.area import Area
 from protocols.records.egress.gate import EgressGate, KeptBack
 from protocols.records.egress.rules import EgressPolicy, EgressRule
 from protocols.wire.readings import Reading
@@ -110,3 +111,38 @@ def test_sequence_does_not_tell_which_names_of_two_rules_are_one() -> None:
         for how in ({"pseudonym_s": 3_600}, {"pseudonym_s": DAY_S}, {"time_s": 60})
     }
     assert len(sequences) == 3
+
+
+# --- values that may not leave ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("of_source", "value", "left"),
+    [
+        ({"drop": True}, "IN AB 123", None),
+        ({"drop_inside": Area(48, 11, 49, 12)}, 3.0, None),
+        ({"drop_outside": Area(48, 11, 49, 12)}, 3.0, None),
+        ({"fields": frozenset({"count"})}, {"count": 3, "plate": "IN AB 123"}, {"count": 3}),
+        ({"fields": frozenset({"count"})}, "IN AB 123", None),
+        ({"min_count": 5}, {"count": 4}, None),
+        ({"min_count": 5}, {"count": 5}, {"count": 5}),
+        ({"strip_pictures": True}, {"a": [b"picture"]}, None),
+        ({}, "IN AB 123", "IN AB 123"),
+    ],
+)
+@pytest.mark.parametrize("of_derived", [{}, {"pseudonym_s": DAY_S}])
+def test_value_that_its_rule_keeps_back_does_not_leave_in_a_description(
+    of_source: dict[str, Any], value: Any, left: Any, of_derived: dict[str, Any]
+) -> None:
+    """A plate that a rule drops left as part of what a pattern derived from two readings of it."""
+    rules = EgressRule("source", "veh/*/speed", **of_source), EgressRule("derived", "rsu/**", **of_derived)
+    gate = EgressGate(EgressPolicy(rules), NodeId("rsu-1"), lambda message: hashlib.sha256(message).digest())
+    released = gate.judged(reading("rsu/rsu-1/x", "rsu-1", value={"readings": [described(value=value)]}))
+    assert isinstance(released, Reading)
+    assert released.value["readings"][0]["value"] == left
+
+
+def test_value_without_descriptions_is_released_itself_beside_a_rule_that_drops() -> None:
+    """So that the bytes that it was encoded in can be used."""
+    rules = EgressRule("plates", "veh/*/plate", drop=True), EgressRule("rest", "**")
+    gate = EgressGate(EgressPolicy(rules), NodeId("rsu-1"), lambda message: hashlib.sha256(message).digest())
+    one = reading(value={"a": [1, {"b": [described(key="rsu/a/x")]}]})
+    assert gate.judged(one) is one
