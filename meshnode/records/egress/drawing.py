@@ -7,11 +7,13 @@ that has less. Each reading that was taken is finished or gives way, once.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from meshnode.records.egress.pictures import redrawn_picture
+from protocols.base.limits import SECOND
 from protocols.base.shares import Shares
 from protocols.records.egress.gate import KeptBack, WithPictures
 from protocols.records.pending import OWN
@@ -21,6 +23,9 @@ _log = logging.getLogger(__name__)
 MAX_WAITING: Final = 16
 """Readings with pictures that wait. A picture of 2 megapixels takes 20 ms of one core as JPEG, and 340 ms as PNG."""
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+_REST: Final = 4
+"""Times as long as the pictures of a neighbour took of a core, none of neighbours is drawn. So they take a fifth of one
+together; without it, PNGs of 8 megapixels kept a core busy for as long as one neighbour sent them."""
 
 Finished = Callable[[Reading | KeptBack | None], object]
 """Takes the reading as it leaves; None: the node closed before its turn. It must not raise."""
@@ -47,6 +52,7 @@ class PictureDrawing:
         self._held: Shares[str] = Shares()
         """What waits, by payer."""
         self._thread: threading.Thread | None = None
+        self._others_rest_until_ns = 0
         self._is_closed = False
 
     def draw(
@@ -103,13 +109,27 @@ class PictureDrawing:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
+                while (task := self._next()) is None:
                     if self._is_closed:
                         return
-                    self._changed.wait()
-                task = self._waiting.popleft()
+                    rest_ns = self._others_rest_until_ns - time.monotonic_ns()
+                    self._changed.wait(max(0, rest_ns) / SECOND if self._waiting else None)
+            began_ns = time.thread_time_ns()
+            outcome = _drawn(task.given)
+            if task.payer != OWN:
+                took_ns = time.thread_time_ns() - began_ns
+                self._others_rest_until_ns = time.monotonic_ns() + _REST * took_ns
+            task.finished(outcome)
+
+    def _next(self) -> _Task | None:
+        """Take the task that came first of those that may be done now; None: there is none."""
+        rests = time.monotonic_ns() < self._others_rest_until_ns and not self._is_closed
+        for at, task in enumerate(self._waiting):
+            if task.payer == OWN or not rests:
+                del self._waiting[at]
                 self._held.remove(task.payer, task.cost_bytes)
-            task.finished(_drawn(task.given))
+                return task
+        return None
 
 
 def _drawn(given: WithPictures) -> Reading | KeptBack:
