@@ -24,9 +24,11 @@ from meshnode.history.segment import KeptReading
 from meshnode.history.store import HistoryStore
 from meshnode.troubles import Troubles
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
+from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.keys import matches
 from protocols.base.shares import SharedRows
 from protocols.records.last_chosen import LastChosen
+from protocols.records.steps import ClockSteps
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
@@ -44,6 +46,11 @@ _CONTEXT_BYTES: Final = 400
 _UNCHANGING: Final = frozenset((type(None), bool, int, float, str, bytes))
 
 
+def _steady_ns() -> MonotonicNs:
+    """Time that also passes while the computer sleeps, and that nobody can set."""
+    return MonotonicNs(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
 class _Waiting(NamedTuple):
     key: str
     origin: str
@@ -58,13 +65,16 @@ class HistoryKeeper:
 
     def __init__(
         self, store: HistoryStore, keys: Sequence[str], min_interval_ns: int, troubles: Troubles,
-        dropped: Callable[[str, str], None],
+        dropped: Callable[[str, str], None], clock: Callable[[], int] = time.time_ns,
     ) -> None:  # fmt: skip
-        """``dropped(key, reason)`` counts a reading that was not kept; it is called on any thread."""
+        """``dropped(key, reason)`` counts a reading that was not kept; it is called on any thread. ``clock`` gives UTC
+        nanoseconds."""
         self.store = store
         self._keys, self._min_interval_ns = tuple(keys), min_interval_ns
         self._troubles, self._dropped = troubles, dropped
         self._last = LastChosen()
+        self._clock = clock
+        self._steps = ClockSteps(UtcNs(clock()), _steady_ns())
         self._lock = threading.Lock()
         self._number = 0
         """Of the reading that came last."""
@@ -176,13 +186,16 @@ class HistoryKeeper:
             self._came.clear()
             if not self._closing:
                 self._hurry.clear()
-        utc_now = time.time_ns()
+        utc_now = self._clock()
+        step_ns = self._steps.since(UtcNs(utc_now), _steady_ns())
         if not self._opened():
             self._lost(waiting.key for waiting in group)
             return
         kept = self._encoded(group)
         before = self.store.last_number
         try:
+            if step_ns:
+                self.store.clock_was_set(step_ns)
             self.store.append(kept, utc_now)
             self.store.tidy(utc_now)
         except (sqlite3.Error, OSError) as error:
@@ -216,7 +229,7 @@ class HistoryKeeper:
         if self.store.is_open:
             return True
         try:
-            self.store.open(time.time_ns())
+            self.store.open(self._clock())
         except (sqlite3.Error, OSError, StorageError) as error:
             self._trouble(error)
             return False

@@ -69,8 +69,9 @@ class HistorySegment:
 
     def __init__(self, path: Path, begun_utc_ns: int = 0) -> None:
         self.path = path
-        self.begun_utc_ns = begun_utc_ns
-        """When its first reading came, or earlier."""
+        self.begun_utc_ns = self.written_utc_ns = begun_utc_ns
+        """When its first reading came, or earlier: as it counts, and as it is written. It counts as begun at the time
+        of a clock that is behind that."""
         self.contents = SegmentContents()
         self.last_number = 0
         self.is_sealed = False
@@ -114,7 +115,7 @@ class HistorySegment:
         row = db.execute("SELECT begun_utc_ns, sealed FROM segment").fetchone()
         if row is None:
             raise sqlite3.DatabaseError("the row of the segment is missing")
-        self.begun_utc_ns = int(row[0])
+        self.begun_utc_ns = self.written_utc_ns = int(row[0])
         self.is_complete = bool(row[1])
         self.is_sealed = self.is_complete and not self._has_log  # otherwise sealing was not finished
         for stream, key, origin in db.execute("SELECT stream, key, origin FROM streams ORDER BY stream"):
@@ -175,6 +176,16 @@ class HistorySegment:
         for _, stream, *placed in heads:
             contents.add(stream, (placed[0], placed[1], placed[2]))  # type: ignore[arg-type]
         self.last_number = first_number + len(readings) - 1
+
+    def clock_was_set(self, step_ns: int) -> None:
+        """Keep its age, or have that again which it had by a clock that was right."""
+        if self.begun_utc_ns < self.written_utc_ns:  # the clock was behind: of a computer that keeps no time, say
+            self.begun_utc_ns = min(self.written_utc_ns, self.begun_utc_ns + step_ns)
+            return
+        self.begun_utc_ns += step_ns
+        self.written_utc_ns += step_ns
+        if self._db is not None and not self.is_complete:
+            self._db.execute("UPDATE segment SET begun_utc_ns = ?", (self.written_utc_ns,))
 
     def seal(self) -> bool:
         """Build the indexes, and close the file for good. False: somebody reads the log, so it has to be tried again,

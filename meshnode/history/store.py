@@ -49,8 +49,7 @@ _MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
 class HistoryStore:
-    """One folder. :meth:`open`, :meth:`append`, :meth:`tidy` and :meth:`close` belong to one thread; :meth:`find` may
-    be called from any."""
+    """One folder. All methods belong to one thread, except :meth:`find`, which may be called from any."""
 
     def __init__(self, folder: Path, max_bytes: int, keep_ns: int) -> None:
         self.folder, self._max_bytes, self._keep_ns = folder, max_bytes, keep_ns
@@ -214,6 +213,14 @@ class HistoryStore:
 
     def _is_over(self, segment: HistorySegment, utc_now: int) -> bool:
         return utc_now - segment.begun_utc_ns >= self._keep_ns // _SHARES
+
+    def clock_was_set(self, step_ns: int) -> None:
+        """The clock was set forward by so much, or back if negative: what is there is as old as it was.
+
+        :raises OSError, sqlite3.Error: the disk fails.
+        """
+        for segment in self._segments:
+            segment.clock_was_set(step_ns)
 
     def tidy(self, utc_now: int) -> None:
         """Have go what is too old. :raises OSError, sqlite3.Error: the disk fails."""

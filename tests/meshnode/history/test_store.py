@@ -119,6 +119,46 @@ def test_readings_older_than_they_may_be_go_also_when_nothing_comes_and_the_cloc
     store.close()
 
 
+@pytest.mark.usefixtures("hasty")
+def test_history_of_a_computer_that_starts_in_1970_outlasts_the_setting_of_its_clock(tmp_path: Path) -> None:
+    """Many have no clock that runs on without power: all that was kept was removed at each start."""
+    store = opened(tmp_path)
+    store.append([kept(1)], NOW)
+    store.close()
+    clock = [1_000 * SECOND]
+    store = HistoryStore(tmp_path / "history", 16 * MIB, 3_600 * SECOND)
+    keeper = HistoryKeeper(store, ["**"], 0, Troubles(), _ignore, clock=lambda: clock[0])
+    keeper.start()
+    keeper.consider(reading(sequence=2, when=EventTime(NOW + 2, 0)))
+    eventually(lambda: keeper.statistics()["history_stored"] == 1, "it is stored in 1970")
+    clock[0] = NOW + 60 * SECOND
+    keeper.consider(reading(sequence=3, when=EventTime(NOW + 3, 0)))
+    eventually(lambda: keeper.statistics()["history_stored"] == 2, "it is stored after the clock was set")
+    assert sequences(store) == [1, 2, 3]
+    keeper.close()
+    store = opened(tmp_path, now=NOW + 120 * SECOND)
+    assert sequences(store) == [1, 2, 3]
+    store.tidy(NOW + 3_700 * SECOND)
+    assert sequences(store) == [], "and no reading is kept for longer than before"
+    store.close()
+
+
+@pytest.mark.parametrize("step_s", [-7_200, 86_400])
+def test_readings_are_as_old_as_they_were_when_the_clock_is_set(tmp_path: Path, step_s: int) -> None:
+    """An hour is an hour, whatever somebody does to the clock."""
+    store = opened(tmp_path)
+    store.append([kept(1)], NOW)
+    store.clock_was_set(step_s * SECOND)
+    for _ in range(2):  # the next life finds it as old
+        store.tidy(NOW + (step_s + 3_500) * SECOND)
+        assert sequences(store) == [1]
+        store.close()
+        store = opened(tmp_path, now=NOW + (step_s + 3_500) * SECOND)
+    store.tidy(NOW + (step_s + 3_601) * SECOND)
+    assert sequences(store) == []
+    store.close()
+
+
 def test_history_that_is_opened_again_goes_on_and_no_other_process_may_use_it(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.append([kept(1)], NOW)
