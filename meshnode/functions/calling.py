@@ -2,7 +2,7 @@
 
 The process is the leader of a group of its own, and its group is killed when the call ends, in whatever way: what a
 program leaves behind does not go on, unless it has left its session. Its memory is limited by ``RLIMIT_DATA``, which a
-shell sets before it becomes the program. What it writes is read up to a bound, and the rest is its loss.
+shell sets before it becomes the program. What it writes is read up to a bound, at which it is ended.
 
 When the node is killed, the kernel kills the process of the call. What that has started itself is not killed then.
 
@@ -21,7 +21,9 @@ from meshnode.groups import kill_group, limited
 MAX_OUT_BYTES: Final = 1 << 20
 """What a call may write on standard output …"""
 MAX_ERROR_BYTES: Final = 4_096
-"""… and what of standard error is kept to say why it failed."""
+"""… what of standard error is kept to say why it failed …"""
+MAX_READ_BYTES: Final = 16 << 20
+"""… and what of it is read. A call that writes more on either is ended: reading on took a third of a core."""
 _GRACE_S: Final = 0.2
 """How long is read on when the program has ended and something that it started still holds its pipes."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
@@ -53,10 +55,11 @@ async def call(
         stdin.write(given)
         stdin.close()
         async with asyncio.timeout(timeout_s):
-            await talk.ended.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_S):
-                await talk.said_all.wait()
+            await talk.over.wait()
+        if talk.ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE_S):
+                    await talk.said_all.wait()
     except TimeoutError:
         return Call("late", why=f"it had not ended after {timeout_s:g} s")
     finally:
@@ -80,21 +83,26 @@ async def _started(program: Sequence[str], folder: Path) -> "tuple[asyncio.Subpr
 def _judged(program: Sequence[str], status: int | None, talk: "_Talk") -> Call:
     """What became of a call that ended with a status."""
     error_text = talk.error_text
+    if talk.too_much:
+        return Call("failed", why=talk.too_much)
     if status in (126, 127) and error_text:
         return Call("not_started", why=f"{program[0]} can't be started ({error_text}): correct 'run'")
     if status:
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         return Call("failed", why=f"it {how}{f': {error_text}' if error_text else ''}")
-    if len(talk.out) > MAX_OUT_BYTES:
-        return Call("failed", why=f"it wrote more than {MAX_OUT_BYTES} bytes")
     return Call("done", tuple(line for line in bytes(talk.out).splitlines() if line.strip()))
 
 
 class _Talk(asyncio.SubprocessProtocol):
-    """Gathers what a process writes. What is beyond the bounds is read and dropped, so that it does not hang by it."""
+    """Gathers what a process writes, up to the bounds."""
 
     def __init__(self) -> None:
         self.out, self._errors = bytearray(), bytearray()
+        self._error_bytes = 0
+        self.too_much = ""
+        """What it wrote too much of; empty: nothing."""
+        self.over = asyncio.Event()
+        """Set once it has ended or wrote too much."""
         self.ended = asyncio.Event()
         """Set once the process itself has ended."""
         self.said_all = asyncio.Event()
@@ -110,6 +118,14 @@ class _Talk(asyncio.SubprocessProtocol):
         """It wrote something."""
         kept, most = (self.out, MAX_OUT_BYTES + 1) if fd == _STDOUT else (self._errors, MAX_ERROR_BYTES)
         kept += data[: max(0, most - len(kept))]
+        if fd != _STDOUT:
+            self._error_bytes += len(data)
+        if len(self.out) > MAX_OUT_BYTES:
+            self.too_much = f"it wrote more than {MAX_OUT_BYTES} bytes"
+        elif self._error_bytes > MAX_READ_BYTES:
+            self.too_much = f"it wrote more than {MAX_READ_BYTES} bytes on standard error"
+        if self.too_much:
+            self.over.set()
 
     def pipe_connection_lost(self, fd: int, exc: Any) -> None:
         """A pipe has ended. That of standard input may: a program need not read."""
@@ -120,6 +136,7 @@ class _Talk(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         """The process itself has ended."""
         self.ended.set()
+        self.over.set()
 
 
 async def _end(transport: asyncio.SubprocessTransport, talk: _Talk) -> None:

@@ -125,6 +125,8 @@ async def test_reading_with_a_full_lineage_is_counted_apart_and_makes_no_call(op
         ("kill -9 $$", "", "failed", "ended by signal 9"),
         ("sleep 60", "timeout_s = 0.2", "late", "had not ended after 0.2 s"),
         ("head -c 3000000 /dev/zero", "", "failed", "wrote more than 1048576 bytes"),
+        ("yes", "", "failed", "wrote more than 1048576 bytes"),
+        ("yes >&2", "", "failed", "wrote more than 16777216 bytes on standard error"),
         ("echo '{\"key\": \"rsu/rsu-1/x\", \"value\": 1}'", "", "refused", "set 'publishes'"),
         ("echo '{\"key\": \"veh/other/x\", \"value\": 1}'", 'publishes = "**"', "refused", "veh/other/x"),
         ("echo this is no reading", 'publishes = "**"', "refused", "is not a reading"),
