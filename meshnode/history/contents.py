@@ -1,9 +1,10 @@
 """What a segment of the history has, stream by stream: so that a question looks only at what may answer it.
 
-Invariant: at most ``MAX_STREAMS`` streams have a summary of their own. Readings of further ones are counted together,
-as those of ``OTHERS``, and a question has to look into each of them.
+Invariant: at most ``MAX_STREAMS`` streams have a summary of their own, and no origin has all of them. Readings of
+further ones are counted together, as those of ``OTHERS``, and a question has to look into each of them.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,9 @@ from protocols.readings.matching import KeyPattern
 
 MAX_STREAMS: Final = 2_048
 """Of one segment. A node that publishes on ever new keys must not fill the memory of this one."""
+_FREE_PARTS: Final = 3
+"""Times as many streams as are free may be those of one origin. So the first that publishes on ever new keys gets three
+quarters of them, and those that come later are found as quickly as before."""
 MAX_OPENED: Final = 1_024
 """Streams that one question opens, in all segments together. Each takes 50 µs before there is a first row, and who asks
 can't be answered meanwhile: a neighbour with 2,048 streams from pole to pole in each segment made a question for a box
@@ -105,13 +109,15 @@ class SegmentContents:
     def __init__(self) -> None:
         self.streams: dict[int, StreamSummary] = {OTHERS: StreamSummary(OTHERS, "", "")}
         self._by_name: dict[tuple[str, str], int] = {}
+        self._named: Counter[str] = Counter()
+        """Streams by origin."""
         self.rows = 0
         self.first_ns, self.last_ns = 1 << 63, -1
 
     def stream_of(self, key: str, origin: str) -> int | None:
         """The number of a stream; None: it has none yet and gets one by :meth:`name`."""
         stream = self._by_name.get((key, origin))
-        if stream is None and len(self.streams) > MAX_STREAMS:
+        if stream is None and self._named[origin] >= _FREE_PARTS * (MAX_STREAMS + 1 - len(self.streams)):
             return OTHERS
         return stream
 
@@ -120,6 +126,7 @@ class SegmentContents:
         number = len(self.streams) if stream is None else stream
         self.streams[number] = StreamSummary(number, key, origin)
         self._by_name[key, origin] = number
+        self._named[origin] += 1
         return number
 
     def forget(self, streams: list[int]) -> None:
@@ -127,6 +134,7 @@ class SegmentContents:
         for stream in streams:
             gone = self.streams.pop(stream)
             del self._by_name[gone.key, gone.origin]
+            self._named[gone.origin] -= 1
 
     def add(self, stream: int, placed: Placed, rows: int = 1) -> None:
         """Count a reading in."""

@@ -121,6 +121,25 @@ def test_neighbour_with_many_wide_streams_does_not_hold_up_a_question_for_a_box(
     assert len(opened) <= contents.MAX_OPENED
 
 
+def test_neighbour_with_ever_new_keys_leaves_summaries_to_those_that_come_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readings without one are decoded one by one, so questions for all others took page after page."""
+    monkeypatch.setattr(contents, "MAX_STREAMS", 100)
+    segment_contents = contents.SegmentContents()
+
+    def named(key: str, origin: str) -> bool:
+        stream = segment_contents.stream_of(key, origin)
+        if stream is None:
+            segment_contents.name(key, origin)
+        return stream != contents.OTHERS
+
+    assert [named(f"rogue/{number}", "rogue") for number in range(200)].count(True) == 75
+    assert all(named(f"veh/v{number}/speed", f"v{number}") for number in range(25))
+    assert named("rogue/0", "rogue"), "it keeps what it has"
+    assert not named("veh/v99/speed", "v99"), "and the memory is bounded"
+
+
 @settings(max_examples=60, derandomize=not EXPLORE)
 @given(
     st.lists(st.lists(_READINGS, min_size=1, max_size=4), max_size=8), st.lists(questions(), min_size=1, max_size=6),
