@@ -7,10 +7,14 @@ is granted, is never started, and the rest of the node goes on.
 
 import asyncio
 import logging
+import os
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 from meshnode.applications.manifest import ApplicationManifest, granted_rights, read_application
@@ -23,7 +27,7 @@ from meshnode.local.server import LocalServer
 from meshnode.running import DropCount, Host, RunningPart
 from meshnode.tasks import told
 from protocols.base.errors import ConfigError, MeshError
-from protocols.base.limits import SECOND
+from protocols.base.limits import MAX_SOCKET_PATH_BYTES, SECOND
 
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 60.0
@@ -43,6 +47,7 @@ class RunningApplication:
         self._program = program_in(self._folder, manifest.run)
         self._socket = host.config.node.state_dir / "applications" / f"{manifest.name}.sock"
         self.server = LocalServer(host, rights)
+        self._folder_made: Path | None = None
         self._life: Life | None = None
         self.counts: Counter[str] = Counter()
 
@@ -52,9 +57,21 @@ class RunningApplication:
         return self._manifest.name
 
     def listen(self) -> None:
-        """Open its socket. :raises MeshError: it can't be opened. :raises OSError: its folder can't be made."""
+        """Open its socket. Nobody has to find it, so it is elsewhere when the path of the state folder is too long.
+
+        :raises MeshError: it can't be opened. :raises OSError: its folder can't be made.
+        """
+        if len(os.fsencode(self._socket)) > MAX_SOCKET_PATH_BYTES:
+            self._folder_made = Path(tempfile.mkdtemp(prefix="meshnode-"))  # for its owner alone
+            self._socket = self._folder_made / self._socket.name
         make_private_folder(self._socket.parent)
         self.server.start(self._socket, 0o600)
+
+    def close(self) -> None:
+        """Close its socket. Blocks until those who are connected have been told."""
+        self.server.close()
+        if self._folder_made is not None:
+            shutil.rmtree(self._folder_made, ignore_errors=True)
 
     async def run(self) -> None:
         """Start it again and again."""
@@ -149,7 +166,7 @@ class RunningApplications(RunningPart):
             except (MeshError, OSError) as error:
                 self.host.troubles.begin("application", application.name, f"it can't be started: {error}")
                 continue
-            closing.push_async_callback(asyncio.to_thread, application.server.close)
+            closing.push_async_callback(asyncio.to_thread, application.close)
             self._applications[application.name] = application
             task = asyncio.create_task(application.run(), name=f"application {application.name}")
             task.add_done_callback(told)

@@ -301,12 +301,12 @@ def test_seal_without_zstandard_is_plain_and_one_with_it_is_refused(
     mesh: CarriedMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library is an extra. Each side says and does what it can."""
-    from meshnode.identity import sealing
+    from meshnode.identity import packing
 
     key = mesh.key()
     small = mesh.seal(mesh.sealed(1, 2, key=key), key)
-    monkeypatch.setattr(sealing, "_zstandard", lambda: None)
-    assert not sealing.can_compress()
+    monkeypatch.setattr(packing, "_zstandard", lambda: None)
+    assert not packing.can_pack()
     assert code(mesh.bring(small)) == "sealed"
     plain = mesh.seal(mesh.sealed(1, 2, key=key), key)
     assert len(plain) > len(small)

@@ -14,6 +14,7 @@ import pytest
 import meshnode
 from meshnode.applications.manifest import granted_rights, read_application
 from meshnode.applications.process import begin_life
+from meshnode.applications.running import RunningApplications
 from meshnode.applications.section import ApplicationSection
 from meshnode.cli.checks import examine
 from protocols.base.errors import ConfigError
@@ -133,6 +134,23 @@ async def test_application_reads_and_publishes_what_it_is_granted(opened: Opened
         assert (shown["version"], shown["publisher"], shown["licence"]) == ("1.2", "Example", "Apache-2.0")
         assert (shown["started"], shown["refused"]) == (1, 0)
         assert trouble(node) == ""
+
+
+async def test_application_of_a_node_with_a_long_path_connects_too(opened: Opened, tmp_path: Path) -> None:
+    """A socket has a path of at most 107 bytes."""
+    state = f'[node]\nid = "rsu-1"\nstate_dir = "{"deep/" * 24}state"\n'
+    manifest = written(tmp_path / "counter", COUNTING, ASKS)
+    config = House(tmp_path).file(
+        "rsu-1", f'[discovery]\nmdns = false\n[[application]]\nmanifest = "{manifest}"\n{GRANTS}', role="rsu"
+    )
+    config.write_text(config.read_text().replace('[node]\nid = "rsu-1"\n', state))
+    async with meshnode.open(config) as node:
+        heard = node.subscribe("rsu/*/said", own=True)
+        assert (await heard.next(30.0)).value == 0
+        (part,) = [part for part in node.parts if isinstance(part, RunningApplications)]
+        socket = part._applications["counter"]._socket
+        assert len(str(socket)) < 107
+    assert not socket.parent.exists()
 
 
 async def test_application_gets_nothing_beyond_its_manifest(opened: Opened) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.cli import checks
+from meshnode.cli import additions, checks
 from meshnode.loading import load
 from meshnode.models import cutting
 from tests.tools.eventually import eventually
@@ -80,13 +80,13 @@ def test_doctor_compiles_rules_and_looks_for_the_programs_of_functions(tmp_path:
     )
     rules.write_text(text.replace('mean"]', 'median"]'))
     config = load(config_file)
-    (broken,) = checks._rules(config)
+    (broken,) = additions.check_rules(config)
     assert (broken.status, "'median' is not a function" in broken.message) == ("fail", True)
     rules.write_text(text)
-    (good,) = checks._rules(config)
+    (good,) = additions.check_rules(config)
     assert (good.status, good.message.startswith("mean speed; at most ")) == ("ok", True)
-    assert [finding.status for finding in checks._functions(config, config_file.parent)] == ["fail", "ok"]
+    assert [finding.status for finding in additions.check_functions(config, config_file.parent)] == ["fail", "ok"]
     sign = config_file.parent / "sign"
     sign.write_text("#!/bin/sh\n")
     sign.chmod(0o755)
-    assert [finding.status for finding in checks._functions(config, config_file.parent)] == ["ok", "ok"]
+    assert [finding.status for finding in additions.check_functions(config, config_file.parent)] == ["ok", "ok"]

@@ -28,7 +28,7 @@ from protocols.records.events import UplinkState
 from protocols.records.receipts.sealing import BatchSealer
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
-from protocols.wire.records import Acknowledgement, Batch, Fate, Record
+from protocols.wire.records import Acknowledgement, Batch, Fate, PackedBatch, Record, RelayRefusal
 from tests.tools.eventually import until
 from tests.tools.receipt_fixture import POLICY, ReceiptMesh
 from tests.tools.relay_fixture import RelayProcess, reading
@@ -115,6 +115,8 @@ async def test_relay_of_before_takes_what_has_a_receipt_and_its_successor_asks_f
 
     def answer(frame: bytes) -> bytes:
         batch = decode_untrusted_relay_frame(frame)
+        if isinstance(batch, PackedBatch):
+            return encode_frame(RelayRefusal("malformed", "frame 75 is not known"))
         assert isinstance(batch, Batch)
         shown.append(bool(batch.certificate))
         if not is_old:

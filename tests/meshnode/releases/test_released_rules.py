@@ -11,7 +11,7 @@ import pytest
 import meshnode
 from cloud_relay.releases.publishing import publish_rules
 from cloud_relay.releases.rotating import add_publisher
-from meshnode.cli import checks
+from meshnode.cli import additions
 from meshnode.config.sections import NodeConfig
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.section import CurationRulesSection, CurationSection
@@ -151,7 +151,7 @@ async def test_windows_of_released_rules_survive_a_restart_and_doctor_and_verify
     window = '[[rule]]\nname = "w"\nkeys = "veh/*/speed"\nwindow = { count = 3 }\ncompute = ["count"]\n'
     fleet.publish(1, rules(1, more=f'{window}output = {{ key = "veh/{{node}}/w", unit = "1" }}'))
     fleet.bring(config)
-    (waits,) = [each for each in checks._rules(config) if each.check == "released rules"]
+    (waits,) = [each for each in additions.check_rules(config) if each.check == "released rules"]
     assert (waits.status, waits.message) == ("ok", "no release of rules/traffic serves yet: [rules] files hold")
     async with driven(config) as node:
         await node.serves(1)
@@ -159,13 +159,13 @@ async def test_windows_of_released_rules_survive_a_restart_and_doctor_and_verify
     async with driven(config) as node:
         assert [key for key, _ in node.drive()] == ["derived", "w"], "two of its readings came before"
         assert node.node.statistics().get("rules_lost", 0) == 0
-    (found,) = [each for each in checks._rules(config) if each.check == "released rules"]
+    (found,) = [each for each in additions.check_rules(config) if each.check == "released rules"]
     assert (found.status, found.message.partition(";")[0]) == ("ok", "rules/traffic 1: derived, w")
     folder = config.node.state_dir / "releases"
     (whole,) = _installed(folder)
     assert (whole.is_fine, whole.what) == (True, "release 1 of rules/traffic, which serves")
     (folder / PATH / "1" / "traffic.toml").write_text("[[rule]]\n")
-    assert [each.status for each in checks._rules(config)] == ["ok", "fail"]
+    assert [each.status for each in additions.check_rules(config)] == ["ok", "fail"]
     (damaged,) = _installed(folder)
     assert "traffic.toml has changed since it was installed" in damaged.what
 
