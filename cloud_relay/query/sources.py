@@ -111,7 +111,7 @@ def steps(db: sqlite3.Connection, source: RecordSource, query: Query, first_chun
     """The records of a source in the order that is asked for, and how far it came where it found none. The first look
     is at ``first_chunk`` entries."""
     newest_first = query.newest_first
-    begin, far = _time_bounds(query)
+    begin, far = _time_bounds(query, source.newest_utc_ns)
     if newest_first:
         yield Step(min(source.newest_utc_ns, LAST_UTC_NS), _LAST_NAME, LAST_UTC_NS, OPENING)
     else:
@@ -261,10 +261,11 @@ def _box(box: Box | None) -> SqlCondition:
     )
 
 
-def _time_bounds(query: Query) -> tuple[SqlCondition, SqlCondition]:
-    """Where the question begins, and where it ends at the latest."""
+def _time_bounds(query: Query, newest_utc_ns: int) -> tuple[SqlCondition, SqlCondition]:
+    """Where the question begins, and where it ends at the latest. Nothing after ``newest_utc_ns`` is looked at: there
+    are only records of other rules, and a step there would come after steps that are older."""
     low = 0 if query.since_utc_ns is None else max(0, min(query.since_utc_ns, LAST_UTC_NS))
-    high = LAST_UTC_NS if query.until_utc_ns is None else min(query.until_utc_ns - 1, LAST_UTC_NS)
+    high = newest_utc_ns if query.until_utc_ns is None else min(query.until_utc_ns - 1, newest_utc_ns)
     if query.after is not None:  # the bound of time beside it is one that SQLite can seek by
         low, high = (low, min(high, query.after[0])) if query.newest_first else (max(low, query.after[0]), high)
     ends = SqlCondition("event_utc_ns >= ?", (low,)), SqlCondition("event_utc_ns <= ?", (high,))

@@ -158,6 +158,25 @@ def test_impatient_pages_come_to_the_same_end(mixed: sqlite3.Connection, monkeyp
         assert list(chain(*found)) == expected(rows, query), query
 
 
+def test_steps_of_a_rule_come_in_order_although_other_rules_have_newer_records(relay: RelayInProcess) -> None:
+    """A page that ends where nothing was found goes on from there: at a place before its last record, that one would
+    come twice."""
+    made = [(n, "veh/v-1/speed", "busy", 100 + n) for n in range(1, 31)] + [(31, "veh/v-1/speed", "quiet", 0)]
+    made += [(n, "veh/v-1/hazard", "quiet", n) for n in range(32, 42)]
+    relay.send(Batch(1, 7, "v-1", 1, 42, tuple(
+        Record(number, rule, Raw(encode_reading(Reading(
+            key, "v-1", number, number, Position(48.7, 11.4, 1.0), EventTime(BASE_NS + second * SECOND, 0),
+            Provenance("s", "1", 1.0),
+        ))))
+        for number, key, rule, second in made
+    )))  # fmt: skip
+    with closing(open_for_reading(relay.path)) as db:
+        sources.prepare(db)
+        for query in (Query(rule="quiet", limit=5), Query(rule="quiet", limit=5, newest_first=False)):
+            places = [step.place for step in sources.merged_steps(db, query)]
+            assert places == sorted(places, reverse=query.newest_first)
+
+
 def test_page_is_bounded_in_bytes_whatever_limit_it_has(relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand of the largest records would take a gigabyte of memory."""
     monkeypatch.setattr(searching, "MAX_PAGE_BYTES", 20_000)
