@@ -265,7 +265,7 @@ def _time_bounds(query: Query, newest_utc_ns: int) -> tuple[SqlCondition, SqlCon
     """Where the question begins, and where it ends at the latest. Nothing after ``newest_utc_ns`` is looked at: there
     are only records of other rules, and a step there would come after steps that are older."""
     low = 0 if query.since_utc_ns is None else max(0, min(query.since_utc_ns, LAST_UTC_NS))
-    high = newest_utc_ns if query.until_utc_ns is None else min(query.until_utc_ns - 1, newest_utc_ns)
+    high = newest_utc_ns if query.until_utc_ns is None else max(-1, min(query.until_utc_ns - 1, newest_utc_ns))
     if query.after is not None:  # the bound of time beside it is one that SQLite can seek by
         low, high = (low, min(high, query.after[0])) if query.newest_first else (max(low, query.after[0]), high)
     ends = SqlCondition("event_utc_ns >= ?", (low,)), SqlCondition("event_utc_ns <= ?", (high,))
