@@ -120,10 +120,15 @@ def _number(value: str) -> float | None:
 
 def _cell(latitude_deg: float, longitude_deg: float) -> str:
     """The south-western corner of a cell of the grid, as text."""
-    south, west = (
-        math.floor(degrees * CELLS_PER_DEGREE) / CELLS_PER_DEGREE for degrees in (latitude_deg, longitude_deg)
-    )
-    return f"{south:.2f},{west:.2f}"
+    return f"{_edge(latitude_deg):.2f},{_edge(longitude_deg):.2f}"
+
+
+def _edge(degrees: float) -> float:
+    """The highest edge of the grid that is not above ``degrees``. A place that is said to be on an edge is on it,
+    although 0.29 times 100 is below 29 here."""
+    step = math.floor(degrees * CELLS_PER_DEGREE)
+    following = (step + 1) / CELLS_PER_DEGREE
+    return following if following <= degrees else step / CELLS_PER_DEGREE
 
 
 def _span_ns(text: str | None) -> int | None:

@@ -59,6 +59,17 @@ def test_groups_are_by_what_was_asked_and_never_mix_units(relay: RelayInProcess)
     assert [group["mean"] for group in groups(relay, box="48,11,49,12")] == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("latitude_deg", "cell"), [(0.29, "0.29"), (-0.29, "-0.29"), (0.2899999, "0.28"), (-1.1, "-1.10")]
+)
+def test_place_on_an_edge_is_in_the_cell_that_begins_there(
+    relay: RelayInProcess, latitude_deg: float, cell: str
+) -> None:
+    """Places of stations have few digits, and a map of cells would show them beside where they are."""
+    relay.send(batch(1, latitude_deg=latitude_deg, longitude_deg=1.13))
+    assert [group["cell"] for group in groups(relay, by="cell")] == [f"{cell},1.13"]
+
+
 def test_values_that_are_no_finite_numbers_are_counted_apart(relay: RelayInProcess) -> None:
     """One NaN would make each mean NaN, and leaving it out in silence would hide a broken sensor."""
     for number, value in enumerate((1e308, 1e308, -5, True, "7", math.nan, math.inf, [1.0], None), 1):
