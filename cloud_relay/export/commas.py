@@ -16,7 +16,7 @@ class CsvExport:
 
     def __init__(self, out: IO[bytes]) -> None:
         self._text = io.TextIOWrapper(out, "utf-8", newline="", write_through=False)
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer = csv.writer(self._text, lineterminator="\r\n")  # texts with either are put into quotes then
         self._columns = [column for column in EXPORTED if column.kind != "time"]
         self._writer.writerow([column.name for column in self._columns])
 

@@ -44,7 +44,7 @@ VALUES: tuple[tuple[Any, str], ...] = (
     (2**64 - 1, "int"), (-(2**63), "int"), (True, "bool"), (False, "bool"), (None, "null"), ("", "text"),
     ('quo"te,\n;=1+1 ü\U0001f697', "text"), (b"\x00\xff", "bytes"), ([1, math.nan, "x"], "list"), (DEEP, "map"),
     (tensor_of(memoryview(struct.pack("<4f", 1, 2, math.nan, 4)).cast("f")), "tensor"),
-    (datetime(2026, 1, 31, 12, tzinfo=UTC), "time"),
+    (datetime(2026, 1, 31, 12, tzinfo=UTC), "time"), ("two\rlines", "text"),
 )  # fmt: skip
 
 
@@ -188,6 +188,7 @@ def test_csv_has_the_same_in_text(relay: RelayInProcess, tmp_path: Path) -> None
         assert cells["value"] == row["value"]
         assert cells["event_utc_ns"] == str(row["event_utc_ns"])
         assert cells["has_receipt"] == "false"
+        assert cells["value_text"] == (row["value_text"] or "")
         if row["value_number"] is not None:
             assert repr(float(cells["value_number"])) == repr(row["value_number"])
     with duckdb.connect() as db:
@@ -198,7 +199,7 @@ def test_csv_has_the_same_in_text(relay: RelayInProcess, tmp_path: Path) -> None
 def test_filters_choose_what_is_exported(relay: RelayInProcess, tmp_path: Path) -> None:
     """The grammar is that of queries; nothing found is a file without rows, and not an error."""
     sent(relay)
-    for options, count in ((["--key", "veh/*/k1"], 6), (["--box", "48,-12,48.25,-11"], 2), (["--rule", "no"], 0)):
+    for options, count in ((["--key", "veh/*/k1"], 7), (["--box", "48,-12,48.25,-11"], 2), (["--rule", "no"], 0)):
         file = tmp_path / f"{count}.parquet"
         assert exported(relay, file, *options).exit_code == 0
         assert pq.read_table(file).num_rows == count
