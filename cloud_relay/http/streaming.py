@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from cloud_relay.http.answering import Answers
 from cloud_relay.http.problems import HttpProblem
@@ -78,17 +78,17 @@ class Streams:
         """
         if self._open >= MAX_STREAMS or self._leaving:
             raise HttpProblem(503, f"{self._open} streams are open: end one first", {"retry-after": "5"})
-        # Known before the answer begins, so whatever is stored once a client sees the answer is in its stream.
-        number = await self._answers.read(newest_number) if after is None else after
-        return _EventStream(self._counted(self._events(query, number, after is None, may_go_on)), cut)
-
-    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        self._open += 1
+        self._open += 1  # before anything is waited for, or all that come together would find a place
         try:
-            async for event in events:
-                yield event
-        finally:
-            self._open -= 1
+            # Known before the answer begins, so whatever is stored once a client sees the answer is in its stream.
+            number = await self._answers.read(newest_number) if after is None else after
+        except BaseException:
+            self._ended()
+            raise
+        return _EventStream(self._events(query, number, after is None, may_go_on), cut, self._ended)
+
+    def _ended(self) -> None:
+        self._open -= 1
 
     async def _events(
         self, query: Query, number: int, was_abreast: bool, may_go_on: Callable[[], bool]
@@ -126,11 +126,18 @@ class Streams:
 
 
 class _EventStream(StreamingResponse):
-    """A response that is cut off when its client takes nothing."""
+    """A response that is cut off when its client takes nothing. ``ended`` is called once it is over."""
 
-    def __init__(self, events: AsyncIterator[bytes], cut: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], cut: Callable[[], None], ended: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._events, self._cut = events, cut
+        self._events, self._cut, self._ended = events, cut, ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
     async def stream_response(self, send: Send) -> None:
         """Send what there is, as long as it is taken."""

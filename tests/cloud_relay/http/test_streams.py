@@ -96,6 +96,20 @@ def test_streams_are_few_and_end_with_the_server(web: RelayWeb, monkeypatch: pyt
         assert streams[1].event() is None
 
 
+def test_streams_that_come_together_are_no_more_than_others(web: RelayWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boards of a whole control room begin anew at once after a cut; each stream costs looks into the store."""
+    monkeypatch.setattr(streaming, "MAX_STREAMS", 2)
+    with ExitStack() as opened:
+        connections = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", web.server.port), 20)) for _ in range(12)
+        ]
+        for connection in connections:
+            connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        heads = [connection.recv(64).split(b"\r\n")[0] for connection in connections]
+        assert sorted(head.split()[1] for head in heads) == [b"200"] * 2 + [b"503"] * 10
+    eventually(lambda: is_free(web))
+
+
 def is_free(web: RelayWeb) -> bool:
     """Whether another stream can be opened."""
     with closing(EventStream(web.server.port)) as stream:
