@@ -74,18 +74,28 @@ class Streams:
         """A stream of what a query selects, after the record of a number (None: of what comes from now on).
         ``may_go_on``: whether its token is still good. ``cut`` ends its connection.
 
-        :raises HttpProblem: there are too many.
+        :raises HttpProblem: there are too many, or no record has that number yet.
         """
         if self._open >= MAX_STREAMS or self._leaving:
             raise HttpProblem(503, f"{self._open} streams are open: end one first", {"retry-after": "5"})
         self._open += 1  # before anything is waited for, or all that come together would find a place
         try:
-            # Known before the answer begins, so whatever is stored once a client sees the answer is in its stream.
-            number = await self._answers.read(newest_number) if after is None else after
+            number = await self._begin(after)
         except BaseException:
             self._ended()
             raise
         return _EventStream(self._events(query, number, after is None, may_go_on), cut, self._ended)
+
+    async def _begin(self, after: int | None) -> int:
+        """The number that a stream goes on after. It is known before the answer begins, so whatever is stored once a
+        client sees the answer is in its stream."""
+        newest = await self._answers.read(newest_number)
+        if after is not None and after > newest:
+            raise HttpProblem(
+                400, f"Last-Event-ID {after} is above {newest}, the newest that there is, so it is of another store: "
+                "begin without it",
+            )  # fmt: skip
+        return newest if after is None else after
 
     def _ended(self) -> None:
         self._open -= 1

@@ -124,6 +124,16 @@ def test_wrong_last_event_id_is_refused(web: RelayWeb, last: str) -> None:
     assert web.get("/v1/stream", since="1m").status == 400
 
 
+def test_stream_does_not_wait_for_a_number_of_another_store(web: RelayWeb) -> None:
+    """After a copy was restored, a board with a higher number would get nothing until the store has grown past it."""
+    web.relay.send(batch(1, 2))
+    answer = web.get("/v1/stream", headers={"last-event-id": "3"})
+    assert (answer.status, "begin without it" in answer.json["detail"]) == (400, True)
+    with closing(EventStream(web.server.port, headers={"last-event-id": "2"})) as stream:
+        web.relay.send(batch(3))
+        assert stream.sequences(1) == [3]
+
+
 def test_stream_ends_when_its_token_is_revoked(tmp_path: Path) -> None:
     """A stream may last for weeks; a token that was taken back must not."""
     with closing(RelayWeb(tmp_path, tokens_required=True)) as web:
