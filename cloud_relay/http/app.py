@@ -33,7 +33,7 @@ from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import FILTERS, PAGING, Query, untrusted_query
 from meshnode.http.guard import refusal_of
-from protocols.base.errors import MeshError
+from protocols.base.errors import MeshError, StorageError
 from protocols.base.ids import UtcNs
 
 MAX_QUERY_CHARS: Final = 8_192
@@ -111,7 +111,7 @@ class RelayApi:
         def may_go_on() -> bool:
             try:
                 self._check(TokenRole.VIEWER, request)
-            except HttpProblem:
+            except (HttpProblem, StorageError):
                 return False
             return True
 
@@ -145,8 +145,14 @@ class RelayApi:
         return checked
 
     def _check(self, role: TokenRole, request: Request) -> None:
-        if self._tokens is not None:
+        """:raises StorageError: the file of tokens can't be read; the log has said so."""
+        if self._tokens is None:
+            return
+        try:
             _check_untrusted_token(self._tokens, role, request.headers.getlist("authorization"))
+        except StorageError as error:
+            _log.error("%s", error)
+            raise
 
 
 def _check_untrusted_token(tokens: TokenFile, role: TokenRole, shown: list[str]) -> None:

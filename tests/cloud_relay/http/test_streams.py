@@ -149,3 +149,22 @@ def test_stream_ends_when_its_token_is_revoked(tmp_path: Path) -> None:
             assert event is not None
             assert (event[0], "revoked" in event[1]["why"]) == ("ended", True)
             assert stream.event() is None
+
+
+def test_file_of_tokens_that_is_damaged_ends_streams_and_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody may go on when the right to it can't be checked, and the operator has to find out why."""
+    with closing(RelayWeb(tmp_path, tokens_required=True)) as web:
+        shown = TokenFile(web.folder / FILE).create("board", TokenRole.VIEWER, 0, None)
+        with closing(EventStream(web.server.port, headers={"authorization": f"Bearer {shown}"})) as stream:
+            assert stream.answer.readline() == b"retry: 1000\n"
+            (web.folder / FILE).write_text("{")
+            web.relay.send(batch(1))
+            event = stream.event()
+            assert event is not None
+            assert (event[0], "can't be checked" in event[1]["why"]) == ("ended", True)
+        caplog.clear()
+        assert web.get("/v1/records", shown).status == 503
+        assert "restore it, or remove it and create tokens anew" in caplog.text
+        assert shown not in caplog.text
