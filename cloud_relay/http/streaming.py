@@ -8,6 +8,7 @@ on with ``Last-Event-ID`` and miss nothing.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -42,7 +43,7 @@ class Bell:
 
     def ring(self) -> None:
         """Something was stored."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the server has ended
             self._loop.call_soon_threadsafe(self._wake)
 
     def next(self) -> asyncio.Event:

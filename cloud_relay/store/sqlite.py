@@ -9,6 +9,7 @@ threads, which wait for the commit anyway, and an event loop in between would on
 name with other bytes is a conflict: the first record is kept, and the second is refused and counted.
 """
 
+import logging
 import sqlite3
 import threading
 import time
@@ -33,6 +34,7 @@ MAX_WAITING_BATCHES = 64
 """Batches that wait between the responder and the disk, of at most 1 MiB each."""
 MAX_GROUP_BATCHES = 16
 """Batches in one transaction, each of another node. It bounds how long the first of them waits."""
+_log = logging.getLogger(__name__)
 _INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
 
 
@@ -154,7 +156,10 @@ class Store:
         for (_, done), answer in zip(group, answers, strict=True):
             done.set_result(answer)
         if self._stored > before[0]:
-            self.at_commit()
+            try:
+                self.at_commit()
+            except Exception:  # noqa: BLE001 - this thread must go on, or every later batch would wait for it
+                _log.exception("not everybody was told of what was stored: this is a bug of the relay")
 
     def _take(self, batch: StorableBatch) -> Acknowledgement | RelayRefusal:
         now = self._clock()

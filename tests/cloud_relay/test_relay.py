@@ -460,3 +460,14 @@ def test_store_closed_refuses_instead_of_losing(tmp_path: Path) -> None:
     assert answer.code == "storage"
     with pytest.raises(StorageError):
         open_for_reading(tmp_path / "elsewhere.sqlite")
+
+
+def test_batches_are_stored_although_nobody_can_be_told(
+    relay: RelayInProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of those who follow the store, such as a server that ends just now, must not end the one thread that
+    writes it."""
+    relay.store.at_commit = lambda: [].clear(1)  # type: ignore[call-arg]
+    assert relay.send(batch(1)) == Acknowledgement((1,))
+    assert relay.send(batch(2)) == Acknowledgement((2,))
+    assert "this is a bug of the relay" in caplog.text
