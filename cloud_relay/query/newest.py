@@ -14,10 +14,10 @@ from typing import Final
 
 from cloud_relay.query.searching import MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord, stored_record
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Box, Query
-from cloud_relay.query.sources import SqlCondition, key_filter, prepare, stream_names
+from cloud_relay.query.sources import SqlCondition, stream_names
 from cloud_relay.store.schema import INDEXED_VERSION, store_version
 from protocols.base.errors import InvalidKey, LocalProtocolError, StorageError
-from protocols.base.keys import checked_key
+from protocols.base.keys import checked_key, matches
 
 NEWEST_FILTERS: Final = tuple(name for name in FILTERS if name != "until")
 _NEWEST_OF_STREAM: Final = (
@@ -36,12 +36,10 @@ def newest_page(
     if store_version(db) < INDEXED_VERSION:
         raise StorageError("the store is of an earlier version and knows no newest records: start the relay once")
     ends_s = time.monotonic() + patience_s
-    prepare(db)
     limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
     records: list[StoredRecord] = []
-    for key, origin, newest_utc_ns in _newest_streams(db, query, after_key):
-        number = db.execute(_NEWEST_OF_STREAM, (key, origin, newest_utc_ns, query.rule)).fetchone()
-        record = None if number is None else stored_record(db, number[0])
+    for key, newest in _newest_streams(db, query, after_key):
+        record = None if newest is None else _newest_record(db, newest, query.rule)
         if record is not None and _is_shown(record, query):
             records.append(record)
             size_bytes += record.size_bytes
@@ -58,17 +56,26 @@ def key_cursor(text: str) -> str:
         raise LocalProtocolError(f"cursor {text[:60]!r} is not one that a page had: give it unchanged") from error
 
 
-def _newest_streams(db: sqlite3.Connection, query: Query, after: str | None) -> Iterator[tuple[str, str, int]]:
-    """Of each key, the stream with the newest record. Streams come in the order of their keys, one at a time."""
-    asked = stream_names(query) & key_filter(query)
+def _newest_streams(
+    db: sqlite3.Connection, query: Query, after: str | None
+) -> Iterator[tuple[str, tuple[str, str, int] | None]]:
+    """Each key, in order, and of its streams the one with the newest record: its key, node and time. None: the key is
+    not asked for, and whoever looks may end here, because nodes may have invented many."""
+    asked = stream_names(query)
     if after is not None:
         asked &= SqlCondition("key > ?", (after,))
     rows = db.execute(
         f"SELECT key, origin, newest_utc_ns FROM streams WHERE {asked.text} ORDER BY key",  # noqa: S608 - our texts
         asked.values,
     )
-    for _, streams in groupby(rows, key=itemgetter(0)):
-        yield max(streams, key=itemgetter(2, 1))
+    for key, streams in groupby(rows, key=itemgetter(0)):
+        is_asked = query.key is None or matches(query.key, key)
+        yield key, max(streams, key=itemgetter(2, 1)) if is_asked else None
+
+
+def _newest_record(db: sqlite3.Connection, stream: tuple[str, str, int], rule: str | None) -> StoredRecord | None:
+    number = db.execute(_NEWEST_OF_STREAM, (*stream, rule)).fetchone()
+    return None if number is None else stored_record(db, number[0])
 
 
 def _is_shown(record: StoredRecord, query: Query) -> bool:

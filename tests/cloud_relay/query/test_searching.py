@@ -245,6 +245,17 @@ def test_newest_of_each_key_is_that_of_all_nodes_and_rules(mixed: sqlite3.Connec
         assert [record.fields["key"] for record in found] == sorted(newest)
 
 
+def test_newest_of_keys_that_few_match_is_looked_for_in_bounded_pages(mixed: sqlite3.Connection) -> None:
+    """A node may invent keys by the million; a question that none of them matches must not hold a thread meanwhile."""
+    for key, patient in (("**/none", []), ("**/hazard", ["rsu/r-1/hazard", "veh/v-1/hazard"])):
+        query, cursor, found, pages_seen = Query(key=key), None, [], 0
+        while pages_seen == 0 or cursor is not None:
+            page = newest_page(mixed, query, cursor, patience_s=-1.0)
+            found += [record.fields["key"] for record in page.records]
+            cursor, pages_seen = page.cursor, pages_seen + 1
+        assert (found, pages_seen) == (patient, len(KEYS) + 1)
+
+
 # --- stores of earlier versions --------------------------------------------------------------------------------------
 def made_older(path: Path, version: int) -> None:
     """Take out of a store what this version brought."""
