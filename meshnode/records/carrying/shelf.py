@@ -6,6 +6,7 @@ is damaged is removed; the node that made the batch gives it to somebody again.
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -38,7 +39,8 @@ class CarriedShelf:
         for file in sorted(self._folder.iterdir())[: 2 * MAX_CARRIED]:
             content = self._read(file)
             if content is None:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder stays
+                    file.unlink()
                 continue
             _, node, key, sealed, reply = content
             age_s = max(now_s - file.stat().st_mtime, 0.0)
