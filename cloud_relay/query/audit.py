@@ -4,6 +4,9 @@ Nodes send records in the order of their sequence and never before the fates of 
 each sequence below the highest stored one must be stored or have a fate, and a hole is a loss. Sequences above it that
 were issued are outstanding: their records wait at the node, or ended there and the node has not told yet.
 
+Two things let records overtake older ones, which count as missing until they come: urgent records of a node that holds
+back the others, and batches that neighbours carry.
+
 When an acknowledgement was lost, a record may be stored although its node gave it up. It counts as stored.
 """
 

@@ -11,7 +11,9 @@ Records get the sequences 1, 2, 3, … without gaps, each record ends in exactly
 sequences (:class:`~protocols.wire.records.Fate`) until the relay has acknowledged them, and are only counted then.
 
 Records are offered in the order of their sequence, and never before the fates of all that are missing below them. So
-the relay knows that a hole below the highest sequence it has is a loss, not a delay.
+the relay knows that a hole below the highest sequence it has is a loss, not a delay. The exceptions are urgent records
+while others are held back (``least_priority`` of :meth:`Ledger.next_batch`) and batches that neighbours carry: until
+the others come, the relay calls them missing.
 
 Records of the batch under way are neither expired nor evicted, because the relay may be storing them right now. When
 no answer comes, the node can't know whether it did. Such a record may end as expired or evicted here and still be at
