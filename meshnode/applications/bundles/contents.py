@@ -4,7 +4,6 @@ A bundle is checked as a node would check its parts: rules are compiled and thei
 models and applications are read. Nothing of it is run.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from msgspec import Meta
 from meshnode.applications.manifest import APPLICATION_FILE, NAME, read_application
 from meshnode.config.parsing import Problem, Section, TableReader, problem_report, shown
 from meshnode.config.toml import read_toml
+from meshnode.console.printing import printable
 from meshnode.models.manifest import manifest_path, read_manifest
 from protocols.base.errors import ConfigError, ModelInvalid
 from protocols.base.ids import NodeId
@@ -23,6 +23,7 @@ BUNDLE_FILE: Final = "bundle.toml"
 CASES: Final = "-cases.toml"
 """A file of cases has the name of its file of rules, and this ending."""
 VERSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,39}")
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _NODE: Final = NodeId("node")
 
 
@@ -153,15 +154,20 @@ def _check_rules(folder: Path, bundle: Bundle) -> None:
 
 
 def tables_for(place: str, folder: Path, bundle: Bundle) -> str:
-    """The tables that use a bundle on a node. ``place``: its folder, as the configuration should name it."""
-    lines = [f"# {bundle.name} {bundle.version} by {bundle.publisher} ({bundle.licence})"]
+    """The tables that use a bundle on a node. ``place``: its folder, as the configuration should name it.
+
+    Whoever made the bundle chose its texts, and an operator copies the tables: none of these texts can end its line.
+    """
+    lines = [printable(f"# {bundle.name} {bundle.version} by {bundle.publisher} ({bundle.licence})", 500)]
     if bundle.rules:
         lines += ["[rules]", f"files = {_listed(f'{place}/{rules}' for rules in bundle.rules)}", ""]
     for model in bundle.models:
-        lines += [f"[models.{PurePosixPath(model).stem}]", f'path = "{place}/{model}"', ""]
+        name = PurePosixPath(model).stem
+        name = name if _BARE_KEY.fullmatch(name) else _quoted(name)
+        lines += [f"[models.{name}]", f"path = {_quoted(f'{place}/{model}')}", ""]
     for application in bundle.applications:
         manifest = read_application(folder / application / APPLICATION_FILE)
-        lines += ["[[application]]", f'manifest = "{place}/{application}/{APPLICATION_FILE}"']
+        lines += ["[[application]]", f"manifest = {_quoted(f'{place}/{application}/{APPLICATION_FILE}')}"]
         lines += [
             f"{key} = {_listed(asked)}" for key in ("reads", "publishes", "infers") if (asked := getattr(manifest, key))
         ]
@@ -170,4 +176,10 @@ def tables_for(place: str, folder: Path, bundle: Bundle) -> str:
 
 
 def _listed(texts: Iterable[str]) -> str:
-    return json.dumps(list(texts), ensure_ascii=False)  # a list of texts is the same in TOML
+    return f"[{', '.join(map(_quoted, texts))}]"
+
+
+def _quoted(text: str) -> str:
+    """A text in TOML, on one line and without anything that a terminal would obey."""
+    plain = (each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in text)
+    return f'"{"".join(plain)}"'

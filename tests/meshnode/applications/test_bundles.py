@@ -141,6 +141,25 @@ def test_bundle_that_links_to_other_files_is_not_packed(folder: Path, tmp_path: 
         pack(folder, tmp_path / "junction.bundle")
 
 
+def test_texts_of_a_bundle_can_add_nothing_to_the_tables_that_are_printed(folder: Path, tmp_path: Path) -> None:
+    """An operator copies the tables into the configuration of a node."""
+    model = 'models/a\n[[application]]\nmanifest = "b".onnx'
+    (folder / "models/double.onnx").rename(folder / model)
+    (folder / "models/double.toml").rename((folder / model).with_suffix(".toml"))
+    content = BUNDLE.replace('"models/double.onnx"', f"'''{model}'''")
+    content = content.replace('publisher = "Example"', 'publisher = "Example\\n[access]\\nrules = []\\u001b[2J"')
+    (folder / "bundle.toml").write_text(content)
+    pack(folder, tmp_path / "bad.bundle")
+    unpacked = ran("unpack", tmp_path / "bad.bundle", "--into", tmp_path / "bundles")
+    assert unpacked.exit_code == 0, unpacked.output
+    tables = tomllib.loads(unpacked.stdout)
+    assert sorted(tables) == ["application", "models", "rules"]
+    assert len(tables["application"]) == 1
+    ((_, table),) = tables["models"].items()
+    assert table["path"].endswith(model)
+    assert "\x1b" not in unpacked.stdout
+
+
 # --- files that somebody else made -----------------------------------------------------------------------------------
 def changed(archive: Path, into: Path, name: str, content: bytes = b"x", mode: int = stat.S_IFREG | 0o644) -> Path:
     """A copy with one more entry."""
