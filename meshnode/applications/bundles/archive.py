@@ -12,6 +12,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -72,7 +73,7 @@ def unpack(archive: Path, parent: Path, sha256: str | None = None) -> tuple[Path
         try:
             with zipfile.ZipFile(archive) as zipped:
                 _extract(zipped, archive, inside)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise ConfigError(f"{archive} is no bundle, or is damaged ({error}): get it again") from error
         bundle = check_bundle(inside)
         held = {path.relative_to(inside).as_posix() for path in inside.rglob("*") if path.is_file()}
@@ -95,6 +96,10 @@ def _extract(zipped: zipfile.ZipFile, archive: Path, folder: Path) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if check_place(entry.filename) is not None or kind not in (0, stat.S_IFREG):
             raise ConfigError(f"{archive} holds {entry.filename!r}, which is no plain file inside of it: don't use it")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ConfigError(
+                f"{archive} holds {entry.filename!r}, compressed in a way that no bundle uses: pack it anew"
+            )
         path = folder / entry.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipped.open(entry) as source, path.open("xb") as target:

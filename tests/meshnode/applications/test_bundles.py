@@ -214,6 +214,25 @@ def test_damaged_archive_is_refused(folder: Path, tmp_path: Path, cut: int) -> N
         unpack(bad, tmp_path / "bundles")
 
 
+def test_archive_with_damaged_or_other_compression_is_refused(tmp_path: Path) -> None:
+    """Each way to compress has errors of its own."""
+    bad = tmp_path / "bad.bundle"
+    for way, told in ((zipfile.ZIP_DEFLATED, "is damaged"), (zipfile.ZIP_LZMA, "pack it anew")):
+        with zipfile.ZipFile(bad, "w", way) as out:
+            out.writestr("bundle.toml", BUNDLE * 20)
+        begins = 30 + len("bundle.toml")
+        content = bytearray(bad.read_bytes())
+        content[begins : begins + 20] = bytes(range(0xE0, 0xF4))
+        bad.write_bytes(content)
+        with pytest.raises(ConfigError, match=told):
+            unpack(bad, tmp_path / "bundles")
+    with zipfile.ZipFile(bad, "w") as out:
+        out.writestr("ä.toml", BUNDLE)
+    bad.write_bytes(bad.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    with pytest.raises(ConfigError, match="is damaged"):
+        unpack(bad, tmp_path / "bundles")
+
+
 def test_other_digest_and_a_second_time_are_refused(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "good.bundle")
     with pytest.raises(ConfigError, match="has the SHA-256"):
