@@ -12,6 +12,7 @@ like any other reading, so that further rules can build on it.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, Literal
 
 from msgspec.structs import replace
@@ -34,6 +35,9 @@ MAX_INPUT_BYTES: Final = 8 * MIB
 MAX_WAITING: Final = 16
 MAX_AT_ONCE: Final = 8
 MAX_DEADLINE_NS: Final = 60 * SECOND
+_numbers = count(1)
+"""Numbers of questions. Each is given once: a rule that takes the place of another one of its name must not take an
+answer to what that has asked."""
 Failure = Literal["", "late", "not_predicted"]
 """Why there is no prediction; empty: there is one."""
 
@@ -87,7 +91,6 @@ class PredictionRule(DerivingRule):
         self.max_state_bytes = (step.max_waiting + step.at_once) * MAX_INPUT_BYTES
         self._waiting: deque[_Asked] = deque()
         self._asked: dict[int, _Asked] = {}
-        self._number = 0
 
     def counters(self) -> Mapping[str, int]:
         """Readings derived, and readings left out by reason."""
@@ -137,10 +140,10 @@ class PredictionRule(DerivingRule):
             if asked.ends_ns <= now:
                 self._counts["late"] += 1
                 continue
-            self._number += 1
-            self._asked[self._number] = asked
+            number = next(_numbers)
+            self._asked[number] = asked
             questions.append(PredictionWanted(
-                self.name, self._number, step.model, asked.value, step.input_name, step.outputs, asked.ends_ns - now
+                self.name, number, step.model, asked.value, step.input_name, step.outputs, asked.ends_ns - now
             ))  # fmt: skip
         return questions
 

@@ -111,6 +111,17 @@ def test_answer_for_a_rule_that_is_used_no_more_comes_to_nothing() -> None:
     assert not here.answer(wanted, 1)
 
 
+def test_answer_for_a_rule_of_before_is_not_taken_by_the_one_of_its_name() -> None:
+    """What the model of before says of an earlier reading is not said of a later one."""
+    here, after = Asking(), Asking(model="better plate")
+    (wanted,) = here.show(1)
+    here.curator.exchange([after.rule])
+    (again,) = here.show(2)
+    assert not here.answer(wanted, "of before")
+    (derived,) = here.answer(again, "of now")
+    assert derived.value == "of now"
+
+
 @pytest.mark.parametrize(
     ("step", "error", "why"),
     [
