@@ -215,7 +215,7 @@ class Recorder:
             for pattern in self._patterns:
                 if pattern not in patterns:
                     for name, number in (
-                        *pattern.counters().items(), *self._curator.recording_counters(pattern.name).items()
+                        *pattern.counters().items(), *self._curator.count_recordings_anew(pattern.name).items()
                     ):  # fmt: skip
                         self._former_counts[name] = self._former_counts.get(name, 0) + number
             self._note, self._patterns, self._has_patterns = note, patterns, bool(patterns)

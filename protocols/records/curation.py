@@ -222,6 +222,10 @@ class Curator:
         """What was recorded because of what a pattern derived."""
         return self._recordings.counters(name)
 
+    def count_recordings_anew(self, name: str) -> Mapping[str, int]:
+        """Another pattern takes the name of one. Returns what :meth:`recording_counters` did; they begin at zero."""
+        return self._recordings.count_anew(name)
+
     def counters(self) -> dict[str, int]:
         """Records chosen, readings left out because the interval of their rule had not passed, readings derived, and
         keys forgotten because there were too many."""

@@ -119,6 +119,14 @@ class Recordings:
         because the next recording ended first."""
         return self._counts.get(rule, {})
 
+    def count_anew(self, rule: str) -> Mapping[str, int]:
+        """Count what becomes of a rule from zero on. Returns what was counted before."""
+        counted = self._counts.get(rule)
+        if counted is None:
+            return {}
+        self._counts[rule] = Counter()
+        return counted
+
     def keep_only(self, rules: Collection[str]) -> None:
         """Other rules are used no more."""
         tables: tuple[dict[str, Any], ...] = self._current, self._recalling, self._ended_utc_ns, self._counts

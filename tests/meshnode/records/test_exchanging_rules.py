@@ -80,6 +80,27 @@ async def test_rule_that_both_say_keeps_its_window_and_one_that_changed_begins_a
         await until(lambda: here.node.statistics()["outbox_issued"] == 2, "both are records")
 
 
+async def test_recordings_of_a_rule_that_changed_are_counted_once(tmp_path: Path) -> None:
+    """What the rule of before has recorded is not counted for the one of its name again, and its recording goes on."""
+    text = """
+[[rule]]
+name = "brake"
+keys = "veh/*/brake"
+where = "value > 5.0"
+output = { key = "veh/{node}/alert", unit = "1" }
+recording = { keys = ["veh/*/n"], after_s = 60 }
+"""
+    async with exchanging(tmp_path, text) as here:
+        here.put(9, key="veh/veh-1/brake")
+        here.put(1)
+        await here.use(text.replace("5.0", "6.0"))
+        assert here.counters("brake") == {}
+        here.put(2)
+        assert here.counters("brake") == {"recorded": 1}
+        statistics = here.node.statistics()
+        assert (statistics["rules_recordings"], statistics["rules_recorded"]) == (1, 2)
+
+
 async def test_windows_of_rules_that_are_gone_are_not_restored_and_not_counted_twice(tmp_path: Path) -> None:
     """There and back again, within the second between two saves: what the file had of the first set is of no use."""
     house = House(tmp_path)
