@@ -223,10 +223,10 @@ class Recorder:
             if self._state is not None:
                 self._state.exchange(_windows(patterns))
         self._neighbours.want_only(self._curator.expressions)
-        for name in before.keys() - {pattern.name for pattern in patterns}:
+        for name in (name for name, pattern in before.items() if pattern not in patterns):
             self._not_published.pop(name, None)
             self._troubles.end("rule", name)
-            self._predictor.forget(name)
+            self._call_soon(partial(self._predictor.forget, name))
         self._call_soon(self._set_timer)
 
     def check(self, patterns: "Sequence[Rule]") -> None:
@@ -282,11 +282,13 @@ class Recorder:
         with self._lock:
             self._keep(self._curator.recalled(number, readings, is_last), None, None)
 
-    def _predicted(self, wanted: PredictionWanted, value: Any, failure: Failure) -> None:
-        """A model has computed what a rule wanted of a reading, or has not."""
+    def _predicted(self, wanted: PredictionWanted, value: Any, failure: Failure) -> bool:
+        """A model has computed what a rule wanted of a reading, or has not. Returns whether the rule still waited."""
         with self._lock:
+            has_waited = any(pattern.waits_for(wanted) for pattern in self._patterns)
             derived = self._keep(self._curator.predicted(wanted, value, failure, _now()), None, None)
         self._derive(derived)
+        return has_waited
 
     def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
         original = chosen.reading

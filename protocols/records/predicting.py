@@ -133,6 +133,10 @@ class PredictionRule(DerivingRule):
         )
         return (derived, *self._ask(now))
 
+    def waits_for(self, wanted: PredictionWanted) -> bool:
+        """See :class:`DerivingRule`."""
+        return wanted.number in self._asked
+
     def _ask(self, now: int) -> list[PredictionWanted]:
         questions: list[PredictionWanted] = []
         while self._waiting and len(self._asked) < self.step.at_once:

@@ -30,14 +30,14 @@ class Predictor:
     """See the module. It belongs to the event loop."""
 
     def __init__(
-        self, infer: ModelCall | None, take: Callable[[PredictionWanted, Any, Failure], None], troubles: Troubles
+        self, infer: ModelCall | None, take: Callable[[PredictionWanted, Any, Failure], bool], troubles: Troubles
     ) -> None:
-        """``take`` is called with each answer."""
+        """``take`` is called with each answer, and returns whether its rule has waited for it."""
         self._infer, self._take, self._troubles = infer, take, troubles
         self._tasks: set[asyncio.Task[None]] = set()
 
     def forget(self, rule: str) -> None:
-        """A rule is used no more: what went wrong with its model is no trouble any more. Any thread."""
+        """A rule is used no more: what went wrong with its model is no trouble any more."""
         self._troubles.end("rule", _name(rule))
 
     def begin(self, wanted: PredictionWanted) -> None:
@@ -49,16 +49,19 @@ class Predictor:
     async def _answer(self, wanted: PredictionWanted) -> None:
         value: Any = None
         failure: Failure = "not_predicted"
+        why = ""
         try:
             value, failure = await self._predicted(wanted), ""
-            self._troubles.end("rule", _name(wanted.rule))
         except BudgetExhausted:
             failure = "late"
         except MeshError as error:
             why = f"{wanted.model} gives no prediction for rule {wanted.rule!r}: {error}"
-            self._troubles.begin("rule", _name(wanted.rule), why)
         finally:
-            self._take(wanted, value, failure)
+            has_waited = self._take(wanted, value, failure)
+        if has_waited and why:
+            self._troubles.begin("rule", _name(wanted.rule), why)
+        elif has_waited and not failure:
+            self._troubles.end("rule", _name(wanted.rule))
 
     async def _predicted(self, wanted: PredictionWanted) -> dict[str, Any]:
         """:raises MeshError: there is none."""

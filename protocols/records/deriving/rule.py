@@ -9,6 +9,7 @@ from protocols.records.curation import CurationOutput
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.sources import Source
 from protocols.records.recordings import Recording
+from protocols.records.wanted import PredictionWanted
 from protocols.wire.readings import Reading
 
 Partition = Callable[[Reading], object]
@@ -57,6 +58,10 @@ class DerivingRule:
     ) -> Sequence[CurationOutput]:  # fmt: skip
         """See ``Pattern.predicted``. Most rules ask for no prediction."""
         return ()
+
+    def waits_for(self, wanted: PredictionWanted) -> bool:
+        """Whether it has asked for that, and not been answered yet."""
+        return False
 
     def considers(self, key: str, is_own: bool) -> bool:
         """Whether one of its sources does."""

@@ -10,11 +10,15 @@ import pytest
 
 import meshnode
 from meshnode.config.parsing import SectionInvalid
+from meshnode.records.rules.predicting import Predictor
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.running import RunningRecords
 from meshnode.records.section import CurationRulesSection, CurationSection
 from meshnode.releases.section import ReleasesSection
-from protocols.base.errors import ConfigError, LocalProtocolError
+from meshnode.troubles import Troubles
+from protocols.base.errors import ConfigError, InferenceError, LocalProtocolError
+from protocols.base.limits import SECOND
+from protocols.records.wanted import PredictionWanted
 from tests.tools.mesh_fixture import House, until
 
 
@@ -99,6 +103,42 @@ recording = { keys = ["veh/*/n"], after_s = 60 }
         assert here.counters("brake") == {"recorded": 1}
         statistics = here.node.statistics()
         assert (statistics["rules_recordings"], statistics["rules_recorded"]) == (1, 2)
+
+
+async def test_trouble_with_the_model_of_a_rule_that_changed_is_over(tmp_path: Path) -> None:
+    """The one of its name that has no model would never end it."""
+    text = """
+[[rule]]
+name = "plates"
+keys = "veh/*/n"
+{}output = {{ key = "veh/{{node}}/plate", unit = "1" }}
+"""
+    async with exchanging(tmp_path, text.format('infer = { model = "nobody-has-it", input = "x" }\n')) as here:
+        here.put(1)
+        await until(here.node.troubles.current, "nobody has the model")
+        await here.use(text.format(""))
+        await until(lambda: not here.node.troubles.current(), lambda: str(here.node.troubles.current()))
+
+
+async def test_answer_that_no_rule_waits_for_is_no_trouble() -> None:
+    """A rule is gone while its model still computes: nobody would end the trouble."""
+    troubles, taken, is_used = Troubles(), asyncio.Event(), False
+
+    async def fails(*_: object, **__: object) -> None:
+        raise InferenceError("it is broken")
+
+    def take(*_: object) -> bool:
+        taken.set()
+        return is_used
+
+    predictor = Predictor(fails, take, troubles)
+    wanted = PredictionWanted("plates", 1, "plate", 1.0, "x", (), SECOND)
+    for is_used in (False, True):
+        taken.clear()
+        predictor.begin(wanted)
+        await taken.wait()
+        assert bool(troubles.current()) == is_used
+    await predictor.close()
 
 
 async def test_windows_of_rules_that_are_gone_are_not_restored_and_not_counted_twice(tmp_path: Path) -> None:
