@@ -140,7 +140,10 @@ class Recordings:
         if current is None or now >= current.until_ns:
             if current is not None:
                 self._finish(current)
-            since_ns = max(utc_now - settings.before_ns, self._ended_utc_ns.get(rule, 0))
+            ended_ns = self._ended_utc_ns.get(rule, 0)
+            if ended_ns > utc_now:  # the clock was set back since
+                ended_ns = 0
+            since_ns = max(utc_now - settings.before_ns, ended_ns)
             current = self._current[rule] = _Running(self._number, rule, settings, since_ns, now, utc_now)
             self._number += 1
             self._counts.setdefault(rule, Counter())["recordings"] += 1

@@ -78,6 +78,17 @@ def test_readings_become_records_while_the_rule_finds_something_and_a_little_lon
     assert here.curator.next_timer_at() == NEVER
 
 
+def test_recording_looks_back_also_when_the_clock_was_set_back_since_the_last_one() -> None:
+    """By the clock that one has not even begun."""
+    here = Recorded(before_ns=30 * SECOND)
+    here.show("veh/veh-1/brake", 100)
+    here.go_on(110)
+    set_back = UtcNs(UTC_NS - 3_000 * SECOND)
+    here.curator.receive(here.reading("veh/veh-1/brake", -3_000), True, MonotonicNs(BOOT_NS + 120 * SECOND), set_back)
+    here.go_on(123)
+    assert [(wanted.since_ns - wanted.until_ns) // SECOND for wanted in here.wanted] == [-30, -30]
+
+
 def test_readings_of_neighbours_are_recorded_only_when_it_says_so() -> None:
     here, any_ = Recorded(), Recorded(source="any")
     for each in (here, any_):
