@@ -250,7 +250,7 @@ class Recorder:
                 derived = self._keep(outputs, reading, alone)
             is_sooner = self._has_patterns and self._curator.next_timer_at() < self._due_ns
         if derived:
-            self._derive(derived)
+            self._derive(derived, None if reading.origin == self._node else reading.origin)
         if is_sooner:
             self._call_soon(self._set_timer)
 
@@ -347,14 +347,15 @@ class Recorder:
         for gave_way in self._waiting.append(Waiting(key, curated)):
             self._not_kept(gave_way.key, "outbox_behind")
 
-    def _derive(self, derived: Sequence[ReadingDerived]) -> None:
+    def _derive(self, derived: Sequence[ReadingDerived], sender: str | None = None) -> None:
+        """Publish what was derived. ``sender``: the neighbour whose reading was the last that it took, if known."""
         for output in derived:
             try:
                 self._publish(output)
             except MeshError as error:
                 self._dropped(output.key, "not_derived")
                 if self._note is not None:
-                    self._note(None, True)
+                    self._note(sender, True)
                 times = self._not_published[output.rule] = self._not_published.get(output.rule, 0) + 1
                 if times & (times - 1) == 0:  # 1, 2, 4, 8 …: the trouble names one key of many
                     self._troubles.begin("rule", output.rule, f"what it derives can't be published: {error}")

@@ -181,6 +181,27 @@ async def test_rules_listen_to_neighbours_from_the_exchange_on_and_take_each_rea
             await until(lambda: not publisher.put(3.0).queued, "it asks no more")
 
 
+async def test_what_a_neighbour_makes_unpublishable_is_noted_as_its_own(tmp_path: Path) -> None:
+    """One that invents keys could otherwise alone have every release of rules taken back."""
+    house = House(tmp_path)
+    text = """
+[[rule]]
+name = "copied"
+keys = "veh/**"
+source = "any"
+by = "key"
+output = {{ key = "{}/{{node}}/{{partition}}", unit = "1" }}
+"""
+    async with exchanging(tmp_path, windows("own"), house) as here:  # noqa: SIM117 - the second needs the port
+        async with meshnode.open(house.config("veh-2", here.node.port)) as other:
+            await other.wait_for_peers(1)
+            await here.use(text.format("veh/" + "/".join(["x" * 20] * 4)))
+            publisher = other.publisher("veh/veh-2/" + "/".join(["n" * 20] * 8), unit="1", sensor="s")
+            await until(lambda: publisher.put(1.0).queued, "the node asks")
+            await until(here.node.troubles.current, "its key is too long")
+            assert set(here.noted) == {("veh-2", False), ("veh-2", True)}
+
+
 async def test_exchange_that_fails_changes_nothing(tmp_path: Path) -> None:
     """The journal of releases may not be writable, and a name may be that of a rule of the configuration."""
     async with exchanging(tmp_path, windows("own")) as here:
