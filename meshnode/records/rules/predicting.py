@@ -35,13 +35,16 @@ class Predictor:
         """``take`` is called with each answer, and returns whether its rule has waited for it."""
         self._infer, self._take, self._troubles = infer, take, troubles
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def forget(self, rule: str) -> None:
         """A rule is used no more: what went wrong with its model is no trouble any more."""
         self._troubles.end("rule", _name(rule))
 
     def begin(self, wanted: PredictionWanted) -> None:
-        """Answer a question."""
+        """Answer a question. Nothing is begun any more once this is closed."""
+        if self._is_closed:
+            return
         task = asyncio.create_task(self._answer(wanted), name="prediction")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -80,6 +83,7 @@ class Predictor:
 
     async def close(self) -> None:
         """Give up what is under way."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -36,6 +36,7 @@ class Recaller:
         """``waiting``: how many records wait for the outbox. ``take``: see ``Curator.recalled``."""
         self._node, self._ask, self._waiting, self._take = node, ask, waiting, take
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self.stored = asyncio.Event()
         """To be set whenever records that waited were stored."""
@@ -43,7 +44,9 @@ class Recaller:
         """Times before recordings that could not be looked up."""
 
     def begin(self, wanted: HistoryWanted) -> None:
-        """Look up what a recording wants."""
+        """Look up what a recording wants. Nothing is begun any more once this is closed."""
+        if self._is_closed:
+            return
         task = asyncio.create_task(self._recall(wanted), name="recording")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -85,6 +88,7 @@ class Recaller:
 
     async def close(self) -> None:
         """Give up what is under way."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

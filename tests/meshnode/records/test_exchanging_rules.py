@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import meshnode
 from meshnode.config.parsing import SectionInvalid
 from meshnode.records.rules.predicting import Predictor
+from meshnode.records.rules.recalling import Recaller
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.running import RunningRecords
 from meshnode.records.section import CurationRulesSection, CurationSection
@@ -18,7 +20,7 @@ from meshnode.releases.section import ReleasesSection
 from meshnode.troubles import Troubles
 from protocols.base.errors import ConfigError, InferenceError, LocalProtocolError
 from protocols.base.limits import SECOND
-from protocols.records.wanted import PredictionWanted
+from protocols.records.wanted import HistoryWanted, PredictionWanted
 from tests.tools.mesh_fixture import House, until
 
 
@@ -139,6 +141,32 @@ async def test_answer_that_no_rule_waits_for_is_no_trouble() -> None:
         await taken.wait()
         assert bool(troubles.current()) == is_used
     await predictor.close()
+
+
+async def test_closing_leaves_no_inference_and_no_question_behind() -> None:
+    """A rule whose question is given up asks the next one that waits."""
+    before, begun = asyncio.all_tasks(), asyncio.Event()
+    wanted = PredictionWanted("plates", 1, "plate", 1.0, "x", (), SECOND)
+    past = HistoryWanted("plates", 1, ("veh/**",), True, 0, 1, 5)
+
+    async def never_ends(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def ask_next(*_: object) -> bool:
+        asyncio.get_running_loop().call_soon(predictor.begin, wanted)
+        asyncio.get_running_loop().call_soon(recaller.begin, past)
+        return True
+
+    predictor = Predictor(never_ends, ask_next, Troubles())
+    recaller = Recaller("veh-1", lambda _: Future(), lambda: 0, ask_next)
+    predictor.begin(wanted)
+    recaller.begin(past)
+    await begun.wait()
+    await predictor.close()
+    await recaller.close()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 async def test_windows_of_rules_that_are_gone_are_not_restored_and_not_counted_twice(tmp_path: Path) -> None:
