@@ -24,7 +24,7 @@ def check(folder: Path) -> None:
 
     try:
         found = check_bundle(folder)
-    except MeshError as error:
+    except (MeshError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(_line(found.name, found.version, found.publisher, found.licence))
     for what in ("rules", "models", "applications"):

@@ -38,7 +38,7 @@ def _check_version(value: str) -> str | None:
 def check_place(value: str) -> str | None:
     """The complaint about the path of a file that is not inside of the bundle."""
     path = PurePosixPath(value)
-    if not value or path.is_absolute() or ".." in path.parts or "\\" in value or str(path) != value:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value or str(path) != value:
         return "is not a plain path below the folder of the bundle: put the file there, as in 'rules/traffic.toml'"
     return None
 
@@ -119,6 +119,8 @@ def _beside(folder: Path, model: str) -> set[str]:
 
 def _check_file(folder: Path, name: str) -> None:
     path = folder / name
+    if check_place(name) is not None or not name.isprintable():  # what unpacks it would refuse it, or not find it
+        raise ConfigError(f"{folder} holds {name!r}, whose name no bundle can have: give it a plain one")
     if path.is_symlink() or not path.is_file():
         raise ConfigError(f"{path} is not a file: put a copy of it there, or take it out of {folder / BUNDLE_FILE}")
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -114,6 +114,8 @@ def test_same_content_is_the_same_file(folder: Path, tmp_path: Path) -> None:
     [
         ("bundle.toml", 'name = "junction"', "version"),
         ("bundle.toml", BUNDLE.replace('"counter"', '"../counter"'), "is not a plain path"),
+        ("bundle.toml", BUNDLE.replace('"counter"', '"."'), "is not a plain path"),
+        ("bundle.toml", BUNDLE.replace("rules/traffic", "x" * 300), "File name too long"),
         ("bundle.toml", BUNDLE.replace("1.0", "1/0"), "is no version"),
         ("bundle.toml", BUNDLE.replace("rules/traffic.toml", "rules/missing.toml"), "missing.toml is not a file"),
         ("bundle.toml", BUNDLE.partition("rules =")[0], "are empty"),
@@ -143,7 +145,7 @@ def test_bundle_that_links_to_other_files_is_not_packed(folder: Path, tmp_path: 
 
 def test_texts_of_a_bundle_can_add_nothing_to_the_tables_that_are_printed(folder: Path, tmp_path: Path) -> None:
     """An operator copies the tables into the configuration of a node."""
-    model = 'models/a\n[[application]]\nmanifest = "b".onnx'
+    model = 'models/a" ] [[application]] manifest = "b.onnx'
     (folder / "models/double.onnx").rename(folder / model)
     (folder / "models/double.toml").rename((folder / model).with_suffix(".toml"))
     content = BUNDLE.replace('"models/double.onnx"', f"'''{model}'''")
@@ -158,6 +160,16 @@ def test_texts_of_a_bundle_can_add_nothing_to_the_tables_that_are_printed(folder
     ((_, table),) = tables["models"].items()
     assert table["path"].endswith(model)
     assert "\x1b" not in unpacked.stdout
+
+
+@pytest.mark.parametrize("name", [b"a\\b", b"a\nb", b"\xff"])
+def test_file_whose_name_no_bundle_can_have_is_refused_when_it_is_packed(
+    folder: Path, tmp_path: Path, name: bytes
+) -> None:
+    """Not only by whoever unpacks it."""
+    Path(os.fsdecode(os.fsencode(folder / "counter") + b"/" + name)).write_text("x")
+    with pytest.raises(ConfigError, match="whose name no bundle can have"):
+        pack(folder, tmp_path / "junction.bundle")
 
 
 # --- files that somebody else made -----------------------------------------------------------------------------------
