@@ -229,10 +229,6 @@ class Recorder:
             self._call_soon(partial(self._predictor.forget, name))
         self._call_soon(self._set_timer)
 
-    def check(self, patterns: "Sequence[Rule]") -> None:
-        """:raises LocalProtocolError: two of them, or one of them and a rule of the configuration, have one name."""
-        self._curator.check(patterns)
-
     def _noted(self, patterns: "Sequence[Rule]") -> "Sequence[Rule | NotedRule]":
         note = self._note
         return patterns if note is None else [NotedRule(pattern, note) for pattern in patterns]

@@ -10,6 +10,7 @@ from meshnode.records.rules.noting import Note
 from meshnode.records.rules.section import RulesSection
 from protocols.base.errors import BoundExceeded, ConfigError, LocalProtocolError, MeshError
 from protocols.base.ids import NodeId
+from protocols.records.curation import Curator
 
 if TYPE_CHECKING:
     from meshnode.records.recording import Recorder
@@ -24,6 +25,7 @@ class NodeRules:
     def __init__(self, config: NodeConfig, recorder: "Callable[[], Recorder | None]" = lambda: None) -> None:
         """``recorder``: what uses the rules, once it is open."""
         self._node, self._section, self._recorder = NodeId(config.node.id), config.of(RulesSection), recorder
+        self._config = config
         self._keeps_history = any(section.table == "history" for section in config.sections)
 
     def first(self, installed: Callable[[], Sequence[Path]]) -> "Sequence[Rule]":
@@ -54,13 +56,13 @@ class NodeRules:
         """
         if not files:
             return ()
+        from meshnode.records.made import rules_of
         from meshnode.records.rules.compiling import check_needs, rules_in  # the evaluator takes long to load
 
         rules = rules_in(files, self._node)
         check_needs(rules, self._section.max_bytes)
         self._check_recordings(rules)
-        if (recorder := self._recorder()) is not None:
-            recorder.check(rules)
+        Curator(rules_of(self._config)).check(rules)
         return rules
 
     def _check_recordings(self, rules: "Sequence[Rule]") -> None:

@@ -16,6 +16,7 @@ from meshnode.records.rules.recalling import Recaller
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.running import RunningRecords
 from meshnode.records.section import CurationRulesSection, CurationSection
+from meshnode.records.using import NodeRules
 from meshnode.releases.section import ReleasesSection
 from meshnode.troubles import Troubles
 from protocols.base.errors import ConfigError, InferenceError, LocalProtocolError
@@ -247,6 +248,17 @@ async def test_exchange_that_fails_changes_nothing(tmp_path: Path) -> None:
         here.put(1, 2, 3)
         assert here.counters("own") == {"taken": 3, "derived": 1}
         assert here.counters("new") == {}
+
+
+async def test_node_begins_with_its_own_rules_when_released_ones_have_the_name_of_another(tmp_path: Path) -> None:
+    """Somebody gave a curation rule that name after the release was installed: the node must start all the same."""
+    (tmp_path / "rules.toml").write_text(windows("own"))
+    (tmp_path / "released.toml").write_text(windows("all"))
+    config = House(tmp_path).config("veh-1").with_sections(
+        RulesSection(files=(tmp_path / "rules.toml",)),
+        CurationRulesSection(rules=(CurationSection(name="all", keys="never"),)),
+    )  # fmt: skip
+    assert [rule.name for rule in NodeRules(config).first(lambda: [tmp_path / "released.toml"])] == ["own"]
 
 
 async def test_rules_that_may_need_more_than_the_node_allows_keep_it_from_starting(tmp_path: Path) -> None:
