@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meshnode.config.sections import NodeConfig
 from meshnode.records.rules.noting import Note
 from meshnode.records.rules.section import RulesSection
-from protocols.base.errors import BoundExceeded, ConfigError, LocalProtocolError, MeshError
+from protocols.base.errors import ConfigError, LocalProtocolError, MeshError
 from protocols.base.ids import NodeId
 from protocols.records.curation import Curator
 
@@ -45,7 +45,7 @@ class NodeRules:
         """The rules of the configuration. :raises ConfigError: they can't be used."""
         try:
             return self.compiled(self._section.files)
-        except BoundExceeded as error:
+        except LocalProtocolError as error:  # they need too much memory, or one has the name of another rule
             raise ConfigError(str(error)) from error
 
     def compiled(self, files: Sequence[Path]) -> "Sequence[Rule]":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import meshnode
+from meshnode.cli.additions import check_rules
 from meshnode.config.parsing import SectionInvalid
 from meshnode.records.rules.predicting import Predictor
 from meshnode.records.rules.recalling import Recaller
@@ -259,6 +260,17 @@ async def test_node_begins_with_its_own_rules_when_released_ones_have_the_name_o
         CurationRulesSection(rules=(CurationSection(name="all", keys="never"),)),
     )  # fmt: skip
     assert [rule.name for rule in NodeRules(config).first(lambda: [tmp_path / "released.toml"])] == ["own"]
+
+
+def test_doctor_finds_a_rule_with_the_name_of_a_curation_rule(tmp_path: Path) -> None:
+    """A node does not start with it."""
+    (tmp_path / "rules.toml").write_text(windows("all"))
+    config = House(tmp_path).config("veh-1").with_sections(
+        RulesSection(files=(tmp_path / "rules.toml",)),
+        CurationRulesSection(rules=(CurationSection(name="all", keys="never"),)),
+    )  # fmt: skip
+    (finding,) = check_rules(config)
+    assert (finding.status, "two curation rules are named 'all'" in str(finding)) == ("fail", True)
 
 
 async def test_rules_that_may_need_more_than_the_node_allows_keep_it_from_starting(tmp_path: Path) -> None:
