@@ -216,7 +216,7 @@ class _Trial:
             and any(matches(expression, reading.key) for expression in wanted.keys)
         ]  # fmt: skip
         found.sort(key=lambda reading: reading.when.utc_ns)
-        self._note_records(self._curator.recalled(wanted.number, found[-wanted.most :], True), None)
+        self._note_records(self._curator.recalled(wanted.number, found[max(len(found) - wanted.most, 0) :], True), None)
 
     def _predict(self, wanted: PredictionWanted, now_ns: int) -> Sequence[CurationOutput]:
         given = next((each for each in self._predictions if each.model == wanted.model), None)

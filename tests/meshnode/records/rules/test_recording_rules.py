@@ -9,6 +9,7 @@ import meshnode
 from meshnode.history.section import HistorySection
 from meshnode.records.console.rules import rules
 from meshnode.records.rules.section import RulesSection
+from meshnode.records.rules.trying import cases_of_file, tried
 from meshnode.records.running import RunningRecords
 from protocols.base.errors import ConfigError
 from tests.meshnode.records.rules.test_windows_survive import recorded
@@ -69,6 +70,16 @@ def test_commands_check_explain_and_try_recordings(folder: Path) -> None:
     assert "a record of veh/veh-1/speed = 3 was made and not expected" in run("test", folder / "cases.toml")[1]
     (folder / "rules.toml").write_text(RULES.replace(", before_s = 30, after_s = 5", ""))
     assert "rule[0].recording.after_s: is missing, and before_s too" in run("check", folder / "rules.toml")[1]
+
+
+def test_recording_that_is_full_looks_for_nothing_before_it_where_it_is_tried_either(folder: Path) -> None:
+    """The newest none of many are none."""
+    (folder / "rules.toml").write_text(RULES.replace("max_records = 100", "max_records = 1"))
+    (folder / "cases.toml").write_text(CASES.replace(', { key = "veh/veh-1/speed", value = 2 }]', "]"))
+    assert run("test", folder / "cases.toml")[0] == 0
+    (case,) = cases_of_file(folder / "cases.toml")[1]
+    counters = {what: count for what, count in tried(folder / "rules.toml", case).counters["brake"].items() if count}
+    assert counters == {"derived": 1, "recorded": 1, "recordings": 1}
 
 
 async def test_node_records_what_was_read_before_and_after(folder: Path) -> None:
