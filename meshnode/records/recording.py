@@ -350,8 +350,8 @@ class Recorder:
                 self._publish(output)
             except MeshError as error:
                 self._dropped(output.key, "not_derived")
-                if self._note is not None:
-                    self._note(sender, True)
+                if (note := self._note) is not None:
+                    note(sender, True)
                 times = self._not_published[output.rule] = self._not_published.get(output.rule, 0) + 1
                 if times & (times - 1) == 0:  # 1, 2, 4, 8 …: the trouble names one key of many
                     self._troubles.begin("rule", output.rule, f"what it derives can't be published: {error}")

@@ -5,6 +5,7 @@ one neighbour with the most of them don't count, as soon as enough runs were ask
 else asks all count, because a release that fails for its only user is a bad one.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,20 +32,23 @@ class _Count:
 
 
 class AskedRuns:
-    """Runs, and how many of them were bad in some way, by who asked for them."""
+    """Runs, and how many of them were bad in some way, by who asked for them. Its methods may be called from any
+    thread."""
 
     def __init__(self) -> None:
         self._counts: dict[Asker, _Count] = {None: _Count()}
+        self._lock = threading.Lock()
 
     def note(self, asker: Asker, *, is_bad: bool) -> None:
         """One more run."""
-        if asker not in self._counts:
-            if len(self._counts) > MAX_ASKERS:
-                self._fold()
-            self._counts[asker] = _Count()
-        count = self._counts[asker]
-        count.runs += 1
-        count.bad += is_bad
+        with self._lock:
+            if asker not in self._counts:
+                if len(self._counts) > MAX_ASKERS:
+                    self._fold()
+                self._counts[asker] = _Count()
+            count = self._counts[asker]
+            count.runs += 1
+            count.bad += is_bad
 
     def _fold(self) -> None:
         least = min((asker for asker in self._counts if asker is not None), key=lambda asker: self._counts[asker].bad)
@@ -54,7 +58,8 @@ class AskedRuns:
 
     def counted(self) -> tuple[int, int]:
         """How many runs count, and how many of them were bad."""
-        counts = list(self._counts.items())  # other threads may add to it
+        with self._lock:
+            counts = [(asker, _Count(count.runs, count.bad)) for asker, count in self._counts.items()]
         runs, bad = sum(count.runs for _, count in counts), sum(count.bad for _, count in counts)
         neighbours = [count for asker, count in counts if asker is not None]
         worst = max(neighbours, key=lambda count: count.bad, default=_Count())

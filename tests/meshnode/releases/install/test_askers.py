@@ -1,5 +1,8 @@
 """Whose runs count: one neighbour must not take a good release back, nor may a bad one hide behind that."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from meshnode.releases.install.askers import MAX_ASKERS, AskedRuns, p95s_ns
@@ -53,3 +56,20 @@ def test_slow_runs_of_one_neighbour_do_not_make_a_release_slow() -> None:
     assert p95s_ns([("one", 300)] * 50, [("one", 100)] * 50) == (300, 100), "nobody else asks"
     assert p95s_ns(now, []) == (900, 0)
     assert p95s_ns([], []) == (0, 0)
+
+
+def test_threads_that_count_at_once_lose_nothing() -> None:
+    """Readings of neighbours come on many threads, and vehicles pass by without end."""
+    runs, before_s = AskedRuns(), sys.getswitchinterval()
+
+    def count(thread: int) -> None:
+        for number in range(2_000):
+            runs.note(f"veh-{thread}-{number}", is_bad=False)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(count, range(2)))
+    finally:
+        sys.setswitchinterval(before_s)
+    assert runs.counted() == (4_000, 0)
