@@ -112,6 +112,13 @@ def _recording(patterns: Iterable[Pattern]) -> dict[str, int]:
     return {pattern.name: pattern.record_lifespan_ms for pattern in patterns if pattern.record_lifespan_ms is not None}
 
 
+def _looked_back(patterns: Iterable[Pattern]) -> tuple[str, ...]:
+    """Key expressions of the readings that recordings take out of the history."""
+    recordings = (pattern.recording for pattern in patterns)
+    keys = (key for recording in recordings if recording is not None and recording.before_ns for key in recording.keys)
+    return tuple(dict.fromkeys(keys))
+
+
 _Concerned = tuple[CurationRule | None, tuple[Pattern, ...]]
 """The rule that decides on the readings of a key, and the patterns that consider them."""
 
@@ -130,6 +137,7 @@ class Curator:
         self._last_others = LastChosen()
         self._chosen = self._limited = self._derived = 0
         self._recordings = Recordings()
+        self._looked_back = _looked_back(self._patterns)
         self._ahead_ns = 0
         """By how much the clock is ahead of the monotonic one."""
 
@@ -149,6 +157,7 @@ class Curator:
         gone = {name: lifespan_ms for name, lifespan_ms in before.items() if name not in names}
         self._recording = gone | _recording(patterns)
         self._recordings.keep_only(names)
+        self._looked_back = _looked_back(patterns)
         self._concerned_own.clear()
         self._concerned_others.clear()
 
@@ -181,8 +190,12 @@ class Curator:
                 derived = pattern.receive(reading, is_own, now, utc_now)
                 if derived:
                     outputs = (*outputs, *self._counted(pattern, derived, now))
+        if not (self._looked_back or self._recordings.is_on):
+            return outputs
+        is_record = any(isinstance(output, RecordChosen) and output.reading is reading for output in outputs)
+        if is_record and any(matches(expression, reading.key) for expression in self._looked_back):
+            self._recordings.note_record(reading)
         if self._recordings.is_on:
-            is_record = any(isinstance(output, RecordChosen) and output.reading is reading for output in outputs)
             outputs = (*outputs, *self._recorded(self._recordings.take(reading, is_own, is_record, now)))
         return outputs
 

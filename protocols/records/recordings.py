@@ -9,12 +9,13 @@ Invariants:
 
 - A reading becomes a record of one recording once, whether it comes, is in the history, or both; and not at all when
   another rule has made it a record as it came.
+  That is known of the last ``MAX_RECORDED`` such readings.
 - A recording makes at most ``max_records``; what is beyond is counted. So a rule that never ceases to derive is
   bounded.
 - What the recording before it has kept is not wanted again: the time before a recording begins where that one ended.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -73,6 +74,10 @@ class Recording:
         return 2 * self.max_records * _KNOWN_BYTES
 
 
+_Name = tuple[str, str, int]
+"""Origin, key and sequence of a reading."""
+
+
 class Kept:
     """A reading that a recording makes a record."""
 
@@ -94,7 +99,7 @@ class _Running:
         self.is_recalled = since_utc_ns >= utc_now
         self.look_ns = NEVER if self.is_recalled else now + LOOK_BACK_NS
         self.until_ns = self.until_utc_ns = 0
-        self.known: set[tuple[str, str, int]] = set()
+        self.known: set[_Name] = set()
 
 
 class Recordings:
@@ -107,6 +112,8 @@ class Recordings:
         """By rule: the one that has ended, and waits for the history."""
         self._ended_utc_ns: dict[str, int] = {}
         self._number = 0
+        self._records: OrderedDict[_Name, None] = OrderedDict()
+        """Readings that other rules made records, and that a history may give again."""
         self._counts: dict[str, Counter[str]] = {}
 
     @property
@@ -157,6 +164,12 @@ class Recordings:
             if is_meant and any(matches(expression, reading.key) for expression in settings.keys):
                 yield from self._kept(running, reading, is_record)
 
+    def note_record(self, reading: Reading) -> None:
+        """A rule has made a reading a record which a recording that begins later may find in the history."""
+        self._records[reading.origin, reading.key, reading.sequence] = None
+        if len(self._records) > MAX_RECORDED:
+            self._records.popitem(last=False)
+
     def recalled(self, number: int, readings: Sequence[Reading], is_last: bool) -> Iterator[Kept]:
         """What was read before a recording began, or a part of it."""
         for places in (self._current, self._recalling):
@@ -164,7 +177,8 @@ class Recordings:
             if running is None:
                 continue
             for reading in readings:
-                yield from self._kept(running, reading, False)
+                is_record = (reading.origin, reading.key, reading.sequence) in self._records
+                yield from self._kept(running, reading, is_record)
             if is_last:
                 running.is_recalled = True
                 self._recalling = {rule: each for rule, each in self._recalling.items() if each is not running}

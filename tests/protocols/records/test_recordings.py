@@ -106,6 +106,19 @@ def test_reading_that_is_a_record_already_and_the_one_that_was_the_reason_are_re
     assert here.counters == {"recordings": 1, "recorded": 1}
 
 
+def test_reading_that_became_a_record_before_the_recording_began_is_not_recorded_out_of_the_history() -> None:
+    """What another rule left out still is."""
+    here = Recorded(CurationRule("some", "veh/*/speed", min_interval_ns=5 * SECOND), before_ns=30 * SECOND)
+    shown = [here.reading("veh/veh-1/speed", at_s) for at_s in (1, 2)]
+    for at_s, reading in enumerate(shown, 1):
+        now = at_s * SECOND
+        here.curator.receive(reading, True, MonotonicNs(BOOT_NS + now), UtcNs(UTC_NS + now))
+    here.show("veh/veh-1/brake", 3)
+    here.go_on(6)
+    assert here.recalled(*shown) == [2]
+    assert here.counters == {"recordings": 1, "recorded": 1}
+
+
 def test_time_before_is_wanted_once_and_what_came_in_both_ways_is_a_record_once() -> None:
     """A history is written a little later, and a reading that was sensed before may come after."""
     here = Recorded(before_ns=10 * SECOND, max_records=50)
