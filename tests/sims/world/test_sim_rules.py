@@ -260,20 +260,20 @@ def test_hotspots_fails_when_the_threshold_of_its_rule_is_changed(changed: str, 
 
 
 def test_records_of_rules_have_one_known_fate_each_after_a_long_outage() -> None:
-    """The scenario ``outage`` made 24 times as short: no relay for an hour, full disks, a kill, small outboxes."""
-    scale = 24
+    """The scenario ``outage`` made 60 times as short: no relay for 24 minutes, full disks, a kill, small outboxes."""
+    scale = 60
     day = load("outage")
     assert day.curation is not None
-    hour = replace(
+    short = replace(
         day, duration_s=day.duration_s / scale,
         curation=replace(
             day.curation, lifespan_s=day.curation.lifespan_s / scale, max_records=day.curation.max_records // scale,
             interval_s=day.curation.interval_s / 2, expected=(),
         ),
         faults=tuple(replace(fault, at_s=fault.at_s / scale, for_s=fault.for_s / scale) for fault in day.faults),
-        checks=replace(day.checks, settle_s=10.0),
+        checks=replace(day.checks, settle_s=5.0),
     )  # fmt: skip
-    result = simulate(hour, 1)
+    result = simulate(short, 1)
     assert result.broken == []
     fates = {
         name: result.counters[f"records_{name}"] for name in ("delivered", "expired", "evicted", "refused", "waiting")
