@@ -261,6 +261,22 @@ class Outbox:
         except (sqlite3.Error, OSError) as error:
             raise self._failed(error, "could not be renumbered") from error
 
+    async def note_sealed(self, sealed: bytes, last: int) -> None:
+        """Remember that a batch with records up to ``last`` was made for neighbours to carry. Its id is in this file
+        and not only in memory, so that a reply to a batch of another file, which was lost, is told from one of before a
+        restart. :raises StorageError: the disk is full or fails."""
+        try:
+            await self._file.write_sealed(sealed, last, self._ledger.first_pending)
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error, "could not note what neighbours carry") from error
+
+    async def has_sealed(self, sealed: bytes) -> bool:
+        """Whether a batch was made of records that are or were in this file. :raises StorageError: it can't be read."""
+        try:
+            return await self._file.has_sealed(sealed)
+        except _UNUSABLE as error:
+            raise self._failed(error, "can't be read") from error
+
     def _failed(self, error: Exception, happened: str) -> StorageError:
         """What to tell of an error; damage is noted."""
         told = self._file.storage_error(error, happened)

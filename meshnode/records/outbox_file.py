@@ -49,6 +49,10 @@ CREATE TABLE fates (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, state TEXT
 _POLICIES: Final = "CREATE TABLE policies (first INTEGER PRIMARY KEY, digest BLOB NOT NULL)"
 """Versions 1 and 2 did not know which egress policy their records passed."""
 
+_SEALED: Final = "CREATE TABLE sealed (id BLOB PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID"
+"""The batches that were made for neighbours, by the id of their sealed bytes, with their last sequence. Earlier
+versions had none."""
+
 _PAYERS: Final = "ALTER TABLE records ADD COLUMN payer TEXT NOT NULL DEFAULT ''"
 """Version 1 did not know whose readings its records are, so all count as those of this node."""
 
@@ -173,6 +177,7 @@ class OutboxFile:
             await db.execute(_PAYERS)
         if version < _VERSION:
             await db.execute(_POLICIES)
+            await db.execute(_SEALED)
             await db.execute(f"PRAGMA user_version = {_VERSION}")
         await db.execute("COMMIT")
 
@@ -212,6 +217,10 @@ class OutboxFile:
         if len(rows) != len(sequences):
             raise sqlite3.DatabaseError(f"{len(sequences) - len(rows)} pending records are missing")
         return tuple(Record(sequence, rule, Raw(reading)) for sequence, rule, reading in rows)
+
+    async def has_sealed(self, sealed: bytes) -> bool:
+        """Whether a batch was noted by :meth:`write_sealed`, and some of its records may still wait."""
+        return bool(await self._fetch("SELECT 1 FROM sealed WHERE id = ?", (sealed,)))
 
     async def _fetch(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         return list(await self._db.execute_fetchall(statement, tuple(values)))
@@ -258,6 +267,18 @@ class OutboxFile:
         except BaseException:
             with suppress(sqlite3.Error):
                 await db.rollback()
+            raise
+
+    async def write_sealed(self, sealed: bytes, last: int, first_pending: int) -> None:
+        """Note a batch with records up to ``last``, and forget those of which no record waits any more."""
+        try:
+            await self._db.execute("BEGIN IMMEDIATE")
+            await self._db.execute("DELETE FROM sealed WHERE last < ?", (first_pending,))
+            await self._db.execute("INSERT OR REPLACE INTO sealed VALUES (?, ?)", (sealed, last))
+            await self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                await self._db.rollback()
             raise
 
     async def write_expiries(self, entries: Sequence[LedgerEntry]) -> None:

@@ -218,7 +218,22 @@ class CarryingPerformer:
             if len(data) <= MAX_SEALED_BYTES or len(records) <= 1:  # one record always fits
                 break
             max_bytes //= 2  # the bytes of the names of rules are counted as characters
+        if plan.sequences and not await self._noted(sealed_id(data), plan.sequences[-1]):
+            return
         self._tell(lambda machine, now: machine.sealed(sealed_id(data), plan, effect.key_id, data, now))
+
+    async def _noted(self, sealed: bytes, last: int) -> bool:
+        """Whether the outbox remembers a batch now."""
+        outbox = self._outbox()
+        try:
+            if outbox is not None:
+                async with outbox.exclusive():
+                    await outbox.note_sealed(sealed, last)
+                return True
+        except StorageError as error:
+            _log.warning("no batch is handed over now: %s", error)
+        self._tell(lambda machine, now: machine.nothing_sealed(now, _RETRY_NS))
+        return False
 
     async def _planned(self, effect: SealBatch, max_bytes: int) -> tuple[BatchPlan, tuple[Record, ...]] | None:
         outbox = self._outbox()
@@ -246,7 +261,7 @@ class CarryingPerformer:
             answer = await self._threaded(lambda: checked_reply(
                 effect.reply, effect.sealed, host.mesh, host.id, self._authority, self._pinned, time.time_ns()
             ))  # fmt: skip
-            is_refusal = await self._apply(answer, effect.plan)
+            is_refusal = await self._apply(answer, effect.plan, effect.sealed)
             is_believed = True
             if isinstance(answer, RelayRefusal):
                 detail = f"{answer.code} {answer.detail}"
@@ -259,7 +274,9 @@ class CarryingPerformer:
             effect.carrier, effect.sealed, now, is_believed=is_believed, is_refusal=is_refusal, detail=detail
         ))  # fmt: skip
 
-    async def _apply(self, answer: Acknowledgement | RelayRefusal, plan: BatchPlan | None) -> bool:
+    async def _apply(
+        self, answer: Acknowledgement | RelayRefusal, plan: BatchPlan | None, sealed: bytes
+    ) -> bool:  # fmt: skip
         """Tell the ledger. Returns whether the relay refuses the batch as it is.
 
         :raises StorageError: what it decided can't be written, and it must not go on before.
@@ -274,7 +291,11 @@ class CarryingPerformer:
                 return await _introduce(outbox, answer)
             if isinstance(answer, RelayRefusal):
                 return not is_introduction
-            if ledger.introduced:
+            if not await outbox.has_sealed(sealed):
+                _log.info(
+                    "a reply is about a batch of an outbox that is no longer this one, or whose records have ended"
+                )
+            elif ledger.introduced:
                 ledger.carried(answer, () if plan is None else plan.fates)
                 await _save(outbox)
             return False

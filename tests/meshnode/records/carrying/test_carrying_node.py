@@ -130,6 +130,25 @@ async def test_reply_to_a_former_life_still_counts(valley: Valley) -> None:
             await until(lambda: carrier.statistics()["carrying_held"] == 0)
 
 
+async def test_reply_to_a_batch_of_another_outbox_ends_nothing(valley: Valley) -> None:
+    """The outbox was lost while a batch of it was on its way, and its sequences are used again: the records of now were
+    counted as delivered, although the relay had others."""
+    async with valley.carrier("bus-19") as carrier:
+        async with valley.origin("veh-19", carrier) as node:
+            publish(node, 1)
+            await delivered(node, 1)
+            performer_of(carrier)._client.upload = lambda order, data: None  # type: ignore[union-attr,method-assign]
+            publish(node, 2)
+            await until(lambda: node.statistics()["carrying_handed_over_records"] == 3)
+        async with valley.origin("veh-19", carrier, carrying="after_s = 3600\n") as node:
+            performer, told = performer_of(node), Acknowledgement((2, 3))
+            await performer._apply(told, None, bytes(16))
+            assert node.statistics()["outbox_pending"] == 2
+            for sealed in list(performer_of(carrier).machine._holding._items):
+                await performer._apply(told, None, sealed)
+            assert node.statistics()["outbox_pending"] == 0
+
+
 async def test_records_that_go_both_ways_are_stored_and_counted_once(valley: Valley) -> None:
     """The vehicle comes into coverage while the carrier is on its way."""
     relay = f'[relay]\naddress = "127.0.0.1:{valley.relay.address.port}"\n'
