@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from meshnode.config.sections import NodeConfig
-from meshnode.records.egress.section import EgressRulesSection
+from meshnode.records.egress.section import EgressRulesSection, rules_here
 from meshnode.records.section import CurationRulesSection, RelaySection
 from protocols.base.keys import intersects
 
 
 def shortcomings(config: NodeConfig) -> Iterator[str]:
     """What leaves although nobody said so, and what never leaves although somebody chose it."""
-    chosen, rules = config.of(CurationRulesSection).rules, config.of(EgressRulesSection).rules
-    if not rules:
+    chosen, rules = config.of(CurationRulesSection).rules, rules_here(config)
+    if not config.of(EgressRulesSection).rules:
         if config.given(RelaySection) is not None:
             yield (
                 "records leave whole for the relay, with exact places, times and names: say in [[egress]] what may "

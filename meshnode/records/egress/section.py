@@ -9,7 +9,9 @@ from msgspec import Meta
 from meshnode.config.kinds import Expression
 from meshnode.config.parsing import Problem, Section, shown
 from meshnode.config.sections import NodeConfig, PartSection
+from meshnode.records.section import RelaySection
 from protocols.base.errors import LocalProtocolError
+from protocols.base.ids import NodeId
 from protocols.base.keys import includes
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.records.egress.area import Area
@@ -63,6 +65,15 @@ class EgressSection(Section, frozen=True, kw_only=True):
         str, Meta(description="Unique name of the rule: letters, digits and `_`.", extra={"check": _check_name})
     ]
     keys: Annotated[Expression, Meta(description="Key expression of the readings.")]
+    relays: Annotated[
+        tuple[NodeId, ...],
+        Meta(
+            max_length=64,
+            description="Ids of the relays for which the rule is. At a node with another `[relay] id` it is as if it "
+            "were not there.",
+            extra={"default": "all"},
+        ),
+    ] = ()
     drop: Annotated[bool, Meta(description="Nothing of them leaves.")] = False
     fields: Annotated[
         tuple[Annotated[str, Meta(max_length=MAX_TEXT_CHARS)], ...] | None,
@@ -159,6 +170,10 @@ class EgressSection(Section, frozen=True, kw_only=True):
         if self.drop and others:
             yield Problem("drop", "true", f"takes whole readings, so the rule must have no {', '.join(sorted(others))}")
 
+    def is_for_all_of(self, other: "EgressSection") -> bool:
+        """Whether this rule is for each relay that another one is for."""
+        return not self.relays or (bool(other.relays) and set(other.relays) <= set(self.relays))
+
     def rule(self) -> EgressRule:
         """The same rule, as the gate takes it."""
         return EgressRule(
@@ -187,13 +202,33 @@ class EgressRulesSection(PartSection, frozen=True, kw_only=True):
                 if earlier.name == rule.name:
                     yield Problem(f"[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
                     break
-                if includes(earlier.keys, rule.keys):
+                if includes(earlier.keys, rule.keys) and earlier.is_for_all_of(rule):
                     yield Problem(f"[{index}].keys", shown(rule.keys), f"never decides, because rule {earlier.name!r} "
                                   "before it matches all of them: put it before that one, or remove it")  # fmt: skip
                     break
 
+    def conflicts_in(self, config: NodeConfig) -> Iterator[Problem]:
+        """A rule for certain relays at a node that may send to any."""
+        relay = config.given(RelaySection)
+        for index, rule in enumerate(self.rules):
+            if rule.relays and (relay is None or relay.id is None):
+                yield Problem(
+                    f"egress[{index}].relays", shown(list(rule.relays)),
+                    "can't be told, because any relay of the mesh may get the records: set [relay] id",
+                )  # fmt: skip
+
+
+def rules_here(config: NodeConfig) -> tuple[EgressSection, ...]:
+    """The rules of a configuration that are for the relay of the node."""
+    relay = config.given(RelaySection)
+    here = None if relay is None else relay.id
+    return tuple(rule for rule in config.of(EgressRulesSection).rules if not rule.relays or here in rule.relays)
+
 
 def policy_of(config: NodeConfig) -> EgressPolicy | None:
-    """The policy of a configuration; None: it has none, and records leave whole."""
-    rules = config.of(EgressRulesSection).rules
-    return EgressPolicy(rule.rule() for rule in rules) if rules else None
+    """The policy of a configuration; None: it has none, and records leave whole. When all its rules are for other
+    relays, nothing leaves."""
+    if not config.of(EgressRulesSection).rules:
+        return None
+    rules = [rule.rule() for rule in rules_here(config)]
+    return EgressPolicy(rules or [EgressRule(name="no_rule_is_for_this_relay", keys="**", drop=True)])

@@ -41,6 +41,8 @@ def given_house(tmp_path_factory: pytest.TempPathFactory) -> House:
         (RULE + "drop_inside = { south_deg = 48 }", "egress[0].drop_inside.west_deg: is missing"),
         (RULE + f"drop_inside = {BOX.replace('49', '47')}", "egress[0].drop_inside: south 48.0, west 11.0, north 47.0"),
         (RULE + "cells_m = 5", "egress[0].cells_m = 5: is not a key of this table: did you mean 'cell_m'?"),
+        (RULE + "relays = ['city']", "egress[0].relays = ['city']: can't be told"),
+        (RULE + "relays = ['City!']", "egress[0].relays[0] = 'City!'"),
         (RULE + RULE, "egress[1].name = 'a': is used twice"),
         (
             '[[egress]]\nname = "all"\nkeys = "veh/**"\n' + RULE,
@@ -53,6 +55,33 @@ def test_mistake_is_named_with_its_value_and_the_way_out(house: House, tables: s
     with pytest.raises(ConfigError) as caught:
         load(house.file("veh-1", tables))
     assert told in str(caught.value)
+
+
+TWO_RELAYS = """[[egress]]
+name = "city"
+keys = "veh/*/x"
+relays = ["city", "county"]
+cell_m = 500
+[[egress]]
+name = "maker"
+keys = "veh/*/x"
+relays = ["maker"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("relay", "names"), [("city", ["city"]), ("maker", ["maker"]), ("stranger", ["no_rule_is_for_this_relay"])]
+)
+def test_rules_for_other_relays_are_as_if_they_were_not_there(house: House, relay: str, names: list[str]) -> None:
+    """One file for a fleet whose vehicles send to different ones. For a relay that nobody has thought of, nothing
+    leaves."""
+    config = load(house.file("veh-1", f'{TWO_RELAYS}[relay]\naddress = "127.0.0.1:7500"\nid = "{relay}"\n'))
+    policy = policy_of(config)
+    assert policy is not None
+    assert [rule.name for rule in policy.rules] == names
+    rule = policy.rule_for("veh/veh-1/x")
+    assert rule is not None
+    assert rule.drop == (relay == "stranger")
 
 
 def test_rule_from_a_file_is_the_rule_of_the_gate(house: House) -> None:
