@@ -455,8 +455,8 @@ class Asking:
     def _give_up(self, request: OwnRequest, run: OwnRun, now: int) -> None:
         """A run that could not be hedged seems to stall: another node gets the request in its place, if one can."""
         run.denied, beside = False, len(request.runs) > 1
-        if not self._candidates(request, now) and not (request.try_again() and self._candidates(request, now)):
-            return
+        if not self._could_help(request, now) and not (request.try_again() and self._could_help(request, now)):
+            return  # it may still come, and whoever began now would be late for certain
         request.given_up.add(run.node)
         took_ns = now - run.started_ns
         self._standings.missed(run.node, now)
@@ -465,6 +465,10 @@ class Asking:
         self._lose(request, run, RunReport(run.node, "late", took_ns, detail="it seems to stall"), now)
         if beside and request.runs:
             self._start_next(request, now)
+
+    def _could_help(self, request: OwnRequest, now: int) -> bool:
+        """Whether somebody else would probably make the deadline."""
+        return any(now + candidate.expected_ns <= request.deadline_ns for candidate in self._candidates(request, now))
 
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, and end what is past its deadline."""

@@ -155,6 +155,28 @@ def test_neighbour_that_was_given_up_is_asked_again_when_the_only_other_one_stal
     assert winner.node == A
 
 
+@pytest.mark.parametrize("hedges", [0, HEDGE_SHARE])
+def test_run_that_seems_to_stall_is_not_given_up_for_somebody_who_would_be_late(hedges: int) -> None:
+    """A slow vehicle asked a fast unit, gave up after twice the usual time, and began itself what it could not end in
+    time. The unit's answer came a moment later."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    for cost_ms in (60, 300, 300, 300, 300):  # it was quick once
+        bench.prove(B, cost_ms)
+    bench.machine._asking._hedges._parts = hedges
+    bench.ask(100 * MS)
+    ((first, request),) = bench.requests()
+    assert first == A
+    while bench.machine.next_timer_at() < 90 * MS:
+        bench.at(bench.machine.next_timer_at())
+    assert bench.requests() == []
+    bench.now = 90 * MS
+    bench.answer(A, request.request)
+    winner = bench.answered().winner
+    assert winner is not None
+    assert winner.node == A
+
+
 def test_run_beside_a_stalled_one_is_given_up_for_a_third_neighbour() -> None:
     """It was cancelled, and nobody began in its place while the stalled one was still hoped for."""
     bench = Bench(A, B, C)
