@@ -19,6 +19,9 @@ OVERLAP: Final = 64
 """Pixels that neighbouring tiles share."""
 BATCHES: Final = 2
 """The first one finds out how fast everybody is."""
+MOST_BATCHES: Final = 6
+"""So many are tried until everybody has a part of one. The vehicle is six times slower than the units, which have done
+some batches before it is through with its first tile."""
 COMPARED: Final = 3
 DEADLINE_MS: Final = 30_000
 LOOK_S: Final = 0.25
@@ -39,13 +42,17 @@ async def look_at_tiles(node: meshnode.Node, helpers: set[str], notes: Notes) ->
         await asyncio.sleep(LOOK_S)
     try:
         outputs = {}
-        for _ in range(BATCHES):
+        everybody = helpers | {node.id}
+        while len(notes["batches"]) < MOST_BATCHES:
             result = await node.infer_batch(MODEL, {"image": pictures}, deadline_ms=DEADLINE_MS)
             outputs = result.outputs
             notes["batches"].append({
                 "at": time.time(), "took_ms": round(result.took_ms, 1),
                 "parts": [(part.node, part.size, round(part.compute_us / 1e3, 1)) for part in result.parts],
             })  # fmt: skip
+            are_shared = any(everybody <= {name for name, *_ in each["parts"]} for each in notes["batches"])
+            if are_shared and len(notes["batches"]) >= BATCHES:
+                break
         for at in range(0, len(pictures), -(-len(pictures) // COMPARED)):
             single = await node.infer(MODEL, {"image": _bytes(pictures[at])}, deadline_ms=DEADLINE_MS)
             notes["compared"] += 1
