@@ -1,6 +1,7 @@
 """The way to the relay: by which network interface it leads now, and which records may take it.
 
-Nothing is sent to find out: the kernel says from which address it would send to the relay, and whose interface has it.
+The relay is not asked to find out: the kernel says from which address it would send there, and whose interface has it.
+What the name of the relay stands for is asked once in a while, as for a connection.
 """
 
 import socket
@@ -8,25 +9,36 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Any, Final
 
 from meshnode.links.interfaces import host_addresses
 from meshnode.links.transport import Address
 from protocols.records.uplink import NO_PRIORITY
 
+RESOLVE_S: Final = 60.0
+"""How long is believed what a name stands for. A question may itself go over a way that costs money."""
 LOOK_S: Final = 1.0
 """How often the kernel is asked at most."""
 
 
-def interface_towards(address: Address) -> str | None:
-    """The interface by which packets to an address leave; None: there is no way, or nobody knows the name."""
+Target = tuple[socket.AddressFamily, Any]
+"""A family of addresses, and an address of it."""
+
+
+def resolved(address: Address) -> list[Target]:
+    """What a name stands for; nothing: nobody knows it."""
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
     except OSError:
-        return None
-    for family, kind, protocol, _, target in found:
+        return []
+    return [(family, target) for family, _, _, _, target in found]
+
+
+def interface_towards(targets: Sequence[Target]) -> str | None:
+    """The interface by which packets to the first of these that can be reached would leave; None: there is no way."""
+    for family, target in targets:
         try:
-            with socket.socket(family, kind, protocol) as probe:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect(target)  # a datagram socket only looks for a route
                 source = str(probe.getsockname()[0]).partition("%")[0]
         except OSError:
@@ -50,13 +62,15 @@ class Way:
 
     def __init__(
         self, address: Address, interfaces: Sequence[str], urgent_priority: int | None,
-        look: Callable[[Address], str | None] = interface_towards,
+        find: Callable[[Sequence[Target]], str | None] = interface_towards,
     ) -> None:  # fmt: skip
         """``interfaces``: names or patterns of those that all records may take; none: every one. ``urgent_priority``:
-        records of at least this one take any. ``look``: finds the interface."""
+        records of at least this one take any. ``find``: finds the interface."""
         self._address, self._interfaces = address, tuple(interfaces)
         self._least = NO_PRIORITY if urgent_priority is None else urgent_priority
-        self._find = look
+        self._find = find
+        self._targets: list[Target] = []
+        self._resolved_s = -RESOLVE_S
         self._looked_s = -LOOK_S
         self._last = Permission(None)
 
@@ -65,7 +79,9 @@ class Way:
         now_s = time.monotonic()
         if self._interfaces and now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
-            interface = self._find(self._address)
+            if not self._targets or now_s - self._resolved_s >= RESOLVE_S:
+                self._targets, self._resolved_s = resolved(self._address) or self._targets, now_s
+            interface = self._find(self._targets)
             if interface is not None and any(fnmatchcase(interface, pattern) for pattern in self._interfaces):
                 self._last = Permission(interface)
             else:

@@ -1,6 +1,7 @@
 """A node's uplink against everything a relay may answer."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ import pytest
 
 from meshnode.identity.packing import unpacked_untrusted
 from meshnode.links.transport import Address
+from meshnode.records import way as ways
 from meshnode.records.outbox import Outbox
 from meshnode.records.uplink import UplinkDriver
-from meshnode.records.way import Way, interface_towards
+from meshnode.records.way import Way, interface_towards, resolved
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
 from protocols.base.limits import SECOND
@@ -236,8 +238,24 @@ async def test_uplink_holds_records_back_until_the_way_leads_over_a_free_interfa
 
 
 def test_kernel_says_by_which_interface_packets_would_leave() -> None:
-    assert interface_towards(Address("127.0.0.1", 7_500)) == "lo"
-    assert interface_towards(Address("nobody.invalid", 7_500)) is None
+    assert interface_towards(resolved(Address("127.0.0.1", 7_500))) == "lo"
+    assert interface_towards(resolved(Address("nobody.invalid", 7_500))) is None
+
+
+def test_name_of_the_relay_is_looked_up_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was with each look, once a second while records went out: over the very way that they were held back from."""
+    asked: list[Address] = []
+
+    def looked_up(address: Address) -> list[Any]:
+        asked.append(address)
+        return [(socket.AF_INET, ("127.0.0.1", 7_500))]
+
+    monkeypatch.setattr(ways, "resolved", looked_up)
+    monkeypatch.setattr(ways, "LOOK_S", 0.0)
+    way = Way(Address("relay.example", 7_500), ("lo",), None)
+    for _ in range(20):
+        assert way.look().interface == "lo"
+    assert len(asked) == 1
 
 
 async def test_uplink_node_that_lost_its_outbox_goes_on_without_conflicts(
