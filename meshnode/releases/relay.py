@@ -9,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final
 
 from meshnode.backoff import Backoff
+from meshnode.links.requests import RelayRequests
 from meshnode.links.transport import Requester
-from protocols.base.errors import MeshError, RemoteProtocolError, TransportError
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.frame import Frame
+from protocols.base.errors import MeshError
 from protocols.wire.releases import RelayChunk, RelayChunkWanted, ReleaseNews, ReleasesAsked, ReleasesTold
 
 _log = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ _ANSWER_S: Final = 15.0
 """How long anything else may take; a chunk of 256 KiB at 20 kB/s."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-
-_F = TypeVar("_F", bound=Frame)
 
 
 class RelayClient:
@@ -41,7 +38,7 @@ class RelayClient:
         does not give it."""
         self._connect, self._version, self._told, self._connected, self._got = connect, version, told, connected, got
         self._closing = threading.Event()
-        self._asking, self._fetching = _Exchange(connect), _Exchange(connect)
+        self._asking, self._fetching = RelayRequests(connect), RelayRequests(connect)
         self._chunks = ThreadPoolExecutor(1, "release-relay")
         self._thread = threading.Thread(target=self._ask, name="release-news", daemon=True)
         self.state = "connecting"
@@ -108,44 +105,3 @@ class RelayClient:
         except MeshError as error:
             _log.info("the relay did not give the chunk %s: %s", digest.hex()[:12], error)
         self._got(digest, data)
-
-
-class _Exchange:
-    """One connection, opened when it is needed and again after a failure. One thread asks; any thread may close it."""
-
-    def __init__(self, connect: Callable[[], Requester]) -> None:
-        self._connect = connect
-        self._lock = threading.Lock()
-        self._requester: Requester | None = None
-        self._closed = False
-
-    def request(self, frame: Frame, kind: type[_F], timeout_s: float) -> _F:
-        """Ask, and wait for the answer. :raises MeshError: there is none of that kind; it is dialled again then."""
-        try:
-            answer = decode_untrusted_relay_frame(self._opened().request(encode_frame(frame), timeout_s))
-            if not isinstance(answer, kind):
-                raise RemoteProtocolError(f"the relay answered {type(answer).__name__}: {answer}"[:500])
-        except MeshError:
-            self._hang_up()
-            raise
-        return answer
-
-    def _opened(self) -> Requester:
-        with self._lock:
-            if self._closed:
-                raise TransportError("the node is closing")
-            if self._requester is None:
-                self._requester = self._connect()
-            return self._requester
-
-    def _hang_up(self) -> None:
-        with self._lock:
-            requester, self._requester = self._requester, None
-        if requester is not None:
-            requester.close()
-
-    def close(self) -> None:
-        """Close it for good."""
-        with self._lock:
-            self._closed = True
-        self._hang_up()

@@ -24,7 +24,7 @@ from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.rule import DerivingRule, Partition
-from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Source
+from protocols.records.deriving.sources import Source
 from protocols.records.patterns.held import held_bytes
 from protocols.records.wanted import PredictionWanted
 from protocols.records.windows.rule import MIB
@@ -98,14 +98,10 @@ class PredictionRule(DerivingRule):
 
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
-        value = self.sources[0].taken(reading, self._counts)
-        if value is NOT_TAKEN:
+        taken = self._taken_for(reading)
+        if taken is None:
             return ()
-        try:
-            key = self.output.filled(self._node, str(self._partition(reading)))
-        except ExpressionFailed:
-            self._counts["failed"] += 1
-            return ()
+        value, key = taken
         if len(reading.how.lineage) >= MAX_LINEAGE or held_bytes(reading, key) > MAX_INPUT_BYTES:
             self._counts["unfit"] += 1
             return ()

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from meshnode.backoff import Backoff
+from meshnode.links.requests import RelayRequests, RequestRefused
 from meshnode.links.transport import Requester
 from meshnode.records.way import Way
-from protocols.base.errors import MeshError, RemoteProtocolError, TransportError
+from protocols.base.errors import MeshError, TransportError
 from protocols.records.carrying.events import UploadSealed
 from protocols.records.carrying.sealed import decode_untrusted_reply
 from protocols.wire.carrying.frames import CarriedBatch, CarriedReply, RelayKeyAsked, RelayKeyTold
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.frame import Frame
-from protocols.wire.records import RelayRefusal
 
 _log = logging.getLogger(__name__)
 ASK_S: Final = 600.0
@@ -32,14 +31,6 @@ _LONGEST_PAUSE_S: Final = 60.0
 _F = TypeVar("_F", bound=Frame)
 
 
-class _Refused(RemoteProtocolError):
-    """The relay answered with a refusal."""
-
-    def __init__(self, refusal: RelayRefusal) -> None:
-        super().__init__(f"the relay refuses ({refusal.code}): {refusal.detail}")
-        self.code = refusal.code
-
-
 class CarrierClient:
     """See the module. Callbacks run on its thread."""
 
@@ -50,10 +41,8 @@ class CarrierClient:
         """``connect`` opens a connection; it may raise TransportError. ``uploaded``: see
         :meth:`protocols.records.carrying.machine.Carrying.uploaded`. ``way``: when it may be asked; None: always."""
         self._way, self._interface = way, ""
-        self._connect, self._key_told, self._uploaded = connect, key_told, uploaded
+        self._requests, self._key_told, self._uploaded = RelayRequests(connect), key_told, uploaded
         self._orders: queue.SimpleQueue[tuple[UploadSealed, bytes] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._requester: Requester | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="carrying", daemon=True)
 
@@ -67,9 +56,8 @@ class CarrierClient:
 
     def close(self) -> None:
         """End the connection and the thread."""
-        with self._lock:
-            self._closed = True
-        self._hang_up()
+        self._closed = True
+        self._requests.close()
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join(5)
@@ -108,7 +96,7 @@ class CarrierClient:
                 reply = answer.reply
             else:
                 _log.warning("the relay replied to another batch than one of %s", order.node)
-        except _Refused as refused:
+        except RequestRefused as refused:
             code = refused.code
             _log.warning("a batch of %s is not taken: %s", order.node, refused)
         except MeshError as error:
@@ -117,36 +105,12 @@ class CarrierClient:
         return code
 
     def _request(self, frame: Frame, kind: type[_F]) -> _F:
-        """Ask, and wait for the answer. :raises MeshError: there is none of that kind; it is dialled again then."""
-        try:
-            answer = decode_untrusted_relay_frame(self._opened().request(encode_frame(frame), _ANSWER_S))
-        except MeshError:
-            self._hang_up()
-            raise
-        if isinstance(answer, RelayRefusal):
-            raise _Refused(answer)
-        if not isinstance(answer, kind):
-            raise RemoteProtocolError(f"the relay answered {type(answer).__name__}")
-        return answer
-
-    def _opened(self) -> Requester:
-        """A connection over a way that may be used. :raises TransportError: there is none."""
+        """Ask over a way that may be used. :raises MeshError: there is none, or no answer of that kind."""
         if self._way is not None:
             permission = self._way.look()
             if permission.least_priority or permission.interface != self._interface:
-                self._hang_up()
+                self._requests.hang_up()
             if permission.least_priority:
                 raise TransportError(permission.why)
             self._interface = permission.interface or ""
-        with self._lock:
-            if self._closed:
-                raise TransportError("the node is closing")
-            if self._requester is None:
-                self._requester = self._connect()
-            return self._requester
-
-    def _hang_up(self) -> None:
-        with self._lock:
-            requester, self._requester = self._requester, None
-        if requester is not None:
-            requester.close()
+        return self._requests.request(frame, kind, _ANSWER_S)

@@ -26,7 +26,7 @@ from meshnode.records.recording import Recorder
 from meshnode.records.section import CarryingSection, RelaySection
 from meshnode.records.way import Way
 from meshnode.running import Host
-from meshnode.tasks import told
+from meshnode.tasks import Tasks
 from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base.errors import IdentityError, LocalProtocolError, MeshError, StorageError
 from protocols.base.ids import NodeId, Role
@@ -79,12 +79,11 @@ class CarryingPerformer:
         self._pinned = pinned
         self._shelf = CarriedShelf(host.config.node.state_dir / FOLDER)
         self._thread = ThreadPoolExecutor(1, "carried")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._recorder: Recorder | None = None
         self._sealer: BatchSealer
         self._client = self._made_client()
         self._not_believed = 0
-        self._is_closed = False
         self._seen: tuple[bool, bool, int, int] | None = None
 
     def _made_client(self) -> CarrierClient | None:
@@ -113,16 +112,13 @@ class CarryingPerformer:
             _log.warning("what was carried for others can't be read: %s", error)
             items = []
         self._tell(lambda machine, now: machine.restored(items, now))
-        self._spawn(self._look())
+        self._tasks.begin(self._look(), "carrying")
         if self._client is not None:
             self._client.start()
 
     async def close(self) -> None:
         """End threads and tasks. What is carried stays on the disk."""
-        self._is_closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._client is not None:
             await asyncio.to_thread(self._client.close)
         await asyncio.to_thread(self._thread.shutdown)
@@ -150,19 +146,12 @@ class CarryingPerformer:
         """Do something on the event loop. Any thread may call."""
 
         def begin() -> None:
-            if not self._is_closed:  # a neighbour that leaves wakes the machine once more
-                self._spawn(do(effect))
+            self._tasks.begin(do(effect), type(effect).__name__)
 
         try:
             self._host.loop.call_soon_threadsafe(begin)
         except RuntimeError:
             _log.debug("the node closes: %s is not done any more", type(effect).__name__)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._host.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(told)
 
     def _later(self, do: Callable[[Any], None]) -> Callable[[Any], object]:
         def submit(effect: Any) -> None:

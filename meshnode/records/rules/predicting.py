@@ -1,10 +1,10 @@
 """Has models compute what rules want of readings: here or at a neighbour, as any inference of this node."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from meshnode.tasks import Tasks
 from meshnode.troubles import Troubles
 from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, MeshError
 from protocols.base.limits import MS
@@ -34,8 +34,7 @@ class Predictor:
     ) -> None:
         """``take`` is called with each answer, and returns whether its rule has waited for it."""
         self._infer, self._take, self._troubles = infer, take, troubles
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_closed = False
+        self._tasks = Tasks()
 
     def forget(self, rule: str) -> None:
         """A rule is used no more: what went wrong with its model is no trouble any more."""
@@ -43,11 +42,7 @@ class Predictor:
 
     def begin(self, wanted: PredictionWanted) -> None:
         """Answer a question. Nothing is begun any more once this is closed."""
-        if self._is_closed:
-            return
-        task = asyncio.create_task(self._answer(wanted), name="prediction")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._answer(wanted), "prediction")
 
     async def _answer(self, wanted: PredictionWanted) -> None:
         value: Any = None
@@ -83,11 +78,7 @@ class Predictor:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        self._is_closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
 
 def _name(rule: str) -> str:

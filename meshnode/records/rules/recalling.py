@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
+from meshnode.tasks import Tasks
 from protocols.base.errors import MeshError
 from protocols.records.wanted import HistoryWanted
 from protocols.wire.parcels import decode_untrusted_reading
@@ -35,8 +36,7 @@ class Recaller:
     ) -> None:
         """``waiting``: how many records wait for the outbox. ``take``: see ``Curator.recalled``."""
         self._node, self._ask, self._waiting, self._take = node, ask, waiting, take
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_closed = False
+        self._tasks = Tasks()
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self.stored = asyncio.Event()
         """To be set whenever records that waited were stored."""
@@ -45,11 +45,7 @@ class Recaller:
 
     def begin(self, wanted: HistoryWanted) -> None:
         """Look up what a recording wants. Nothing is begun any more once this is closed."""
-        if self._is_closed:
-            return
-        task = asyncio.create_task(self._recall(wanted), name="recording")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._recall(wanted), "recording")
 
     async def _recall(self, wanted: HistoryWanted) -> None:
         left = wanted.most
@@ -88,8 +84,4 @@ class Recaller:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        self._is_closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()

@@ -13,7 +13,7 @@ from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived
 from protocols.records.deriving.output import Output
 from protocols.records.deriving.rule import DerivingRule, Partition
-from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Source
+from protocols.records.deriving.sources import Source
 from protocols.wire.readings import Reading
 
 
@@ -32,14 +32,10 @@ class EachRule(DerivingRule):
 
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs, utc_now: UtcNs) -> Sequence[CurationOutput]:
         """See ``Pattern.receive``."""
-        value = self.sources[0].taken(reading, self._counts)
-        if value is NOT_TAKEN:
+        taken = self._taken_for(reading)
+        if taken is None:
             return ()
-        try:
-            key = self.output.filled(self._node, str(self._partition(reading)))
-        except ExpressionFailed:
-            self._counts["failed"] += 1
-            return ()
+        value, key = taken
         output, how = self.output, reading.how
         if len(how.lineage) >= MAX_LINEAGE:
             self._counts["unfit"] += 1

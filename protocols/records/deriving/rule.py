@@ -7,7 +7,7 @@ from typing import Any, Literal
 from protocols.base.ids import MonotonicNs, NodeId
 from protocols.records.curation import CurationOutput
 from protocols.records.deriving.output import Output
-from protocols.records.deriving.sources import Source
+from protocols.records.deriving.sources import NOT_TAKEN, ExpressionFailed, Source
 from protocols.records.recordings import Recording
 from protocols.records.wanted import PredictionWanted
 from protocols.wire.readings import Reading
@@ -52,6 +52,18 @@ class DerivingRule:
         """Whether the other one says the same, so that what one has kept is of use to the other."""
         same = (type(self), self.name, self.definition) == (type(other), other.name, other.definition)
         return same and bool(self.definition)
+
+    def _taken_for(self, reading: Reading) -> tuple[Any, str] | None:
+        """The value that the first source makes of a reading, and the key of what is derived from it; None: it is left
+        out, and counted."""
+        value = self.sources[0].taken(reading, self._counts)
+        if value is NOT_TAKEN:
+            return None
+        try:
+            return value, self.output.filled(self._node, str(self._partition(reading)))
+        except ExpressionFailed:
+            self._counts["failed"] += 1
+            return None
 
     def predicted(
         self, number: int, value: Any, failure: Literal["", "late", "not_predicted"], now: MonotonicNs
