@@ -53,7 +53,7 @@ class Connections:
         strangers: dict[Remote, int] = {}
         missing, ended = set(known), set(lanes)
         closed = 0
-        descriptors = _socket_descriptors()
+        descriptors = socket_descriptors()
         if not descriptors:
             return Found(0, frozenset())
         for descriptor in descriptors:
@@ -104,7 +104,7 @@ def _ends(connection: socket.socket) -> Dialled | None:
 
 def unconfirmed_bytes_of(dialled: Dialled) -> int:
     """Bytes that the kernel holds for a connection, because its peer has not acknowledged them."""
-    for descriptor in _socket_descriptors():
+    for descriptor in socket_descriptors():
         try:
             connection = socket.socket(fileno=os.dup(descriptor))
         except OSError:
@@ -115,7 +115,8 @@ def unconfirmed_bytes_of(dialled: Dialled) -> int:
     return 0
 
 
-def _socket_descriptors() -> list[int]:
+def socket_descriptors() -> list[int]:
+    """The descriptors of all sockets of this process; none where the system does not tell."""
     # os.listdir and not Path: this looks at hundreds of descriptors each second, with the interpreter held
     try:
         names = os.listdir(_DESCRIPTORS)  # noqa: PTH208

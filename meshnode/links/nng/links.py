@@ -35,6 +35,7 @@ from meshnode.links.nng.contract import (
     lasting_failure,
     no_connection,
 )
+from meshnode.links.nng.gate import Gate
 from meshnode.links.nng.inbound import InboundPipe, InboundPipes
 from meshnode.links.nng.lane import LaneState, NngLane
 from meshnode.links.peer import identify, url_of
@@ -43,6 +44,7 @@ from meshnode.links.transport import Address, CredentialFiles, FailedLink, Outgo
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS, SECOND
+from protocols.base.time import NEVER
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class NngLinks:
         self._failures = Failures(time.monotonic_ns)
         self._lanes: dict[int, NngLane] = {}
         self._connections: Connections | None = None
+        self._gate: Gate | None = None
         self._changing = threading.Lock()
         self._closing = self._stopping = self._stopped = False
         self._tasks: deque[Callable[[], None]] = deque()
@@ -120,6 +123,7 @@ class NngLinks:
             )
             self._receiver.start()
         self._connections = Connections(inbox.port, _HANDSHAKE_NS)
+        self._gate = Gate(inbox.port)
         self.post(lambda: self._later(_SWEEP_NS, self._sweep))
         return inbox.port
 
@@ -159,6 +163,7 @@ class NngLinks:
             "handshakes_failed": failed.get("auth", 0) + failed.get("proto", 0),
             "mute_connections_closed": self._mute_closed,
             "outlived_connections_closed": self._outlived,
+            "hosts_held_back": self._gate.times_shut if self._gate is not None else 0,
             "frames_received": self._frames_received,
             "bytes_received": self._bytes_received,
             "frames_dropped": self._frames_dropped,
@@ -214,6 +219,7 @@ class NngLinks:
     # --- the library's threads -------------------------------------------------------------------------------------
 
     def _judge_inbound(self, handshake: Handshake) -> bool:
+        self.post(partial(self._pay_handshake, handshake.host))
         identity, detail = identify(handshake.names, self._mesh)
         reason = self._observer.admit(identity, detail, None, handshake.host)
         if identity is not None and reason is None and not self._closing:
@@ -418,6 +424,21 @@ class NngLinks:
         self._later(_SWEEP_NS, self._sweep)  # first, because an observer that fails must not end the sweeps
         self._compare_connections()
         self._end_outlived(time.monotonic_ns())
+
+    def _pay_handshake(self, host: str) -> None:
+        if self._gate is not None and not self._closing:
+            due_ns = self._gate.due_ns
+            self._gate.pay(host, time.monotonic_ns())
+            if self._gate.due_ns < due_ns:
+                self._go_on_later(self._gate.due_ns)
+
+    def _open_gate(self) -> None:
+        if self._gate is not None and not self._closing:
+            self._go_on_later(self._gate.go_on(time.monotonic_ns()))
+
+    def _go_on_later(self, due_ns: int) -> None:
+        if due_ns != NEVER:
+            self._later(due_ns - time.monotonic_ns(), self._open_gate)
 
     def _end_outlived(self, now_ns: int) -> None:
         for pipe in self._inbound.outlived(now_ns):
