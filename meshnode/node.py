@@ -87,7 +87,7 @@ class Node(Host, StreamingInference):
         self.port, self.listens = 0, asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self._closing, self._closed = closing, False
-        self._uncertainty_ns = int(config.node.clock_uncertainty_ms * limits.MS)
+        self._clock_uncertainty_ns = int(config.node.clock_uncertainty_ms * limits.MS)
         self._subscriptions: dict[int, Subscription] = {}
         self._all_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
         self._listeners: list[Callable[[Event], None]] = []
@@ -116,7 +116,7 @@ class Node(Host, StreamingInference):
         membership = self.config.membership
         return NodeSettings(
             mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
-            clock_uncertainty_ns=self._uncertainty_ns, seal=self.part(RunningGossip).seal(),
+            clock_uncertainty_ns=self._clock_uncertainty_ns, seal=self.part(RunningGossip).seal(),
             reading_seal=self.part(RunningGossip).reading_seal(),
             access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
             membership=MembershipSettings(
@@ -129,6 +129,18 @@ class Node(Host, StreamingInference):
                 max_neighbours=membership.max_neighbours,
             ),
         )  # fmt: skip
+
+    @property
+    def clock_uncertainty_ns(self) -> int:
+        """Half width of the interval around this host's clock that holds the true time. Readings are published with it,
+        and those of others are judged with it."""
+        return self._clock_uncertainty_ns
+
+    @clock_uncertainty_ns.setter
+    def clock_uncertainty_ns(self, uncertainty_ns: int) -> None:
+        if uncertainty_ns != self._clock_uncertainty_ns:
+            self._clock_uncertainty_ns = uncertainty_ns
+            self.driver.act(lambda engine, _now: setattr(engine, "clock_uncertainty_ns", uncertainty_ns))
 
     async def close(self) -> None:
         """Stop sensing, say goodbye, hand records to the relay and release everything. Idempotent."""
@@ -154,7 +166,7 @@ class Node(Host, StreamingInference):
 
     # --- readings: see the classes above ---------------------------------------------------------------------------
     def _publisher_of(self, publication: Publication) -> Publisher:
-        publisher = Publisher(self, self.driver, publication, self._uncertainty_ns, self._watch)
+        publisher = Publisher(self, self.driver, publication, self._watch)
         self._all_publishers.add(publisher)
         return publisher
 

@@ -62,6 +62,8 @@ class Host(Publishing[Publisher], Subscribing):
     """Grows with every start."""
     position: Position | None
     """Where this node is now; a sensor that knows better sets it."""
+    clock_uncertainty_ns: int
+    """How well this host's clock is known now; a sensor that knows better sets it."""
     certificate_ends: datetime
     loop: asyncio.AbstractEventLoop
     """The event loop that opened the node."""

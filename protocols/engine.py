@@ -86,10 +86,10 @@ class Engine:
         self._neighbour_of, self._heartbeats = self.membership.neighbour_of, self.membership.heartbeats
         self._queue_of, self._has_overdrawn = self.lanes.of_dial, self.membership.refusals.has_overdrawn
         self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
-        self._more = False
-        """Whether something was decided other than lanes to flush."""
+        self._more = False  # whether something was decided other than lanes to flush
         self._lives = Lives()
-        self._clock_uncertainty_ns = settings.clock_uncertainty_ns
+        self.clock_uncertainty_ns = settings.clock_uncertainty_ns
+        """Half width of the interval around this node's clock that holds the true time. It may change at any time."""
         self._events: list[Event] = []
         self._frames_received = self._frames_undeliverable = 0
 
@@ -150,7 +150,7 @@ class Engine:
                     self.membership.refute(neighbour, now)
                     self.carry(now)
                     self._more = True
-                sender, role, uncertainty_ns = neighbour.node, neighbour.role, self._clock_uncertainty_ns
+                sender, role, uncertainty_ns = neighbour.node, neighbour.role, self.clock_uncertainty_ns
                 if type(frame) is _READINGS:
                     if is_large:
                         self.membership.refusals.charge(neighbour, frame, now)

@@ -374,21 +374,22 @@ def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) ->
     sensors = config.of(SensorsSection).sensors
     if not sensors:
         return
-    from meshnode.sensors import DriverContext, create_driver
+    from meshnode.sensors import DriverContext, checked, create_driver
 
     role = identity.role if identity is not None else Role.VEHICLE
     for name, section in sensors.items():
         context = DriverContext(NodeId(config.node.id), folder, Random(name), role, sensor=name, logs_skipped=False)
         try:
-            create_driver(section.driver, section.options, context)
+            said = checked(create_driver(section.driver, section.options, context))
         except MeshError as error:
             yield Finding("fail", "sensor", f"[sensors.{name}]: {error}")
         else:
+            seen = f", {said}" if said else ""
             if context.samples_skipped:
                 skipped = f"{context.samples_skipped} samples are skipped, the last: {context.last_skipped}"
-                yield Finding("warn", "sensor", f"{name}: {section.driver}, {skipped}")
+                yield Finding("warn", "sensor", f"{name}: {section.driver}{seen}, {skipped}")
             else:
-                yield Finding("ok", "sensor", f"{name}: {section.driver}")
+                yield Finding("ok", "sensor", f"{name}: {section.driver}{seen}")
 
 
 def _relay(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:

@@ -32,6 +32,10 @@ class Here(Protocol):
     def position(self) -> Position | None:
         """Where the node is now."""
 
+    @property
+    def clock_uncertainty_ns(self) -> int:
+        """How well its clock is known now."""
+
 
 class Door(Protocol):
     """The driver, as a publisher sees it."""
@@ -51,16 +55,13 @@ class Door(Protocol):
 class Publisher:
     """Publishes on one key with one quality of service. Made by :meth:`Node.publisher`."""
 
-    def __init__(
-        self, node: Here, door: Door, publication: Publication, clock_uncertainty_ns: int,
-        watch: PublishedWatch | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, node: Here, door: Door, publication: Publication, watch: PublishedWatch | None = None) -> None:
         """``watch`` is called with each reading once it is published."""
         self.key = publication.key
         self._node, self._publication, self._watch = node, publication, watch
         self._publish: Callable[..., tuple[Put, bytes]] = door.publish
         self._publish_many: Callable[..., PutMany] = door.publish_many
-        self._where, self._uncertainty_ns = publication.where, clock_uncertainty_ns
+        self._where = publication.where
 
     def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
         """Publish one value and say what happened to it. May be called from any thread, and never waits.
@@ -72,7 +73,7 @@ class Publisher:
         :raises LocalProtocolError: when the node was closed.
         """
         utc_now = time.time_ns()
-        when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
+        when = EventTime(utc_now if time_ns is None else time_ns, self._node.clock_uncertainty_ns)
         return self._put(value, where or self._where or self._node.position, when, utc_now)
 
     def put_sensed(self, value: Any, where: Position, when: EventTime) -> Put:
@@ -104,9 +105,9 @@ class Publisher:
         utc_now = time.time_ns()
         where = where or self._where or self._node.position
         if times_ns is None:
-            whens = [EventTime(utc_now, self._uncertainty_ns)] * len(values)
+            whens = [EventTime(utc_now, self._node.clock_uncertainty_ns)] * len(values)
         else:
-            whens = [EventTime(time_ns, self._uncertainty_ns) for time_ns in times_ns]
+            whens = [EventTime(time_ns, self._node.clock_uncertainty_ns) for time_ns in times_ns]
         put = self._publish_many(self._publication, values, where, whens, utc_now)
         if self._watch is not None:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), put.first_sequence):

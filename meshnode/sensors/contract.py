@@ -11,6 +11,8 @@ The sensor ends with its generator; a node that stops earlier closes it. One bad
 reported by :meth:`DriverContext.skipped`. A driver that raises anything has failed: the node tells why, builds it again
 after a while, and calls ``samples`` of the new one. Nothing else is disturbed.
 
+A driver of a device also has ``check() -> str``, see :class:`CheckedDriver`: ``meshnode doctor`` calls it.
+
 Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
 """
 
@@ -23,8 +25,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from protocols.base.errors import MeshError, SourceUnavailable
 from protocols.base.ids import NodeId, Role
-from protocols.wire.readings import Position
+from protocols.wire.readings import EventTime, Position
 from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+CHECK_S: Final = 5.0
+"""A device that has given nothing for this long is told as silent."""
 _TOLD_AT_ONCE: Final = 5
 """Reasons for skipping that are logged at once. A file may have a million bad rows, and come round in a loop."""
 _TOLD_EVERY_S: Final = 60.0
@@ -65,7 +70,7 @@ class Sample:
     """The unit's UCUM symbol; ``1`` for values without a unit."""
     sensor: str = ""
     where: Position | None = None
-    """The position of the value. None: that of the node."""
+    """The position of the value. It becomes that of the node. None: that of the node."""
     quality: float = 1.0
     priority: int = 3
     """0 to 7; 7 is the most urgent."""
@@ -74,6 +79,10 @@ class Sample:
     hazard: bool = False
     """Whether somebody may have to brake for it."""
     infer: InferenceSample | None = None
+    when: EventTime | None = None
+    """When it was sensed, if that is known better than by the node's clock at ``due_s``, or was earlier."""
+    clock_uncertainty_ns: int | None = None
+    """How far the node's clock may be off, as this sensor has measured it. It becomes that of the node."""
 
 
 @dataclass(slots=True)
@@ -132,6 +141,33 @@ class DriverContext:
             if is_news:
                 self._told.append(why)
             _log.warning("sensor %s: %d samples skipped, the last: %s", self.sensor, self.samples_skipped, why)
+
+
+def checked(driver: "SensorDriver") -> str:
+    """What ``check`` of a driver says of its source; empty if it has none, or has nothing to say.
+
+    :raises SourceUnavailable: the source can't be used now.
+    """
+    check = getattr(driver, "check", None)
+    if check is None:
+        return ""
+    try:
+        return str(check())
+    except MeshError:
+        raise
+    except Exception as error:  # a foreign driver may raise anything, such as the error of a device
+        raise SourceUnavailable(f"it could not be looked at: {error!r}") from error
+
+
+class CheckedDriver(Protocol):
+    """A driver whose source can be looked at without a node."""
+
+    def check(self) -> str:
+        """Open the source, look at it for ``CHECK_S`` at most, close it, and say in half a line what is there
+        (``gpsd 3.22, 3D fix, accuracy 2.1 m``). Called on a driver whose ``samples`` is not called.
+
+        :raises SourceUnavailable: it is absent, busy, not permitted, or gives nothing; names it and the way out.
+        """
 
 
 class SensorDriver(Protocol):

@@ -21,6 +21,7 @@ from meshnode.running import Host
 from meshnode.sensors import DriverContext, Sample, SensorDriver, create_driver
 from meshnode.sensors.section import SensorSection
 from protocols.base.errors import ConfigError, MeshError, SourceUnavailable
+from protocols.wire.readings import Provenance
 
 _log = logging.getLogger(__name__)
 FIRST_PAUSE_S: Final = 1.0
@@ -159,14 +160,20 @@ class Sensor:
     def _publish(self, sample: Sample) -> None:
         if sample.where is not None:
             self._host.position = sample.where
+        if sample.clock_uncertainty_ns is not None:
+            self._host.clock_uncertainty_ns = sample.clock_uncertainty_ns
         if sample.where is None and self._host.position is None:
             # A camera may be ready before the GNSS receiver is.
             self.without_position += 1
             return
-        self._host.publish(
-            sample.key, sample.value, unit=sample.unit, sensor=sample.sensor or self.name, where=sample.where,
-            quality=sample.quality, priority=sample.priority, lifespan_ms=sample.lifespan_ms,
-        )  # fmt: skip
+        how = Provenance(sample.sensor or self.name, sample.unit, sample.quality)
+        publisher = self._host.kept_publisher(sample.key, how, sample.priority, sample.lifespan_ms)
+        if sample.when is None:
+            publisher.put(sample.value, where=sample.where)
+        else:
+            where = sample.where or self._host.position
+            assert where is not None, "it was looked at above"
+            publisher.put_sensed(sample.value, where, sample.when)
         if sample.infer is not None:
             if self._inferring:
                 self.inferences_skipped += 1

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 import meshnode as mesh
 from meshnode.backoff import Backoff
 from meshnode.opening import ConfiguredNode
+from meshnode.sensors import DriverContext, checked, create_driver
 from meshnode.sensors.running import RunningSensors
-from protocols.base.errors import ConfigError
+from protocols.base.errors import ConfigError, SourceUnavailable
+from protocols.base.ids import node_id
 from tests.tools.eventually import eventually, until
 from tests.tools.mesh_fixture import House, given_house
 from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
@@ -23,6 +26,7 @@ DRIVERS = '''
 from pathlib import Path
 import numpy as np
 from meshnode.sensors import InferenceSample, Sample
+from protocols.wire.readings import EventTime, Position
 
 class Driver:
     def __init__(self, options, context):
@@ -67,6 +71,21 @@ class Seer(Driver):
             yield Sample(number / 20, "veh/v/seer", number, infer=infer)
             number += 1
 
+class Clock(Driver):
+    """Knows when its values were sensed, and how wrong the node's clock is."""
+    def samples(self):
+        here = Position(48.7, 11.4, 2.0)
+        when = EventTime(1_700_000_000_000_000_000, 5_000)
+        while self.context.wait(self.context.elapsed_s() + 0.02):
+            due_s = self.context.elapsed_s()
+            yield Sample(due_s, "veh/v/fix", 1, where=here, when=when, clock_uncertainty_ns=777)
+            yield Sample(due_s, "veh/v/plain", 2)
+
+    def check(self):
+        if self.options.get("absent"):
+            raise PermissionError(13, "Permission denied")
+        return "a clock that is right"
+
 class Exits(Driver):
     def samples(self):
         raise SystemExit(3)
@@ -80,7 +99,7 @@ def given_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "shaky_drivers-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shaky-drivers\nVersion: 1.0\n")
-    named = "".join(f"{name.lower()} = shaky_drivers:{name}\n" for name in ("Shaky", "Odd", "Seer", "Exits"))
+    named = "".join(f"{name.lower()} = shaky_drivers:{name}\n" for name in ("Shaky", "Odd", "Seer", "Clock", "Exits"))
     (info / "entry_points.txt").write_text(f"[meshnode.sensors]\n{named}")
     (tmp_path / "shaky_drivers.py").write_text(DRIVERS)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -132,6 +151,27 @@ async def test_driver_that_fails_is_a_trouble_and_is_started_again_until_it_work
         assert counted["sensor_failures"] >= 2
         assert 2 <= counted["sensor_restarts"] <= counted["sensor_failures"]
         assert counted["sensor_samples"] > 2
+
+
+async def test_time_and_clock_of_a_sensor_become_those_of_the_readings(house: House, drivers: None) -> None:
+    """A GNSS receiver knows when its fix was, and how far the host's clock is off."""
+    async with opened(house, '[sensors.s]\ndriver = "clock"\n') as node:
+        fix = await node.subscribe("veh/v/fix").next(30)
+        assert (fix.when.utc_ns, fix.when.uncertainty_ns) == (1_700_000_000_000_000_000, 5_000)
+        plain = await node.subscribe("veh/v/plain").next(30)
+        assert plain.when.uncertainty_ns == 777
+        assert node.driver.act(lambda engine, _: engine.clock_uncertainty_ns) == 777
+
+
+async def test_check_of_a_driver_says_what_is_there_and_any_error_as_a_source(
+    house: House, drivers: None, tmp_path: Path
+) -> None:
+    """The doctor shows both beside the sensor's name; a driver without a check has nothing to say."""
+    context = DriverContext(node_id("v"), tmp_path, Random(1))
+    assert checked(create_driver("clock", {}, context)) == "a clock that is right"
+    with pytest.raises(SourceUnavailable, match="could not be looked at: PermissionError"):
+        checked(create_driver("clock", {"absent": True}, context))
+    assert checked(create_driver("odd", {}, context)) == ""
 
 
 async def test_driver_that_exits_ends_neither_its_thread_nor_the_node(house: House, drivers: None) -> None:
