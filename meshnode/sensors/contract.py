@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from protocols.base.errors import MeshError, SourceUnavailable
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import MS
 from protocols.wire.readings import EventTime, Position
 from protocols.wire.tensors import Tensor
 
@@ -103,6 +104,10 @@ class DriverContext:
     """The sensor's name in the configuration."""
     logs_skipped: bool = True
     """Whether :meth:`skipped` writes to the log."""
+    clock_uncertainty_ns: int = 10 * MS
+    """What the configuration says of the node's clock."""
+    trouble: Callable[[str], None] = lambda _: None
+    """Say why a source gives nothing now, while its driver goes on trying; an empty text: it works again."""
     samples_skipped: int = 0
     """What :meth:`skipped` was told of. The node's statistics sum it as ``sensor_samples_skipped``."""
     last_skipped: str = ""

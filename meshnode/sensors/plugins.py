@@ -1,4 +1,4 @@
-"""Finds drivers by name: the four that come with a node, then entry points of the group ``meshnode.sensors``.
+"""Finds drivers by name: those that come with a node, then entry points of the group ``meshnode.sensors``.
 
 A built-in name can't be taken over: a package that is installed for one driver must not quietly replace another.
 """
@@ -19,8 +19,10 @@ GROUP: Final = "meshnode.sensors"
 _BUILT_IN: Final = {
     "csv": "meshnode.sensors.csv_replay:CsvReplay",
     "fcd": "meshnode.sensors.fcd:FcdReplay",
+    "gpsd": "meshnode.sensors.gnss.gpsd:GpsdDriver",
     "host": "meshnode.sensors.host:HostMetrics",
     "images": "meshnode.sensors.images:ImageFolder",
+    "nmea": "meshnode.sensors.gnss.nmea:NmeaDriver",
 }
 
 

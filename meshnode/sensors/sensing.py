@@ -51,7 +51,10 @@ class Sensor:
         """
         self.name, self._section = name, section
         self._host, self._inference = host, inference
-        self.context = DriverContext(host.id, host.folder, Random(f"{host.id}/{name}"), host.role, sensor=name)
+        self.context = DriverContext(
+            host.id, host.folder, Random(f"{host.id}/{name}"), host.role, sensor=name,
+            clock_uncertainty_ns=host.clock_uncertainty_ns, trouble=self._source_tells,
+        )  # fmt: skip
         self.state = DriverState.WAITING
         self.samples = self.samples_failed = self.without_position = 0
         self.inferences_failed = self.inferences_skipped = self.results_unusable = 0
@@ -205,6 +208,14 @@ class Sensor:
             )
         else:
             self._good("results")
+
+    def _source_tells(self, why: str) -> None:
+        """The driver goes on, and its source gives nothing; an empty text: it does again."""
+        with self._lock:
+            if not why:
+                self._end("source")
+            elif self._whys.get("source") != why:
+                self._begin("source", why)
 
     # --- what does not work ----------------------------------------------------------------------------------------
     def _skipped(self, kind: str, count: int, what: str, error: Exception) -> None:
