@@ -31,6 +31,15 @@ class Options:
             raise self.wrong(name, "give a text")
         return value
 
+    def texts(self, name: str, default: list[str]) -> list[str]:
+        """A list of 1 to 1,000 texts, each as :meth:`text`."""
+        value = self._value(name, default)
+        if not isinstance(value, list) or not 1 <= len(value) <= 1_000:
+            raise self.wrong(name, "give a list of texts")
+        if not all(isinstance(each, str) and 1 <= len(each) <= 4096 for each in value):
+            raise self.wrong(name, "give a list of texts that are not empty")
+        return list(value)
+
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:
         """One of the ``choices``."""
         value = self._value(name, default)

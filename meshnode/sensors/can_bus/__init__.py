@@ -1,0 +1,1 @@
+"""CAN: chosen signals of a bus, or of a log of one, become readings."""
