@@ -23,6 +23,7 @@ from cloud_relay.query.searching import COLUMNS, select
 from cloud_relay.query.selection import untrusted_query
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
+from cloud_relay.sinks.commands import sinks
 from cloud_relay.store.schema import open_for_reading, storage_error
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import MeshError, ReceiptWrong
@@ -178,6 +179,7 @@ main.add_command(release)
 main.add_command(rollout)
 main.add_command(token)
 main.add_command(export)
+main.add_command(sinks)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:

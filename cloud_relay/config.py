@@ -31,6 +31,11 @@
     [access]                    # as in the configurations of the nodes; default: the built-in table
     rules = [{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }]
 
+    [[sink]]                    # where records are sent on to: see cloud_relay.sinks.settings
+    name = "lake"
+    kind = "parquet"
+    url = "s3://records/mesh"
+
 Relative paths are relative to the file. An unknown key is an error, because a misspelt one would be ignored in silence
 otherwise.
 """
@@ -63,6 +68,8 @@ _KEYS = {
     "http": ("host", "port", "tokens", "certificate", "key"),
     "access": ("rules",),
 }
+_LISTS = ("sink",)
+"""Tables that may be there several times. Whoever uses them checks them."""
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
 
@@ -99,6 +106,10 @@ class RelayConfig:
     access: AccessTable
     http: HttpConfig | None
     """None: there is no server."""
+    path: Path
+    """The file that this is in."""
+    sinks: tuple[dict[str, Any], ...]
+    """The tables ``[[sink]]`` as they are. :func:`cloud_relay.sinks.settings.sinks_of` checks them."""
 
 
 def load_config(path: Path) -> RelayConfig:
@@ -122,7 +133,7 @@ class _Parser:
         self._tables = tables
 
     def parse(self) -> RelayConfig:
-        self._check_names("", self._tables, tuple(_KEYS))
+        self._check_names("", self._tables, (*_KEYS, *_LISTS))
         for table, keys in _KEYS.items():
             content = self._tables.get(table, {})
             if not isinstance(content, dict):
@@ -156,6 +167,8 @@ class _Parser:
             releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),
             http=self._http(store, state_dir) if "http" in self._tables else None,
+            path=self._path,
+            sinks=self._list("sink"),
         )
 
     def _http(self, store: Path, state_dir: Path) -> HttpConfig:
@@ -171,6 +184,12 @@ class _Parser:
                 'certificate and key there too, or host = "127.0.0.1"'
             )
         return HttpConfig(host, self._port("http", DEFAULT_HTTP_PORT), tokens_required, tls, store, state_dir)
+
+    def _list(self, name: str) -> tuple[dict[str, Any], ...]:
+        tables = self._tables.get(name, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise ConfigError(f"{self._path}: {name} is {_shown(tables)}: write tables, [[{name}]]")
+        return tuple(tables)
 
     def _port(self, table: str, default: int) -> int:
         port = self._value(table, "port", default)

@@ -17,6 +17,8 @@ from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
+from cloud_relay.sinks.running import Sinks
+from cloud_relay.sinks.settings import sinks_of
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
@@ -67,9 +69,12 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
             f"the state folder {config.state_dir} can't be made ({error.strerror}): set [relay] state_dir to a folder "
             "that you may write to"
         ) from error
+    settings_of_sinks = sinks_of(config)
     with ExitStack() as closing:
         store = Store(config.store)
         closing.callback(store.close)
+        sinks = Sinks(settings_of_sinks, config.store, config.state_dir)
+        closing.callback(sinks.close)
         receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
         ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
@@ -88,6 +93,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 "refusals": ingest.statistics(),
                 "carried": carried.statistics(),
                 "releases": releases.statistics(),
+                "sinks": sinks.statistics(),
             }
 
         if config.http is not None:

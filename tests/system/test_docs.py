@@ -111,6 +111,8 @@ def _parse(program: click.Command, words: list[str]) -> None:
         context = stack.enter_context(click.Context(command, info_name=name))
         rest = words[1:]
         while isinstance(command, click.Group) and rest[:1] != ["--help"]:
+            if command.invoke_without_command and (not rest or rest[0].startswith("-")):
+                break
             _, found, rest = command.resolve_command(context, rest)
             assert found is not None
             command = found

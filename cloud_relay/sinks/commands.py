@@ -1,0 +1,110 @@
+"""``cloud-relay sinks``: how far each sink has come, and moving one that stands."""
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from msgspec import structs
+
+from cloud_relay.config import RelayConfig, load_config
+from cloud_relay.query.selection import Query
+from cloud_relay.sinks.progress import FOLDER, ProgressFile, SinkProgress, locked_folder
+from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.settings import SinkSettings, sinks_of
+from protocols.base.errors import LocalProtocolError
+
+_CONFIG = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
+    help="The relay's configuration.",
+)  # fmt: skip
+_SHOWN = ("name", "kind", "position", "backlog", "delivered", "refused", "skipped", "failures", "state")
+
+
+@click.group(invoke_without_command=True)
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def sinks(context: click.Context, config_path: Path, as_json: bool) -> None:
+    """Show how far each sink has come; the relay may be running."""
+    context.obj = config_path
+    if context.invoked_subcommand is not None:
+        return
+    config = load_config(config_path)
+    newest = _newest(config)
+    told = [_told(settings, _saved(config, settings), newest) for settings in sinks_of(config)]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode({"newest": newest, "sinks": told})).decode())
+    elif not told:
+        click.echo(f"{config_path} has no table [[sink]]")
+    else:
+        _print(told)
+
+
+@sinks.command()
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="The relay's configuration.")
+@click.argument("name")
+@click.argument("to", metavar="oldest|newest|NUMBER")
+@click.pass_obj
+def move(given: Path, config_path: Path | None, name: str, to: str) -> None:
+    """Let the sink NAME go on after the record NUMBER, before all (oldest) or after all (newest). The relay must not
+    be running. What is skipped is noted as a gap, and what is before the old position is sent once more."""
+    config = load_config(config_path or given)
+    if name not in (settings.name for settings in sinks_of(config)):
+        raise LocalProtocolError(f"{config.path} has no sink {name[:70]!r}: 'cloud-relay sinks' shows them")
+    newest = _newest(config)
+    position = _number(to, newest)
+    folder = config.state_dir / FOLDER
+    with locked_folder(folder):
+        file = ProgressFile(folder, name)
+        before = file.load() or SinkProgress(0)
+        if position > before.position:
+            file.save(before.skipping_to(position, int(time.time())))
+        else:
+            file.save(structs.replace(before, position=position, under_way=None))
+    click.echo(f"{name} goes on after record {position} of {newest}")
+
+
+def _number(text: str, newest: int) -> int:
+    if text in ("oldest", "newest"):
+        return 0 if text == "oldest" else newest
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= newest):
+        raise LocalProtocolError(f"{text[:40]!r} is no place: use oldest, newest or a number up to {newest}")
+    return int(text)
+
+
+def _newest(config: RelayConfig) -> int:
+    with closing(RecordReader(config.store, Query())) as reader:
+        return reader.newest()
+
+
+def _saved(config: RelayConfig, settings: SinkSettings) -> SinkProgress | None:
+    return ProgressFile(config.state_dir / FOLDER, settings.name).load()
+
+
+def _told(settings: SinkSettings, progress: SinkProgress | None, newest: int) -> dict[str, Any]:
+    known = progress or SinkProgress(newest if settings.begins_newest else 0)
+    return {"name": settings.name, "kind": settings.kind.value, "backlog": max(newest - known.position, 0)} | {
+        field: getattr(known, field) for field in SinkProgress.__struct_fields__
+    }
+
+
+def _print(told: list[dict[str, Any]]) -> None:
+    rows = [list(_SHOWN)]
+    for sink in told:
+        state = "fails" if sink["error"] else "works" if sink["position"] or sink["delivered"] else "new"
+        rows.append([str((sink | {"state": state})[field]) for field in _SHOWN])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(_SHOWN))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for sink in told:
+        if sink["error"]:
+            click.echo(f"{sink['name']}: since {_time(sink['failed_utc_s'])}: {sink['error']}")
+        for gap in sink["gaps"][-10:]:
+            click.echo(f"{sink['name']}: skipped {gap.first}-{gap.last} at {_time(gap.utc_s)}")
+
+
+def _time(utc_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(utc_s))

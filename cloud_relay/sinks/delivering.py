@@ -1,0 +1,241 @@
+"""One sink: it reads on from its position, hands over a portion, and moves its position once that is confirmed.
+
+The loop never gives a record up by itself. What a receiver does not confirm is sent again, after pauses that grow to a
+minute, over a new connection. What it refuses is halved until the record is found that it will not take; this one is
+kept in a file with the reason, and the rest goes on. A receiver that refuses one record after another is taken to be
+wrong itself: the sink waits then, as it waits for one that is down.
+
+Invariant: the position that is on disk is never above what was confirmed, refused by name, or skipped as a gap.
+"""
+
+import asyncio
+import logging
+import time
+from random import Random
+from typing import Any, Final
+
+from msgspec import structs
+
+from cloud_relay.query.searching import StoredRecord
+from cloud_relay.sinks.contract import DeliveryFailed, DeliveryRefused, Portion, SinkTarget, identity_of
+from cloud_relay.sinks.progress import ProgressFile, SinkProgress
+from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.refusals import RefusedRecords
+from cloud_relay.sinks.secrecy import scrubbed
+from cloud_relay.sinks.settings import SinkSettings
+from protocols.base.errors import MeshError
+
+LOOK_S: Final = 0.5
+"""Between two looks for what was stored. Looking costs the store's writer nothing, and a bell would."""
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 60.0
+LONGEST_RETRY_AFTER_S: Final = 600.0
+"""A receiver may ask for so much patience at most."""
+MAX_REFUSED_IN_A_ROW: Final = 20
+"""Records. A few bad ones may come together; a receiver that wants a column, a right or a topic refuses all."""
+SAVE_EACH: Final = 100_000
+"""Numbers that a sink may pass without its position being saved, if none of their records is for it."""
+_SHORTENED_BY: Final = 0.25
+"""By how much a pause is shortened by chance, so that sinks that failed together are not tried together."""
+_log = logging.getLogger(__name__)
+
+
+class SinkDelivery:
+    """The work of one sink. ``statistics`` may be called from any thread, all else from the thread that made it."""
+
+    def __init__(
+        self, settings: SinkSettings, target: SinkTarget, reader: RecordReader, file: ProgressFile,
+        refused: RefusedRecords, random: Random,
+    ) -> None:  # fmt: skip
+        self._settings, self._target, self._reader = settings, target, reader
+        self._file, self._refused, self._random = file, refused, random
+        self._progress: SinkProgress | None = None
+        self._saved = -1
+        """The position that is on disk."""
+        self._newest = 0
+        self._trouble = ""
+        """What is wrong while the progress is not known."""
+        self._refused_in_a_row = 0
+        self._delivered_since_pause = False
+
+    def statistics(self) -> dict[str, Any]:
+        """How far it has come."""
+        progress = self._progress or SinkProgress(0)
+        return {
+            "kind": self._settings.kind.value,
+            "working": not (progress.error or self._trouble),
+            "position": progress.position,
+            "backlog": max(self._newest - progress.position, 0),
+            "delivered": progress.delivered,
+            "refused": progress.refused,
+            "skipped": progress.skipped,
+            "failures": progress.failures,
+            "delivered_utc_s": progress.delivered_utc_s,
+            "error": progress.error or self._trouble,
+        }
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            waits_s = 0.0
+            self._delivered_since_pause = False
+            try:
+                await self._deliver()
+            except MeshError as error:
+                waits_s = self._failed(error)
+            except Exception as error:  # noqa: BLE001 - a bug, or what a library lets out: this sink alone waits
+                _log.exception("sink %s: an error that was not expected", self._settings.name)
+                waits_s = self._failed(DeliveryFailed(f"{type(error).__name__}: {error}"))
+            if self._delivered_since_pause:
+                pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(max(pause_s * (1 - self._random.random() * _SHORTENED_BY), waits_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _deliver(self) -> None:
+        """Deliver over one connection until it fails."""
+        self._known()
+        self._trouble = ""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await self._target.open()
+            while True:
+                self._skip_if_too_far_behind(self._known())
+                await self._send(await self._next_portion(self._known()))
+        except TimeoutError as error:
+            raise DeliveryFailed(f"no answer within {self._settings.timeout_s:g} s") from error
+        finally:
+            await self._target.close()
+
+    async def _next_portion(self, progress: SinkProgress) -> Portion:
+        """The records that come next, at least one; it waits for them."""
+        begins = progress.position + 1
+        portion, waits_until_s = Portion(begins, progress.position, []), None
+        limit = progress.under_way
+        while True:
+            portion, whole, newest = self._reader.extend(portion, self._target.most_records, limit)
+            self._newest = max(self._newest, newest)
+            abreast = portion.last >= newest
+            if portion.records:
+                waits_until_s = waits_until_s or time.monotonic() + self._target.longest_wait_s
+                if whole or (abreast and time.monotonic() >= waits_until_s):
+                    if self._target.repeats_portions and portion.last != limit:
+                        self._save(structs.replace(self._known(), under_way=portion.last))
+                    return portion
+            else:
+                self._passed(portion.last, abreast=abreast)
+                limit = limit if portion.last < (limit or 0) else None
+                portion = Portion(portion.last + 1, portion.last, [])
+            await asyncio.sleep(LOOK_S if abreast else 0)
+
+    async def _send(self, portion: Portion) -> None:
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await self._target.send(portion)
+        except DeliveryRefused as error:
+            if len(portion.records) > 1:
+                for half in portion.halves():
+                    await self._send(half)
+                return
+            self._give_up(*portion.records[0], self._told(error))
+            self._advance(portion, refused=1)
+            return
+        self._refused_in_a_row = 0
+        self._advance(portion, delivered=len(portion.records))
+
+    def _give_up(self, number: int, record: StoredRecord, reason: str) -> None:
+        if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise DeliveryFailed(
+                f"the receiver has refused {self._refused_in_a_row} records one after another, so no more are given up "
+                f"until it takes one: {reason}"
+            )
+        self._refused.add(number, record, reason)
+        self._refused_in_a_row += 1
+        _log.warning("sink %s will never take record %s: %s", self._settings.name, identity_of(record), reason)
+
+    # --- progress --------------------------------------------------------------------------------------------------
+    def _known(self) -> SinkProgress:
+        """The progress, from its file at first."""
+        if self._progress is None:
+            self._newest = self._reader.newest()
+            known = self._file.load()
+            if known is None:
+                known = SinkProgress(self._newest if self._settings.begins_newest else 0)
+                self._save(known)
+            self._progress, self._saved = known, known.position
+        if self._progress.position > self._newest:
+            self._newest = self._reader.newest()
+            if self._progress.position > self._newest:
+                raise DeliveryFailed(
+                    f"its position {self._progress.position} is above {self._newest}, the newest that there is, so it "
+                    f"is of another store: stop the relay and say 'cloud-relay sinks move {self._settings.name} oldest'"
+                )
+        return self._progress
+
+    def _advance(self, portion: Portion, delivered: int = 0, refused: int = 0) -> None:
+        progress, self._delivered_since_pause = self._known(), True
+        now_utc_s = int(time.time())
+        if progress.error and delivered:
+            _log.info("sink %s works again", self._settings.name)
+        under_way = progress.under_way if progress.under_way is not None and progress.under_way > portion.last else None
+        self._save(
+            structs.replace(
+                progress, position=portion.last, under_way=under_way, delivered=progress.delivered + delivered,
+                refused=progress.refused + refused, error="" if delivered else progress.error,
+                delivered_utc_s=now_utc_s if delivered else progress.delivered_utc_s,
+            )
+        )  # fmt: skip
+
+    def _passed(self, position: int, *, abreast: bool) -> None:
+        """Nothing up to this number is for this sink. ``abreast``: there is nothing behind it either."""
+        progress = self._known()
+        under_way = progress.under_way if (progress.under_way or 0) > position else None
+        fresh = structs.replace(progress, position=position, under_way=under_way)
+        if abreast and fresh.error:
+            fresh = structs.replace(fresh, error="")  # it is connected, and owes nothing
+        if position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
+            progress.under_way, progress.error,
+        ):  # fmt: skip
+            self._save(fresh)
+        else:
+            self._progress = fresh
+
+    def _skip_if_too_far_behind(self, progress: SinkProgress) -> None:
+        if self._settings.max_backlog is None:
+            return
+        self._newest = max(self._reader.newest(), self._newest)
+        first_kept = self._newest - self._settings.max_backlog
+        if progress.position < first_kept:
+            fresh = progress.skipping_to(first_kept, int(time.time()))
+            _log.warning(
+                "sink %s is %d records behind: the numbers %d to %d are skipped", self._settings.name,
+                self._newest - progress.position, fresh.gaps[-1].first, fresh.gaps[-1].last,
+            )  # fmt: skip
+            self._save(fresh)
+
+    def _save(self, progress: SinkProgress) -> None:
+        self._file.save(progress)
+        self._progress, self._saved = progress, progress.position
+
+    # --- failures --------------------------------------------------------------------------------------------------
+    def _failed(self, error: MeshError) -> float:
+        """Note a failure. Returns the pause that the receiver asked for."""
+        told = self._told(error)
+        before = self._progress or SinkProgress(0)
+        fresh = structs.replace(before, failures=before.failures + 1, failed_utc_s=int(time.time()), error=told)
+        if told != (before.error or self._trouble):
+            _log.warning("sink %s waits: %s", self._settings.name, told)
+        if self._progress is None:
+            self._trouble = told
+        else:
+            self._trouble = ""
+            self._progress = fresh
+            try:
+                self._newest = max(self._reader.newest(), self._newest)
+                self._save(fresh)
+            except MeshError:  # it is the disk that fails; what was noted is shown as long as this runs
+                pass
+        return min(error.retry_after_s, LONGEST_RETRY_AFTER_S) if isinstance(error, DeliveryFailed) else 0.0
+
+    def _told(self, error: Exception) -> str:
+        return scrubbed(str(error) or type(error).__name__, self._settings.secrets.values())

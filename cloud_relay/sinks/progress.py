@@ -1,0 +1,117 @@
+"""How far each sink has come, in one small file each, which survives whatever ends the relay.
+
+``position`` is the number of the last record that the receiver has confirmed, or that was given up by name: a record
+with a number up to it is delivered, was refused by the receiver and is in the file of refused records, or is in a gap
+that is listed. The file is written after the receiver's confirmation, so after a crash at most one portion comes twice.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from meshnode.identity.private_files import make_private_folder, write_private
+from protocols.base.errors import LocalProtocolError, StorageError
+
+FOLDER: Final = "sinks"
+"""In the state folder of the relay."""
+MAX_GAPS: Final = 100
+"""Gaps that are listed. All that is skipped is counted."""
+MAX_BYTES: Final = 1024 * 1024
+"""A file that is larger is not one of ours: the largest one has some 20 kB."""
+
+
+class SkippedRecords(Struct, frozen=True, forbid_unknown_fields=True):
+    """Numbers that were skipped because the sink was too far behind, or because an operator said so."""
+
+    first: int
+    last: int
+    utc_s: int
+
+
+class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of one sink."""
+
+    position: int
+    under_way: int | None = None
+    """The last number of a portion that has to be sent as it was, because it may have arrived."""
+    delivered: int = 0
+    """Records that the receiver confirmed."""
+    refused: int = 0
+    """Records that it will never take."""
+    skipped: int = 0
+    """Numbers in gaps, whether or not the sink's query selects their records."""
+    failures: int = 0
+    """Deliveries that failed and were tried again."""
+    gaps: tuple[SkippedRecords, ...] = ()
+    """The newest of them."""
+    delivered_utc_s: int = 0
+    failed_utc_s: int = 0
+    error: str = ""
+    """What the last failure was; empty: something has been delivered since."""
+
+    def skipping_to(self, position: int, utc_s: int) -> "SinkProgress":
+        """The progress that goes on after the number ``position``, with what lies between as a gap."""
+        gap = SkippedRecords(self.position + 1, position, utc_s)
+        return msgspec.structs.replace(
+            self, position=position, under_way=None, skipped=self.skipped + gap.last - gap.first + 1,
+            gaps=(*self.gaps, gap)[-MAX_GAPS:],
+        )  # fmt: skip
+
+
+class ProgressFile:
+    """The file of one sink."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}.json"
+
+    def load(self) -> SinkProgress | None:
+        """What was saved last; None: nothing was. :raises StorageError: it can't be read."""
+        try:
+            with self._path.open("rb") as file:
+                return msgspec.json.decode(file.read(MAX_BYTES), type=SinkProgress)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StorageError(
+                f"{self._path} can't be read as the progress of a sink ({error}): restore it, or remove it and the "
+                "sink begins anew"
+            ) from error
+
+    def save(self, progress: SinkProgress) -> None:
+        """Have it on disk. :raises StorageError: it can't be written."""
+        try:
+            write_private(self._path, msgspec.json.format(msgspec.json.encode(progress), indent=1) + b"\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} can't be written ({error.strerror}): free space on that disk; the sink waits meanwhile"
+            ) from error
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Be the only one who changes the progress of sinks in a folder, which is made if it is missing.
+
+    :raises LocalProtocolError: somebody else is.
+    :raises StorageError: the folder can't be written.
+    """
+    try:
+        make_private_folder(folder)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {folder} can't be written ({error.strerror}): run as the user of the relay"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LocalProtocolError(f"the relay is running on {folder}: stop it first") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The kinds of places that records are sent on to, one module each."""
