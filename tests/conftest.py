@@ -50,6 +50,7 @@ LONGEST_FIRST = (
     "meshnode/releases/test_releases_node.py", "meshnode/releases/test_campaigns.py",
     "meshnode/releases/test_models_command.py", "meshnode/releases/install/test_installer.py",
     "meshnode/releases/test_deltas_node.py", "cloud_relay/releases/test_process.py", "sims/world/test_sim_releases.py",
+    "cloud_relay/sinks/test_sink_kill.py", "cloud_relay/sinks/test_kafka_sink.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""

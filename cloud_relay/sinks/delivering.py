@@ -11,6 +11,7 @@ Invariant: the position that is on disk is never above what was confirmed, refus
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from random import Random
 from typing import Any, Final
 
@@ -45,10 +46,12 @@ class SinkDelivery:
 
     def __init__(
         self, settings: SinkSettings, target: SinkTarget, reader: RecordReader, file: ProgressFile,
-        refused: RefusedRecords, random: Random,
+        refused: RefusedRecords, random: Random, end_connections: Callable[[], None],
     ) -> None:  # fmt: skip
+        """``end_connections`` ends those that the target left open when it was closed."""
         self._settings, self._target, self._reader = settings, target, reader
         self._file, self._refused, self._random = file, refused, random
+        self._end_connections = end_connections
         self._progress: SinkProgress | None = None
         self._saved = -1
         """The position that is on disk."""
@@ -106,6 +109,7 @@ class SinkDelivery:
             raise DeliveryFailed(f"no answer within {self._settings.timeout_s:g} s") from error
         finally:
             await self._target.close()
+            self._end_connections()
 
     async def _next_portion(self, progress: SinkProgress) -> Portion:
         """The records that come next, at least one; it waits for them."""

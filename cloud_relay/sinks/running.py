@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from weakref import WeakSet
 
 from cloud_relay.sinks.contract import SinkTarget
 from cloud_relay.sinks.delivering import SinkDelivery
@@ -57,16 +58,41 @@ class Sinks:
         self._closing.close()
 
 
+class SinkLoop(asyncio.SelectorEventLoop):
+    """An event loop that can end all its connections.
+
+    Libraries forget some when a server accepts them and is silent: aiokafka left one open for each try. After a day of
+    tries there would be no file descriptor left for nodes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: WeakSet[asyncio.BaseTransport] = WeakSet()
+
+    async def create_connection(self, *given: Any, **named: Any) -> Any:
+        """As every loop does."""
+        transport, protocol = await super().create_connection(*given, **named)
+        self._made.add(transport)
+        return transport, protocol
+
+    def end_connections(self) -> int:
+        """End those that are still open. Returns how many there were."""
+        left = [one for one in self._made if isinstance(one, asyncio.Transport) and not one.is_closing()]
+        for transport in left:
+            transport.abort()
+        return len(left)
+
+
 class _SinkThread:
     def __init__(self, settings: SinkSettings, target: SinkTarget, store: Path, folder: Path) -> None:
         self.name = settings.name
         self._reader = RecordReader(store, settings.query)
         self._delivery = SinkDelivery(
             settings, target, self._reader, ProgressFile(folder, settings.name),
-            RefusedRecords(folder, settings.name), Random(),
+            RefusedRecords(folder, settings.name), Random(), self._end_connections,
         )  # fmt: skip
         self._stopping = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop = SinkLoop()
         self._thread = threading.Thread(target=self._run, name=f"sink {settings.name}"[:15], daemon=True)
         self._thread.start()
 
@@ -81,6 +107,10 @@ class _SinkThread:
     def has_ended(self, within_s: float) -> bool:
         self._thread.join(max(within_s, 0.0))
         return not self._thread.is_alive()
+
+    def _end_connections(self) -> None:
+        if left := self._loop.end_connections():
+            _log.debug("sink %s: a library left %d connections open", self.name, left)
 
     def _run(self) -> None:
         try:

@@ -8,16 +8,24 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tests.tools.eventually import eventually
 
@@ -41,6 +49,24 @@ def _listens(port: int) -> bool:
     with closing(socket.socket()) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def certificate_of_this_host(folder: Path) -> tuple[Path, Path]:
+    """The files of a certificate for 127.0.0.1 that signs itself, and of its key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "receiver")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "receiver.pem", folder / "receiver.key"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
 
 
 class Mosquitto:
@@ -167,11 +193,12 @@ class KafkaBroker:
 class HttpReceiver:
     """An HTTP server that keeps what it is given. ``status`` says what it answers to a body; 200: it is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         self.status: Callable[[dict[str, Any]], int] = lambda _: 200
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         """Headers and bodies of all requests that were answered with 200, in order."""
         self.tries = 0
+        self.keeps = True
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -181,10 +208,10 @@ class HttpReceiver:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 receiver.tries += 1
                 status = receiver.status(body)
-                if status == 200:
+                if status == 200 and receiver.keeps:
                     headers = {name.lower(): value for name, value in self.headers.items()}
                     receiver.requests.append((headers, body))
-                said = b"" if status == 200 else b"no, because of a test"
+                said = b"" if status < 300 else b"no, because of a test"
                 self.send_response(status)
                 self.send_header("content-length", str(len(said)))
                 with suppress(ConnectionError):  # who asked may have lost patience
@@ -201,7 +228,11 @@ class HttpReceiver:
                 """A relay that was killed in the middle is what tests are about."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/records"
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_address[1]}/records"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 

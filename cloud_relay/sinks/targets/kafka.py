@@ -20,8 +20,6 @@ from cloud_relay.sinks.settings import SinkSettings
 DEFAULT_PORT: Final = 9092
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """More than any record takes as JSON. What the broker takes is for the broker to say."""
-CLOSING_S: Final = 2.0
-"""A producer that is stopped would wait for brokers that are away."""
 REFUSING: Final = (MessageSizeTooLargeError, RecordTooLargeError, InvalidMessageError)
 INVALID_RECORD: Final = 87
 """The broker's own check of a record failed (KIP-467). aiokafka has no class for it."""
@@ -46,7 +44,7 @@ class KafkaTarget(SinkTarget):
             client_id=f"cloud-relay-{settings.name}",
             acks="all",
             enable_idempotence=True,
-            request_timeout_ms=int(settings.timeout_s * 800),  # its own error says more than ours
+            request_timeout_ms=int(settings.timeout_s * 300),  # connecting makes up to three
             max_request_size=MAX_MESSAGE_BYTES,
             security_protocol=protocol,
             ssl_context=None if settings.tls is None else settings.tls.context(),
@@ -88,7 +86,7 @@ class KafkaTarget(SinkTarget):
         if (producer := self._producer) is not None:
             self._producer = None
             with suppress(KafkaError, OSError, TimeoutError):  # whatever it still had to send comes again
-                async with asyncio.timeout(CLOSING_S):
+                async with asyncio.timeout(2 * self._settings.timeout_s):  # its messages have expired long before
                     await producer.stop()
 
     def _key(self, record: StoredRecord) -> bytes:

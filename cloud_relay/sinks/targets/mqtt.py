@@ -118,6 +118,8 @@ class MqttTarget(SinkTarget):
         if self._client is not None:
             self._client.disconnect()
             self._client.loop_stop()
+            if (left := self._client.socket()) is not None:  # its thread ends without closing it
+                left.close()
             self._client = None
 
     def _answered(self, number: int, reason: int) -> None:

@@ -43,6 +43,8 @@ def subscribed(port: int) -> Iterator[list[paho.MQTTMessage]]:
     finally:
         client.disconnect()
         client.loop_stop()
+        if (left := client.socket()) is not None:
+            left.close()
 
 
 def test_records_arrive_at_their_topics_with_ids(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch
 from tests.tools.sink_servers import HttpReceiver
 
 pytestmark = pytest.mark.processes
-LIVES = 4
-RECORDS = 3_000
+LIVES = 3
+RECORDS = 2_500
 
 
 @pytest.fixture(name="receiver")
