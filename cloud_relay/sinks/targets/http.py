@@ -9,6 +9,7 @@ go along.
 
 import hashlib
 from typing import ClassVar, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -65,13 +66,18 @@ class HttpTarget(SinkTarget):
                     told = f"the server answers {answer.status} and names another address: write that one as url"
                 raise DeliveryFailed(told, _seconds(answer.headers.get("retry-after", "")))
         except (aiohttp.ClientError, OSError) as error:
-            raise DeliveryFailed(f"the server can't be reached: {str(error) or type(error).__name__}") from error
+            raise DeliveryFailed(f"the server can't be reached: {self._told(error)}") from error
 
     async def close(self) -> None:
         """Hang up."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def _told(self, error: Exception) -> str:
+        """What an error says, without the part of the address that often has a secret in it."""
+        said, query = str(error) or type(error).__name__, urlsplit(self._settings.url).query
+        return said.replace(query, "***") if query else said
 
 
 def _seconds(text: str) -> float:

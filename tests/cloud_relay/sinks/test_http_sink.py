@@ -114,16 +114,17 @@ def test_server_that_refuses_everything_is_waited_for(
     assert receiver.ids() == ids(6, 300)
 
 
-def test_server_that_is_away_is_found_again(tmp_path: Path) -> None:
-    """Receivers are restarted, and may be down when the relay starts."""
+def test_server_that_is_away_is_told_without_secrets_of_its_address(tmp_path: Path) -> None:
+    """Receivers are restarted, and may be down when the relay starts. Some have a key in their address."""
     port = free_port()
-    with closing(SinkBench(tmp_path, table(f"http://127.0.0.1:{port}/records"))) as bench:
+    with closing(SinkBench(tmp_path, table(f"http://127.0.0.1:{port}/records?code=s3cr3t"))) as bench:
         bench.store(1, 20)
         with bench.running() as sinks:
             eventually(lambda: sinks.statistics()["out"]["failures"] >= 2)
             told = sinks.statistics()["out"]
             assert (told["working"], told["backlog"], told["position"]) == (False, 20, 0)
             assert "can't be reached" in told["error"]
+            assert "s3cr3t" not in told["error"]
 
 
 def test_slow_server_holds_up_no_other_sink_and_not_the_end(tmp_path: Path, receiver: HttpReceiver) -> None:

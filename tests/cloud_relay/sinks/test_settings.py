@@ -1,11 +1,13 @@
 """Tables [[sink]]: what is wrong is named with the way out, and secrets and clear connections need a word."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from cloud_relay.config import load_config
+from cloud_relay.sinks.running import target_of
 from cloud_relay.sinks.secrecy import scrubbed
 from cloud_relay.sinks.settings import MAX_SINKS, SinkKind
 from protocols.base.errors import ConfigError
@@ -120,3 +122,16 @@ def test_secrets_are_taken_out_of_what_libraries_say(tmp_path: Path, monkeypatch
     assert scrubbed("bad token s3cr3t\x1b[2J", sink.secrets.values()) == "bad token *** [2J"
     monkeypatch.delenv("TEST_TOKEN")
     assert scrubbed("text", sink.secrets.values()) == "text"
+
+
+@pytest.mark.parametrize(("table", "library"), [(HTTP, "aiohttp"), (MQTT, "paho"), (PARQUET, "fsspec")])
+def test_missing_library_is_told_with_the_command(
+    table: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds a sink to a relay without the extra has to learn what to install."""
+    (sink,) = settings_from(tmp_path, table)
+    for name in [name for name in sys.modules if name.startswith((library, "cloud_relay.sinks.targets."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'meshnode[sinks]'")):
+        target_of(sink)
