@@ -36,6 +36,8 @@ MAX_REFUSED_IN_A_ROW: Final = 20
 """Records. A few bad ones may come together; a receiver that wants a column, a right or a topic refuses all."""
 SAVE_EACH: Final = 100_000
 """Numbers that a sink may pass without its position being saved, if none of their records is for it."""
+SAVE_AFTER_S: Final = 10.0
+"""After so long it is saved all the same, so that ``cloud-relay sinks`` shows no backlog that is not owed."""
 _SHORTENED_BY: Final = 0.25
 """By how much a pause is shortened by chance, so that sinks that failed together are not tried together."""
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class SinkDelivery:
         self._progress: SinkProgress | None = None
         self._saved = -1
         """The position that is on disk."""
+        self._saved_s = 0.0
         self._newest = 0
         self._trouble = ""
         """What is wrong while the progress is not known."""
@@ -197,7 +200,8 @@ class SinkDelivery:
         fresh = structs.replace(progress, position=position, under_way=under_way)
         if abreast and fresh.error:
             fresh = structs.replace(fresh, error="")  # it is connected, and owes nothing
-        if position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
+        late = position > self._saved and time.monotonic() - self._saved_s >= SAVE_AFTER_S
+        if late or position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
             progress.under_way, progress.error,
         ):  # fmt: skip
             self._save(fresh)
@@ -219,7 +223,7 @@ class SinkDelivery:
 
     def _save(self, progress: SinkProgress) -> None:
         self._file.save(progress)
-        self._progress, self._saved = progress, progress.position
+        self._progress, self._saved, self._saved_s = progress, progress.position, time.monotonic()
 
     # --- failures --------------------------------------------------------------------------------------------------
     def _failed(self, error: MeshError) -> float:

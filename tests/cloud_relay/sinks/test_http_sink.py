@@ -172,8 +172,11 @@ def test_silent_server_is_tried_again_after_the_time_out(
     assert set(receiver.ids()) == set(ids(1, 10))
 
 
-def test_sink_gets_what_its_query_selects(tmp_path: Path, receiver: HttpReceiver) -> None:
-    """A partner gets the hazards and nothing else."""
+def test_sink_gets_what_its_query_selects(
+    tmp_path: Path, receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partner gets the hazards and nothing else; what it passes over is no backlog for whoever looks."""
+    monkeypatch.setattr(delivering, "SAVE_AFTER_S", 0.0)
     tables = table(receiver.url, 'select = { key = "veh/*/hazard", min_quality = 0.5 }')
     with closing(SinkBench(tmp_path, tables)) as bench:
         bench.store(1, 100)
@@ -181,6 +184,7 @@ def test_sink_gets_what_its_query_selects(tmp_path: Path, receiver: HttpReceiver
         bench.store(106, 200)
         with bench.running() as sinks:
             counted = bench.delivered_all(sinks)
+            assert json.loads((bench.state_dir / "sinks" / "out.json").read_text())["position"] == 200
     assert receiver.ids() == ids(101, 105)
     assert (counted["delivered"], counted["position"]) == (5, 200)
 
