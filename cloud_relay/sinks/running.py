@@ -59,10 +59,10 @@ class Sinks:
 
 
 class SinkLoop(asyncio.SelectorEventLoop):
-    """An event loop that can end all its connections.
+    """An event loop that can end all its connections, so that none outlives the try that made it.
 
-    Libraries forget some when a server accepts them and is silent: aiokafka left one open for each try. After a day of
-    tries there would be no file descriptor left for nodes.
+    Libraries may forget some: one of aiokafka was still open after its producer had been stopped while the broker was
+    silent. Tries go on for as long as a receiver is away, and file descriptors are few.
     """
 
     def __init__(self) -> None:
