@@ -43,7 +43,7 @@ def test_records_arrive_with_ids_in_their_order(broker: KafkaBroker, tmp_path: P
     assert {message["key"] for message in found} == {"v-1"}
 
 
-# aiokafka may forget a connection to a broker that is silent. It is ended, and aiokafka complains of it when it is freed.
+# aiokafka may forget a connection to a silent broker. It is ended, and aiokafka complains of it when it is freed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_broker_that_is_silent_for_a_while_gets_everything(broker: KafkaBroker, tmp_path: Path) -> None:
     """What it had taken and not confirmed may come again, with the same id."""
