@@ -9,6 +9,7 @@ import fcntl
 import hmac
 import json
 import os
+import pwd
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -137,20 +138,46 @@ class TokenFile:
 
     def _change(self, change: Callable[[tuple[Token, ...]], tuple[Token, ...]]) -> None:
         try:
-            with self._locked():
+            with self._locked() as owner:
                 content = _Content(change(self.tokens()))
-                write_private(self._path, json.dumps(msgspec.to_builtins(content), indent=1).encode() + b"\n")
+                write_private(self._path, json.dumps(msgspec.to_builtins(content), indent=1).encode() + b"\n", owner)
         except OSError as error:
             raise StorageError(
                 f"{self._path} can't be written ({error.strerror}): run the command as the user of the relay"
             ) from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[tuple[int, int] | None]:
+        """Keep other commands out. Gives who is to own the file, if that is another user than this one."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = self._other_owner()
         descriptor = os.open(self._path.with_name(f"{FILE}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield owner
         finally:
             os.close(descriptor)
+
+    def _other_owner(self) -> tuple[int, int] | None:
+        """The user and the group of the relay's folder, if this is root: the relay could not read what is root's.
+
+        :raises StorageError: the folder is another user's, and this one can't give files away.
+        """
+        status = self._path.parent.stat()
+        if status.st_uid == os.geteuid():
+            return None
+        if os.geteuid() != 0:
+            raise StorageError(
+                f"{self._path.parent} belongs to {_user(status.st_uid)}, who could not read tokens that another user "
+                f"writes: run the command as that user, as in 'sudo -u {_user(status.st_uid)} cloud-relay token …'"
+            )
+        return status.st_uid, status.st_gid
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

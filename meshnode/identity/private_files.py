@@ -42,8 +42,9 @@ def narrow_database(path: Path) -> None:
         narrow(file)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file for its owner alone: the whole of it or nothing, and on disk when this returns.
+def write_private(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Write a file for its owner alone: the whole of it or nothing, and on disk when this returns. ``owner``: the
+    numbers of a user and a group that get it, which only root can do; None: the user of this process.
 
     :raises OSError: it can't be written.
     """
@@ -51,6 +52,8 @@ def write_private(path: Path, content: bytes) -> None:
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
     with open(descriptor, "wb") as out:
         os.fchmod(descriptor, _FILE_MODE)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
         out.write(content)
         out.flush()
         os.fsync(descriptor)
