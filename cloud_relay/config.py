@@ -25,8 +25,10 @@
     host = "127.0.0.1"
     port = 8480                 # 0: any free one, printed at the start
     tokens = "none"             # "required": each request shows a token
-    certificate = "relay.pem"   # TLS; beyond loopback, tokens and TLS are demanded
+    certificate = "relay.pem"   # TLS; beyond loopback, TLS and tokens or certificates are demanded
     key = "relay.key"
+    certificates = "none"       # "accepted": a certificate of the mesh with the role tool lets in, too
+    operators = ["ops-1"]       # ids of tools whose certificate is that of an operator
 
     [access]                    # as in the configurations of the nodes; default: the built-in table
     rules = [{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }]
@@ -65,13 +67,22 @@ _KEYS = {
     "store": ("path",),
     "ingest": ("receipts",),
     "releases": ("folder",),
-    "http": ("host", "port", "tokens", "certificate", "key"),
+    "http": ("host", "port", "tokens", "certificate", "key", "certificates", "operators"),
     "access": ("rules",),
 }
 _LISTS = ("sink",)
 """Tables that may be there several times. Whoever uses them checks them."""
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRules:
+    """Who gets in over HTTP by a certificate of the mesh."""
+
+    authority: Path
+    operators: frozenset[NodeId] = frozenset()
+    """Tools that are operators; all others are viewers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,8 @@ class HttpConfig:
     """The files of the certificate and of its key."""
     store: Path
     state_dir: Path
+    certificates: CertificateRules | None = None
+    """None: nobody gets in by a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +164,7 @@ class _Parser:
         port = self._port("relay", DEFAULT_PORT)
         state_dir = self._file("relay", "state_dir", "state")
         store = self._file("store", "path", str(state_dir / "relay.sqlite"))
+        authority = self._file("identity", "authority", "authority.crt")
         return RelayConfig(
             node=node,
             host=self._value("relay", "host", "0.0.0.0"),  # noqa: S104 - a relay is there to be reached
@@ -159,31 +173,54 @@ class _Parser:
             credentials=CredentialFiles(
                 self._file("identity", "certificate", f"{node}.crt"),
                 self._file("identity", "key", f"{node}.key"),
-                self._file("identity", "authority", "authority.crt"),
+                authority,
             ),
             store=store,
             sealing_key=self._file("identity", "sealing_key", str(state_dir / "sealing.key")),
             receipts_required=self._choice("ingest", "receipts", ("accepted", "required")) == "required",
             releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),
-            http=self._http(store, state_dir) if "http" in self._tables else None,
+            http=self._http(store, state_dir, authority) if "http" in self._tables else None,
             path=self._path,
             sinks=self._list("sink"),
         )
 
-    def _http(self, store: Path, state_dir: Path) -> HttpConfig:
+    def _http(self, store: Path, state_dir: Path, authority: Path) -> HttpConfig:
         given = self._tables["http"]
         host = self._value("http", "host", "127.0.0.1")
         tokens_required = self._choice("http", "tokens", ("none", "required")) == "required"
         tls = None
         if "certificate" in given or "key" in given:
             tls = self._file("http", "certificate", ""), self._file("http", "key", "")
-        if not _is_loopback(host) and not (tokens_required and tls):
+        certificates = self._certificates(authority, has_tls=tls is not None)
+        if not _is_loopback(host) and not (tls and (tokens_required or certificates)):
             raise ConfigError(
                 f'{self._path}: http.host is {_shown(host)}, which others can reach: set tokens = "required", '
-                'certificate and key there too, or host = "127.0.0.1"'
+                'certificate and key there too (or certificates = "accepted"), or host = "127.0.0.1"'
             )
-        return HttpConfig(host, self._port("http", DEFAULT_HTTP_PORT), tokens_required, tls, store, state_dir)
+        port = self._port("http", DEFAULT_HTTP_PORT)
+        return HttpConfig(host, port, tokens_required, tls, store, state_dir, certificates)
+
+    def _certificates(self, authority: Path, *, has_tls: bool) -> CertificateRules | None:
+        operators = self._tables["http"].get("operators", [])
+        if not (isinstance(operators, list) and all(isinstance(name, str) for name in operators)):
+            raise ConfigError(f'{self._path}: http.operators is {_shown(operators)}: write ids of tools, ["ops-1"]')
+        try:
+            known = frozenset(node_id(name) for name in operators)
+        except InvalidName as error:
+            raise ConfigError(f"{self._path}: http.operators: {error}") from error
+        if self._choice("http", "certificates", ("none", "accepted")) == "none":
+            if known:
+                raise ConfigError(
+                    f"{self._path}: http.operators says whose certificates are those of operators: set certificates = "
+                    '"accepted" too, or take it out'
+                )
+            return None
+        if not has_tls:
+            raise ConfigError(
+                f'{self._path}: http.certificates is "accepted", which needs TLS: set certificate and key there too'
+            )
+        return CertificateRules(authority, known)
 
     def _list(self, name: str) -> tuple[dict[str, Any], ...]:
         tables = self._tables.get(name, [])

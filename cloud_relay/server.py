@@ -15,6 +15,8 @@ from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.carried import CarriedIngest, with_carried
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
+from cloud_relay.metrics.page import RelayMetrics
+from cloud_relay.metrics.requests import measured
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
@@ -81,7 +83,9 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         sealing_key = read_or_make_sealing_key(config.sealing_key)
         signer = RelaySigner(files, identity.peer.mesh, config.node, sealing_key)
         carried = CarriedIngest(ingest, identity.peer.mesh, sealing_key, signer, read_authority(files.authority))
-        handler = by_frame(with_carried(ingest.answer, carried.answer), releases.answer)
+        metrics = RelayMetrics()
+        store.at_end = lambda took_s, done: metrics.commits.observe(took_s, "yes" if done else "no")
+        handler = measured(by_frame(with_carried(ingest.answer, carried.answer), releases.answer), metrics.requests)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
         closing.callback(responder.close)
         closing.callback(releases.close)
@@ -101,7 +105,8 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 RelayHttp,
             )  # its libraries take 10 MB, which only a relay with HTTP pays
 
-            http = RelayHttp(config.http, counted)
+            metrics.about = {"relay": config.node, "mesh": identity.peer.mesh}
+            http = RelayHttp(config.http, counted, identity.peer.mesh, metrics)
             closing.callback(http.close)
             store.at_commit = http.stored
             answers(http.port)

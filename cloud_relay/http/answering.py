@@ -44,7 +44,8 @@ class Answers:
     def __init__(self, store: Path) -> None:
         self._store = store
         self._threads = ThreadPoolExecutor(THREADS, "http-query")
-        self._taken = 0
+        self.taken = 0
+        """Requests that are looked for or wait for it."""
 
     def close(self) -> None:
         """Wait for what is under way."""
@@ -85,13 +86,13 @@ class Answers:
         :raises HttpProblem: too many wait.
         :raises StorageError: the store can't be read.
         """
-        if self._taken >= THREADS + MAX_WAITING:
-            raise HttpProblem(503, f"{self._taken} requests are under way: ask again later", {"retry-after": "1"})
-        self._taken += 1
+        if self.taken >= THREADS + MAX_WAITING:
+            raise HttpProblem(503, f"{self.taken} requests are under way: ask again later", {"retry-after": "1"})
+        self.taken += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, look)
         finally:
-            self._taken -= 1
+            self.taken -= 1
 
     def _read(self, look: Callable[[Connection], ResultT]) -> ResultT:
         try:

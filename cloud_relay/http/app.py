@@ -4,41 +4,52 @@ Without tokens the server is on loopback only and whoever is on this host may as
 keeps them out, see :mod:`meshnode.http.guard`. With tokens each request for records shows one, which no web page has.
 """
 
+import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from email.utils import formatdate
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
+from cloud_relay.http.reception import METHODS, Reception
 from cloud_relay.http.streaming import Streams, untrusted_number
-from cloud_relay.http.tokens import TokenFile, TokenRole
+from cloud_relay.http.tokens import TokenRole
+from cloud_relay.metrics.families import gauge
+from cloud_relay.metrics.page import RelayMetrics
+from cloud_relay.metrics.stored import store_figures
 from cloud_relay.query.aggregating import aggregates, untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
-from cloud_relay.query.selection import FILTERS, PAGING, Query, untrusted_query
-from meshnode.http.guard import refusal_of
+from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
 from protocols.base.errors import MeshError, StorageError
 from protocols.base.ids import UtcNs
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 MAX_QUERY_CHARS: Final = 8_192
 """Of a URL: the longest key expression and everything else fit several times."""
 _log = logging.getLogger(__name__)
+JSON: Final = ("application/json",)
+KINDS: Final = {
+    "/v1/stream": ("text/event-stream",),
+    "/metrics": ("text/plain", "application/openmetrics-text"),
+}
+"""Media types of answers, by path; else JSON."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -46,15 +57,20 @@ class RelayApi:
     """Handlers of one relay. Made on the event loop that serves them."""
 
     def __init__(
-        self, store: Path, tokens: TokenFile | None, statistics: Callable[[], Mapping[str, Any]], version: str
-    ) -> None:
-        """``tokens``: None lets everybody ask. ``statistics``: what the relay has counted."""
-        self._answers, self._tokens, self._statistics = Answers(store), tokens, statistics
+        self, store: Path, doorkeeper: Doorkeeper, statistics: Callable[[], Mapping[str, Any]], version: str,
+        metrics: RelayMetrics,
+    ) -> None:  # fmt: skip
+        """``statistics``: what the relay has counted."""
+        self._answers, self._doorkeeper, self._statistics = Answers(store), doorkeeper, statistics
+        self._store, self._metrics = store, metrics
+        metrics.statistics = statistics
+        metrics.about = {**metrics.about, "version": version}
+        metrics.sources.append(self._families)
         self.streams = Streams(self._answers)
         """Their bell has to ring when something was stored."""
         self.cut: Callable[[tuple[str, int]], None] = lambda _: None
         """Ends the connection of a client at an address."""
-        self._described = msgspec.json.encode(described(version))
+        self._described = msgspec.json.encode(described(version, is_open=doorkeeper.is_open))
         self._described_tag = f'"{hashlib.sha256(self._described).hexdigest()[:24]}"'
 
     def close(self) -> None:
@@ -71,11 +87,18 @@ class RelayApi:
                 Route("/v1/aggregates", viewer(self.aggregates)),
                 Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
+                Route("/metrics", operator(self.metrics)),
                 Route("/v1/openapi.json", self.openapi),
                 Route("/healthz", self.healthz),
             ],
-            middleware=[Middleware(_Door, keeps_pages_out=self._tokens is None)],
             exception_handlers={MeshError: _mesh_error, HTTPException: _http_error, Exception: _our_bug},
+        )
+        kinds = {route.path: KINDS.get(route.path, JSON) for route in app.routes if isinstance(route, Route)}
+        app.add_middleware(
+            Reception,
+            keeps_pages_out=self._doorkeeper.is_open,
+            kinds_of=kinds.get,
+            observe=self._metrics.questions.observe,
         )
         app.router.redirect_slashes = False
         return app
@@ -83,7 +106,10 @@ class RelayApi:
     # --- handlers --------------------------------------------------------------------------------------------------
     async def records(self, request: Request) -> Response:
         """One page of records."""
-        query = untrusted_query(_given(request), UtcNs(time.time_ns()))
+        try:
+            query = untrusted_query(_given(request), UtcNs(time.time_ns()))
+        except NothingMatches as error:
+            return _nothing(request, {"records": [], "cursor": None}, error)
         return await self._answers.page(request, repr(query), partial(find_page, query=query))
 
     async def newest(self, request: Request) -> Response:
@@ -91,13 +117,19 @@ class RelayApi:
         given = _given(request)
         cursor = given.pop("cursor", None)
         after = None if cursor is None else key_cursor(cursor)
-        query: Query = untrusted_query(given, UtcNs(time.time_ns()), (*NEWEST_FILTERS, "limit", "cursor"))
+        try:
+            query: Query = untrusted_query(given, UtcNs(time.time_ns()), (*NEWEST_FILTERS, "limit", "cursor"))
+        except NothingMatches as error:
+            return _nothing(request, {"records": [], "cursor": None}, error)
         find = partial(newest_page, query=query, after_key=after)
         return await self._answers.page(request, repr((query, "newest", after)), find)
 
     async def aggregates(self, request: Request) -> Response:
         """Numbers about many records."""
-        query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
+        try:
+            query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
+        except NothingMatches as error:
+            return _nothing(request, {"groups": []}, error)
         return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
 
     async def stream(self, request: Request) -> Response:
@@ -110,7 +142,7 @@ class RelayApi:
 
         def may_go_on() -> bool:
             try:
-                self._check(TokenRole.VIEWER, request)
+                self._doorkeeper.check(TokenRole.VIEWER, request)
             except (HttpProblem, StorageError):
                 return False
             return True
@@ -123,6 +155,15 @@ class RelayApi:
         """What the relay has counted since its start."""
         return json_response(self._statistics(), {"cache-control": "no-store"}, zips=accepts_gzip(request))
 
+    async def metrics(self, request: Request) -> Response:
+        """All metrics, for Prometheus."""
+        try:
+            self._metrics.store = await self._answers.read(lambda db: store_figures(db, self._store))
+        except (HttpProblem, StorageError):
+            self._metrics.store = None
+        content, kind = await asyncio.to_thread(self._metrics.page, request.headers.get("accept", ""))
+        return Response(content, 200, {"cache-control": "no-store"}, kind)
+
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""
         headers = {"etag": self._described_tag, "cache-control": "no-cache"}
@@ -134,46 +175,26 @@ class RelayApi:
         """Answers when the event loop runs."""
         return json_response({"alive": True}, {"cache-control": "no-store"}, zips=False)
 
+    def _families(self) -> "Iterable[Metric]":
+        yield gauge("http_streams", "Streams of records that are open.", [((), float(self.streams.open))])
+        yield gauge("http_requests_waiting", "Requests that look into the store or wait to.",
+                    [((), float(self._answers.taken))])  # fmt: skip
+
     # --- who may ask -----------------------------------------------------------------------------------------------
     def _for(self, role: TokenRole, handler: Handler) -> Handler:
-        """A handler that asks for a token of a role first."""
+        """A handler that lets only a role in."""
 
         async def checked(request: Request) -> Response:
-            self._check(role, request)
+            self._doorkeeper.check(role, request)
             return await handler(request)
 
         return checked
 
-    def _check(self, role: TokenRole, request: Request) -> None:
-        """:raises StorageError: the file of tokens can't be read; the log has said so."""
-        if self._tokens is None:
-            return
-        try:
-            _check_untrusted_token(self._tokens, role, request.headers.getlist("authorization"))
-        except StorageError as error:
-            _log.error("%s", error)
-            raise
 
-
-def _check_untrusted_token(tokens: TokenFile, role: TokenRole, shown: list[str]) -> None:
-    """:raises HttpProblem: 401 without a token that is good, 403 when it is good for less."""
-    kind, _, text = (shown[0] if len(shown) == 1 else "").partition(" ")
-    if kind.lower() != "bearer" or not text.strip():
-        raise HttpProblem(
-            401, "this relay wants a token: send 'Authorization: Bearer TOKEN', which 'cloud-relay token create' makes",
-            {"www-authenticate": 'Bearer realm="relay"'},
-        )  # fmt: skip
-    token = tokens.untrusted_holder(text.strip(), time.time())
-    if token is None:
-        raise HttpProblem(
-            401, "the token is unknown, revoked or expired: ask the operator of the relay for a new one",
-            {"www-authenticate": 'Bearer realm="relay", error="invalid_token"'},
-        )  # fmt: skip
-    if not token.may(role):
-        raise HttpProblem(
-            403, f"the token {token.name!r} is one of a {token.role}: this needs one of the role {role}",
-            {"www-authenticate": f'Bearer realm="relay", error="insufficient_scope", scope="{role}"'},
-        )  # fmt: skip
+def _nothing(request: Request, content: dict[str, Any], why: NothingMatches) -> Response:
+    """The answer to a question that nothing can be an answer to. Each of its values is right, so it is no error to a
+    program; ``note`` tells a person."""
+    return json_response({**content, "note": str(why)}, {"cache-control": "no-store"}, zips=accepts_gzip(request))
 
 
 def _given(request: Request) -> dict[str, str]:
@@ -191,29 +212,6 @@ def _given(request: Request) -> dict[str, str]:
     return given
 
 
-class _Door:
-    """Keeps web pages out, if it has to, and adds the date to answers, which the server leaves out."""
-
-    def __init__(self, app: ASGIApp, *, keeps_pages_out: bool) -> None:
-        self._app, self._keeps_pages_out = app, keeps_pages_out
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def dated(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                added = [(b"date", formatdate(usegmt=True).encode()), (b"x-content-type-options", b"nosniff")]
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        refusal = refusal_of(scope) if self._keeps_pages_out else None
-        if refusal is not None:
-            await problem_response(403, refusal)(scope, receive, dated)
-            return
-        try:
-            await self._app(scope, receive, dated)
-        except ClientDisconnect:
-            return  # the client has gone
-
-
 async def _mesh_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, MeshError)
     return response_to(error)
@@ -226,7 +224,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"there is no {path!r}: /v1/openapi.json lists what there is",
         405: f"{path!r} does not take {method}: use GET",
     }.get(error.status_code, error.detail)
-    return problem_response(error.status_code, said, dict(error.headers or {}))
+    headers = {**(error.headers or {}), **({"allow": METHODS} if error.status_code == 405 else {})}
+    return problem_response(error.status_code, said, headers)
 
 
 async def _our_bug(_: Request, error: Exception) -> Response:

@@ -2,26 +2,29 @@
 
 from typing import Any, Final
 
+from cloud_relay.http.parameters import parameter
 from cloud_relay.query.aggregating import AGGREGATING
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS
 from cloud_relay.query.searching import COLUMNS
-from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, PAGING
+from cloud_relay.query.selection import FILTERS, PAGING
 
+_NEWEST: Final = (*NEWEST_FILTERS, "limit", "cursor")
 _NULLABLE: Final = ("altitude_m", "heading_deg")
 _TEXTS: Final = ("origin", "rule", "key", "sensing_origin", "sensor", "unit", "calibration")
 _NUMBERS: Final = ("latitude_deg", "longitude_deg", "accuracy_m", "quality")
 
 
-def described(version: str) -> dict[str, Any]:
-    """The description. ``version`` is that of the software."""
+def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
+    """The description. ``version`` is that of the software. ``is_open``: whether everybody may ask."""
     problem = {"$ref": "#/components/responses/Problem"}
 
-    def operation(summary: str, names: tuple[str, ...], answer: dict[str, Any]) -> dict[str, Any]:
+    def operation(summary: str, names: tuple[str, ...], answer: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {
             "get": {
+                **more,
                 "summary": summary,
-                "parameters": [_parameter(name) for name in names],
+                "parameters": [parameter(name, cursor_is_key=names is _NEWEST) for name in names],
                 "responses": {"200": answer, "304": {"description": "As the client has it."}, "default": problem},
             }
         }
@@ -36,9 +39,7 @@ def described(version: str) -> dict[str, Any]:
         "info": {"title": "Records of the relay", "version": version},
         "paths": {
             "/v1/records": operation("Records, newest first.", (*FILTERS, *PAGING), page),
-            "/v1/newest": operation(
-                "The newest record of each key, in the order of the keys.", (*NEWEST_FILTERS, "limit", "cursor"), page
-            ),
+            "/v1/newest": operation("The newest record of each key, in the order of the keys.", _NEWEST, page),
             "/v1/aggregates": operation(
                 "How many records there are in each group, and the mean, extremes and percentiles of their values.",
                 (*FILTERS, *AGGREGATING),
@@ -50,8 +51,16 @@ def described(version: str) -> dict[str, Any]:
                 {"description": "Events record, dropped and ended.", "content": {"text/event-stream": {}}},
             ),
             "/v1/statistics": operation("What the relay has counted; for operators.", (), _object()),
-            "/v1/openapi.json": operation("This description.", (), _object()),
-            "/healthz": operation("Whether the server runs.", (), _object()),
+            "/metrics": operation(
+                "Metrics for Prometheus, as text or OpenMetrics; for operators.",
+                (),
+                {
+                    "description": "Text.",
+                    "content": {"text/plain": {"schema": {"type": "string"}}, "application/openmetrics-text": {}},
+                },
+            ),
+            "/v1/openapi.json": operation("This description.", (), _object(), security=[]),
+            "/healthz": operation("Whether the server runs.", (), _object(), security=[]),
         },
         "components": {
             "schemas": {"Record": _record(), "Page": _page()},
@@ -61,21 +70,13 @@ def described(version: str) -> dict[str, Any]:
                     "content": {"application/problem+json": {"schema": {"type": "object"}}},
                 }
             },
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "Made by 'cloud-relay token create'."},
+                "certificate": {"type": "mutualTLS", "description": "Of the mesh, with the role tool."},
+            },
         },
-        "security": [{"token": []}, {}],
+        "security": [] if is_open else [{"token": []}, {"certificate": []}],
     }
-
-
-def _parameter(name: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string"}
-    if name == "limit":
-        schema = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_RECORDS, "default": 100}
-    if name == "order":
-        schema = {"type": "string", "enum": ["newest", "oldest"], "default": "newest"}
-    if name == "min_quality":
-        schema = {"type": "number", "minimum": 0, "maximum": 1}
-    return {"name": name, "in": "query", "description": {**FILTERS, **PAGING, **AGGREGATING}[name], "schema": schema}
 
 
 def _record() -> dict[str, Any]:
@@ -98,6 +99,7 @@ def _page() -> dict[str, Any]:
         "properties": {
             "records": {"type": "array", "items": {"$ref": "#/components/schemas/Record"}},
             "cursor": {"type": ["string", "null"]},
+            "note": {"type": "string", "description": "Why there can be nothing."},
         },
     }
 

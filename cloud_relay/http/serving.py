@@ -10,17 +10,24 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cloud_relay.config import HttpConfig
+from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.app import RelayApi
 from cloud_relay.http.tokens import FILE, TokenFile
+from cloud_relay.metrics.page import RelayMetrics
 from meshnode.http.server import HttpServer
 from protocols.base.errors import ConfigError
+from protocols.base.ids import MeshName
 
 
 class RelayHttp:
     """Serves from when it is made until ``close``."""
 
-    def __init__(self, config: HttpConfig, statistics: Callable[[], Mapping[str, Any]]) -> None:
-        """Returns once it listens. ``statistics`` may be called from another thread.
+    def __init__(
+        self, config: HttpConfig, statistics: Callable[[], Mapping[str, Any]], mesh: MeshName | None = None,
+        metrics: RelayMetrics | None = None,
+    ) -> None:  # fmt: skip
+        """Returns once it listens. ``statistics`` may be called from another thread. ``mesh``: whose certificates let
+        somebody in, if any do. ``metrics``: where the relay counts; None: only HTTP does.
 
         :raises TransportError: the address can't be used.
         :raises ConfigError: certificate or key can't be used.
@@ -39,7 +46,18 @@ class RelayHttp:
         listening: Future[int] = Future()
         self._thread = threading.Thread(
             target=self._run,
-            args=(config, partial(RelayApi, config.store, tokens, statistics, _version()), listening),
+            args=(
+                config,
+                partial(
+                    RelayApi,
+                    config.store,
+                    Doorkeeper(tokens, config.certificates, mesh),
+                    statistics,
+                    _version(),
+                    metrics or RelayMetrics(),
+                ),
+                listening,
+            ),
             name="http",
         )
         self._thread.start()
@@ -66,7 +84,8 @@ class RelayHttp:
     async def _serve(self, config: HttpConfig, made: Callable[[], RelayApi], listening: "Future[int]") -> None:
         try:
             api = made()
-            server = HttpServer(api.app(), lambda _: api.streams.leave(), config.tls)
+            server = HttpServer(api.app(), lambda _: api.streams.leave(), config.tls,
+                                config.certificates.authority if config.certificates else None)  # fmt: skip
             api.cut, self._ring = server.cut, api.streams.bell.ring
             port = await server.start(config.host, config.port)
         except BaseException as error:  # noqa: BLE001 - whoever made it is told
@@ -88,6 +107,14 @@ def _check(config: HttpConfig) -> None:
             f"[http] certificate {certificate} and key {key} can't be used ({error}): name a certificate in PEM and "
             "its key"
         ) from error
+    if config.certificates is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(config.certificates.authority)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"[identity] authority {config.certificates.authority} can't be used ({error}): name the certificate "
+                "of the mesh's authority in PEM"
+            ) from error
 
 
 def _version() -> str:

@@ -60,7 +60,8 @@ class Streams:
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
-        self._open = 0
+        self.open = 0
+        """How many there are."""
         self._leaving = False
         self.bell = Bell()
 
@@ -77,9 +78,9 @@ class Streams:
 
         :raises HttpProblem: there are too many, or no record has that number yet.
         """
-        if self._open >= MAX_STREAMS or self._leaving:
-            raise HttpProblem(503, f"{self._open} streams are open: end one first", {"retry-after": "5"})
-        self._open += 1  # before anything is waited for, or all that come together would find a place
+        if self.open >= MAX_STREAMS or self._leaving:
+            raise HttpProblem(503, f"{self.open} streams are open: end one first", {"retry-after": "5"})
+        self.open += 1  # before anything is waited for, or all that come together would find a place
         try:
             number = await self._begin(after)
         except BaseException:
@@ -99,7 +100,7 @@ class Streams:
         return newest if after is None else after
 
     def _ended(self) -> None:
-        self._open -= 1
+        self.open -= 1
 
     async def _events(
         self, query: Query, number: int, was_abreast: bool, may_go_on: Callable[[], bool]

@@ -16,7 +16,7 @@ from typing import Final
 from protocols.base.errors import InvalidName, LocalProtocolError
 from protocols.base.ids import UtcNs, node_id
 from protocols.base.keys import checked_expression
-from protocols.base.limits import MAX_TEXT_CHARS, SECOND
+from protocols.base.limits import MAX_KEY_BYTES, MAX_TEXT_CHARS, SECOND
 
 MAX_PAGE_RECORDS: Final = 1_000
 """Records on one page."""
@@ -81,6 +81,11 @@ class Query:
             checked_expression(self.key)
 
 
+class NothingMatches(LocalProtocolError):
+    """A question that no record can be an answer to, although each of its values has the right form: about a time
+    without an instant in it, or with a character that nothing can have."""
+
+
 FILTERS: Final[Mapping[str, str]] = {
     "key": "A key expression: '*' stands for one chunk, '**' for any number, as in rsu/*/hazard or veh/**.",
     "origin": "The node that sent the records.",
@@ -102,7 +107,8 @@ PAGING: Final[Mapping[str, str]] = {
 def untrusted_query(given: Mapping[str, str], now: UtcNs, names: Iterable[str] = (*FILTERS, *PAGING)) -> Query:
     """The question in texts by name, of which only ``names`` may be there.
 
-    :raises LocalProtocolError: names the value that is wrong, and the way out.
+    :raises LocalProtocolError: names the value that is wrong, and the way out. It is NothingMatches only if
+        nothing else is wrong.
     """
     known = list(names)
     for name in given:
@@ -112,12 +118,9 @@ def untrusted_query(given: Mapping[str, str], now: UtcNs, names: Iterable[str] =
             raise LocalProtocolError(f"the query has an unknown name {name[:40]!r}: {way_out}")
     since = None if "since" not in given else parse_instant(given["since"], now)
     until = None if "until" not in given else parse_instant(given["until"], now)
-    if since is not None and until is not None and since >= until:
-        raise LocalProtocolError(
-            f"since {given['since'][:40]!r} is not before until {given['until'][:40]!r}: nothing lies between them"
-        )
-    return Query(
-        key=given.get("key"),
+    key = given.get("key")
+    query = Query(
+        key=None if key is None else shape_of_key(key),
         origin=None if "origin" not in given else _origin(given["origin"]),
         rule=None if "rule" not in given else _rule(given["rule"]),
         since_utc_ns=since,
@@ -128,6 +131,32 @@ def untrusted_query(given: Mapping[str, str], now: UtcNs, names: Iterable[str] =
         newest_first=_newest_first(given.get("order", "newest")),
         after=None if "cursor" not in given else place_of(given["cursor"]),
     )
+    if since is not None and until is not None and since >= until:
+        raise NothingMatches(
+            f"since {given['since'][:40]!r} is not before until {given['until'][:40]!r}: nothing lies between them"
+        )
+    for name, taken in (("key", query.key), ("rule", query.rule)):
+        if taken is not None and taken != given[name]:
+            raise NothingMatches(
+                f"{name} {given[name][:80]!r} has a character that can't be shown, or more than {MAX_KEY_BYTES} bytes: "
+                "use a shorter one without it"
+            )
+    return query
+
+
+def shape_of(text: str) -> str:
+    """``text`` with a letter for each character beyond ASCII that can't be shown. Which ones can differs between
+    versions of Unicode, so they are no matter of form: a text with one is like no other."""
+    return "".join("x" if char > "\x7f" and not char.isprintable() else char for char in text)
+
+
+def shape_of_key(text: str) -> str:
+    """As :func:`shape_of`. A key has a bound in bytes and a form has one in characters, so one that is too long only
+    because its characters are wide has a letter for each of them, too."""
+    shape = shape_of(text)
+    if len(shape.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES:
+        return shape
+    return "".join(char if char.isascii() else "x" for char in shape)
 
 
 def parse_instant(text: str, now: UtcNs) -> UtcNs:
@@ -187,6 +216,7 @@ def _origin(text: str) -> str:
 
 
 def _rule(text: str) -> str:
+    text = shape_of(text)
     if not (0 < len(text) <= MAX_TEXT_CHARS and text.isprintable()):
         raise LocalProtocolError(
             f"rule {text[:40]!r} is no name of a rule: use 1 to {MAX_TEXT_CHARS} printable characters"

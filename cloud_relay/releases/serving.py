@@ -61,8 +61,11 @@ class ReleaseService:
         self._counts = {"asked": 0, "chunks": 0, "chunk_bytes": 0, "refused": 0}
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name."""
-        return dict(self._counts)
+        """Counters by name; and how many releases are published, and orders are in each state, as of the last look."""
+        shown = self._shown
+        releases, orders = (0, {}) if shown is None else (shown.releases, shown.orders)
+        states = {f"orders_{state}": orders.get(state, 0) for state in ("running", "paused", "aborted", "promoted")}
+        return {**self._counts, "releases": releases, **states}
 
     def close(self) -> None:
         """Answer whoever waits. Idempotent."""

@@ -5,6 +5,7 @@ its own signatures to hand them out.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,10 @@ ORDERS_ROLE: Final = "rollouts"
 """The role that signs orders. Their paths begin with its name."""
 
 
+_RELEASES: Final = "releases"
+"""What releases are counted as; orders are counted by their state."""
+
+
 class Shown(Struct, frozen=True):
     """One state of the repository."""
 
@@ -33,6 +38,10 @@ class Shown(Struct, frozen=True):
     """
     unread: tuple[str, ...] = ()
     """Targets that a damaged disk kept from being read, so that not all of their chunks are known."""
+    releases: int = 0
+    """Releases that are published."""
+    orders: Mapping[str, int] = {}
+    """Orders by their state."""
 
 
 class _Target(Struct):
@@ -74,32 +83,40 @@ def read_shown(folder: Path) -> Shown | None:
         )
         paths: dict[bytes, set[str]] = {}
         unread: list[str] = []
-        for digest, shown_to in _chunks(files, ChunkShelf(folder / "chunks"), unread):
+        listed: Counter[str] = Counter()
+        for digest, shown_to in _chunks(files, ChunkShelf(folder / "chunks"), unread, listed):
             paths.setdefault(digest, set()).add(shown_to)
     except (MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
         raise StorageError(f"{path} is damaged ({error}): restore a copy") from error
     shared: dict[frozenset[str], frozenset[str]] = {}  # a release has up to 8,192 chunks, all of the same paths
     frozen = ((digest, frozenset(each)) for digest, each in paths.items())
+    releases = listed.pop(_RELEASES, 0)
     return Shown(
-        news, bundle, {digest: shared.setdefault(each, each) for digest, each in frozen}, tuple(dict.fromkeys(unread))
-    )
+        news, bundle, {digest: shared.setdefault(each, each) for digest, each in frozen}, tuple(dict.fromkeys(unread)),
+        releases, dict(listed),
+    )  # fmt: skip
 
 
-def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str]) -> Iterator[tuple[bytes, str]]:
+def _chunks(
+    files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str], listed: Counter[str]
+) -> Iterator[tuple[bytes, str]]:
     """The chunks that metadata leads to, each with a path that it is of. Targets that can't be read are added to
-    ``unread``."""
+    ``unread``, those that can are counted in ``listed``: releases, and orders by their state."""
     for name, data in files.items():
         if name.endswith((".root.json", ".snapshot.json")) or name == "timestamp.json":
             continue
-        for target, listed in _files.decode(data).signed.targets.items():
-            digest = bytes.fromhex(listed.hashes["sha256"])
+        for target, described in _files.decode(data).signed.targets.items():
+            digest = bytes.fromhex(described.hashes["sha256"])
             content = shelf.find(digest)
             if content is None:
                 unread.append(target)  # a damaged disk: nodes have it from one another
                 continue
             if target.startswith(f"{ORDERS_ROLE}/"):
-                yield digest, _orders.decode(content).path
+                order = _orders.decode(content)
+                listed[order.state] += 1
+                yield digest, order.path
                 continue
+            listed[_RELEASES] += 1
             description = _descriptions.decode(content)
             yield digest, description.path
             for each in _contents(description):

@@ -89,6 +89,9 @@ class Store:
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self.at_commit: Callable[[], None] = lambda: None
         """Called on the writing thread whenever records were stored."""
+        self.at_end: Callable[[float, bool], None] = lambda took_s, done: None
+        """Called on the writing thread when a transaction has ended, with how long it took and whether it is on disk.
+        """
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="store")
         self._thread.start()
@@ -112,13 +115,15 @@ class Store:
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start: records stored, records that came again, conflicts, failed transactions, batches that
-        gave way in a full queue, and fates that were not noted whole because a bound was reached."""
+        gave way in a full queue, and fates that were not noted whole because a bound was reached; and batches that wait
+        now."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
             "conflicts": self._conflicts,
             "failures": self._failures,
             "batches_gave_way": self._turns.gave_way,
+            "batches_waiting": self._turns.waiting,
             "fates_beyond_bounds": self._fates.beyond_bounds,
         }
 
@@ -137,6 +142,7 @@ class Store:
 
     def _commit(self, group: list[tuple[StorableBatch, "Future[Acknowledgement | RelayRefusal]"]]) -> None:
         before = (self._stored, self._repeated, self._conflicts)
+        began_s = time.monotonic()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             answers = [self._take(batch) for batch, _ in group]
@@ -152,7 +158,9 @@ class Store:
                     self._db.rollback()
             for _, done in group:
                 done.set_exception(storage_error(self._path, error))
+            self.at_end(time.monotonic() - began_s, False)
             return
+        self.at_end(time.monotonic() - began_s, True)
         for (_, done), answer in zip(group, answers, strict=True):
             done.set_result(answer)
         if self._stored > before[0]:

@@ -58,6 +58,11 @@ class Turns(Generic[ItemT]):
                 self._removed(origin)
             return taken
 
+    @property
+    def waiting(self) -> int:
+        """Items that nobody has taken yet."""
+        return self._shares.total
+
     def close(self) -> None:
         """Take no more items. Idempotent."""
         with self._changed:

@@ -8,8 +8,11 @@ without a request gives way when another needs its place.
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,13 +33,32 @@ ones are spared, because of many that come at once all would be closed before th
 MAX_HEADER_BYTES: Final = 32 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """What the handshake of a connection has proved of its client."""
+
+    names: tuple[str, ...]
+    """The URI names in it."""
+    ends_utc_ns: int
+    proved_s: float
+    """On the monotonic clock."""
+
+
+CLIENT_CERTIFICATE: Final = "client_certificate"
+"""The name of a ``ClientCertificate`` in the state of a request's scope."""
+
+
 class HttpServer:
     """Serves one application."""
 
-    def __init__(self, app: Starlette, leave: Callable[[float], object], tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, app: Starlette, leave: Callable[[float], object], tls: tuple[Path, Path] | None = None,
+        clients: Path | None = None,
+    ) -> None:  # fmt: skip
         """``leave`` is called with ``DRAIN_S`` when the server begins to close. ``tls``: the files of the certificate
-        and of its key, which can be used; None: plain HTTP."""
-        self._app, self._leave, self._tls = app, leave, tls
+        and of its key, which can be used; None: plain HTTP. ``clients``: the file of the authority whose certificates
+        clients may show; one of another authority, or one that has ended, ends the handshake."""
+        self._app, self._leave, self._tls, self._clients = app, leave, tls, clients
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -54,6 +76,8 @@ class HttpServer:
             date_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
             timeout_graceful_shutdown=int(DRAIN_S) + 1, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )  # fmt: skip
+        if self._clients is not None:
+            _ask_for_certificates(config, self._clients)
         server = self._server = _Embedded(config)
         self._task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         listening = asyncio.create_task(server.listening.wait())
@@ -85,6 +109,27 @@ class HttpServer:
         self._leave(DRAIN_S)
         self._server.stopping.set()
         await task
+
+
+def _ask_for_certificates(config: uvicorn.Config, authority: Path) -> None:
+    """Have clients asked for a certificate. No session is resumed, so each connection proves it anew."""
+    config.load()
+    assert config.ssl is not None, "only a server with TLS asks for certificates"
+    config.ssl.load_verify_locations(authority)
+    config.ssl.verify_mode = ssl.CERT_OPTIONAL
+    config.ssl.verify_flags |= ssl.VERIFY_X509_STRICT
+    config.ssl.options |= ssl.OP_NO_TICKET
+    config.ssl.num_tickets = 0
+
+
+def _shown_certificate(transport: asyncio.Transport) -> ClientCertificate | None:
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None or not tls.getpeercert():
+        return None
+    from meshnode.links.tls import proved  # a server without certificates of clients does without it
+
+    names, ends_utc_ns = proved(tls)
+    return ClientCertificate(tuple(names), ends_utc_ns, time.monotonic())
 
 
 class _Embedded(uvicorn.Server):
@@ -120,6 +165,9 @@ class _Connection(H11Protocol):
         """Close the longest silent ones, if there are too many."""
         super().connection_made(transport)
         self.asked_s = self.loop.time()
+        shown = _shown_certificate(transport)
+        if shown is not None:
+            self.app_state = {**self.app_state, CLIENT_CERTIFICATE: shown}
         over = len(self.connections) - MAX_CONNECTIONS + 1  # the last place is for those that are told to come back
         if over <= 0:
             return

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from protocols.base.ids import NodeId, PeerIdentity
+from protocols.base.ids import NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from protocols.base.shares import Shares
 
@@ -152,11 +152,14 @@ class RequesterPipes:
             return closing
 
     def statistics(self) -> dict[str, int]:
-        """Open pipes (``requesters``); pipes that gave way, pipes closed at their age, and pipes closed because their
-        requesters did not read; requests that were not handled because their identity had enough under way."""
+        """Open pipes (``requesters``, and by role, as in ``requesters_vehicle``); pipes that gave way, pipes closed at
+        their age, and pipes closed because their requesters did not read; requests that were not handled because their
+        identity had enough under way."""
         with self._lock:
+            roles = [known.identity.role for known in self._pipes.values()]
             return {
                 "requesters": len(self._pipes),
+                **{f"requesters_{role.value}": roles.count(role) for role in Role},
                 "requesters_gave_way": self._gave_way,
                 "requesters_outlived": self._outlived,
                 "requesters_not_reading": self._not_taken,

@@ -113,7 +113,6 @@ def test_hostile_question_costs_a_page_and_gets_the_next(web: RelayWeb, monkeypa
         ("/v1/records?limit=" + "9" * 5_000, 400, "from 1 to 1000"),
         ("/v1/records?box=1,2,3", 400, "'1,2,3'"),
         ("/v1/records?since=yesterday", 400, "'yesterday'"),
-        ("/v1/records?since=2m&until=3m", 400, "is not before until '3m'"),
         ("/v1/records?key=a//b", 400, "empty chunk"),
         ("/v1/records?key=%ff%00", 400, "control character"),
         ("/v1/records?origin=%27%20OR%201=1--", 400, "OR 1=1"),

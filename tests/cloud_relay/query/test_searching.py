@@ -327,7 +327,7 @@ def test_times_long_before_all_records_are_times(mixed: sqlite3.Connection, befo
         ({"key": ""}, "empty"),
         ({"origin": "V 1"}, "'V 1'"),
         ({"rule": ""}, "rule ''"),
-        ({"rule": "\udcff"}, "printable"),
+        ({"rule": "\udcff"}, "can't be shown"),
         ({"since": "tomorrow"}, "'tomorrow'"),
         ({"since": "9" * 40}, "ISO 8601"),
         ({"since": "5", "until": "5"}, "since '5' is not before until '5'"),
