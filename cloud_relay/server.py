@@ -17,6 +17,7 @@ from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
+from cloud_relay.query.nodes import NodeQuestions, with_questions
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
@@ -85,7 +86,9 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         carried = CarriedIngest(ingest, identity.peer.mesh, sealing_key, signer, read_authority(files.authority))
         metrics = RelayMetrics()
         store.at_end = lambda took_s, done: metrics.commits.observe(took_s, "yes" if done else "no")
-        handler = measured(by_frame(with_carried(ingest.answer, carried.answer), releases.answer), metrics.requests)
+        questions = NodeQuestions(config.store, config.access)
+        records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
+        handler = measured(by_frame(records, releases.answer), metrics.requests)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
         closing.callback(responder.close)
         closing.callback(releases.close)
@@ -98,6 +101,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 "carried": carried.statistics(),
                 "releases": releases.statistics(),
                 "sinks": sinks.statistics(),
+                "questions": questions.statistics(),
             }
 
         if config.http is not None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from meshnode.asking.question import RelayAnswer, relay_question
+from meshnode.asking.running import TIMEOUT_S, RunningAsking
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.gossip.running import RunningGossip
@@ -202,6 +204,21 @@ class Node(Host, StreamingInference):
             cursor=cursor, now=UtcNs(time.time_ns()),
         )  # fmt: skip
         return await self.part(RunningHistory).find(query)
+
+    async def query(
+        self, expression: str, *, newest: bool = False, since: Instant | None = None,
+        box: Sequence[float] | None = None, near: Sequence[float] | None = None, radius_m: float | None = None,
+        limit: int = limits.MAX_TOLD_RECORDS, cursor: str | None = None, timeout_s: float = TIMEOUT_S,
+    ) -> RelayAnswer:  # fmt: skip
+        """Readings of elsewhere, which the relay has; each comes with its age by the clock of the relay.
+
+        ``newest``: only the newest of each key. ``since``, ``box``, ``cursor``: as in :meth:`history`. ``near``,
+        ``radius_m``: latitude and longitude, and metres. ``limit``: 1 to 100. It raises ``InvalidKey`` and the errors
+        of :meth:`meshnode.asking.running.RunningAsking.begin`: NotPermitted by the relay's table of access, say."""
+        question = relay_question(
+            expression, newest=newest, since=since, box=box, near=near, radius_m=radius_m, limit=limit, cursor=cursor,
+        )  # fmt: skip
+        return await self.part(RunningAsking).find(question, timeout_s)
 
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(

@@ -8,6 +8,7 @@ installed changes nothing, and none can take the place of a part that is listed 
 from typing import TYPE_CHECKING, Final
 
 from meshnode.applications.part import APPLICATIONS
+from meshnode.asking.part import ASKING
 from meshnode.discovery.part import DISCOVERY
 from meshnode.functions.part import FUNCTIONS
 from meshnode.gossip.part import GOSSIP
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 GROUP: Final = "meshnode.parts"
 
-CAPABILITIES: Final = (RECORDS, HISTORY, RELEASES, INFERENCE, GOSSIP)
+CAPABILITIES: Final = (RECORDS, HISTORY, ASKING, RELEASES, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
 DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS, APPLICATIONS)
 """Parts that use all others and open after them."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, assert_never
 
 from msgspec import Struct
 
+from meshnode.asking.question import RelayAnswer, plain_relay_question, relay_answer_of_untrusted
 from meshnode.history.query import HistoryPage, Instant, page_of_untrusted, plain_question, sought
 from meshnode.local.deliveries import Deliveries, Wanted
 from meshnode.local.inferring import ConnectedInference
@@ -296,6 +297,17 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, ConnectedInfere
             cursor=cursor, now=UtcNs(time.time_ns()),
         )  # fmt: skip
         return page_of_untrusted(await asyncio.to_thread(self.ask, "history", plain_question(query)))
+
+    async def query(
+        self, expression: str, *, newest: bool = False, since: Instant | None = None,
+        box: Sequence[float] | None = None, near: Sequence[float] | None = None, radius_m: float | None = None,
+        limit: int = limits.MAX_TOLD_RECORDS, cursor: str | None = None,
+    ) -> RelayAnswer:  # fmt: skip
+        """As :meth:`meshnode.node.Node.query`. :raises TransportError: when the node or the relay is away."""
+        asked = plain_relay_question(
+            expression, newest, since, box, near, radius_m, limit, cursor
+        )  # fmt: skip
+        return relay_answer_of_untrusted(await asyncio.to_thread(self.ask, "query", asked))
 
     @property
     def models(self) -> dict[str, ModelView]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from meshnode.asking.question import relay_question_of_untrusted
 from meshnode.history.query import query_of_untrusted
 from protocols.access import AccessRule
 from protocols.base.errors import NotPermitted
@@ -49,6 +50,8 @@ class Rights(Struct, frozen=True):
         """:raises NotPermitted: it may not ask that. :raises LocalProtocolError: the question is malformed."""
         if subject == "history":
             self.check_subscribe(query_of_untrusted(argument, UtcNs(time.time_ns())).expression)
+        elif subject == "query":
+            self.check_subscribe(relay_question_of_untrusted(argument).frame.expression)
         elif subject not in _FREE:
             raise NotPermitted(f"the application {self.application!r} may not ask the node for {subject!r}")
 

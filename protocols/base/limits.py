@@ -332,6 +332,12 @@ MAX_EXCHANGE_BYTES: Final = MAX_BATCH_BYTES + 64 * 1024
 """Largest frame between a node and the relay: an upload with its head, its fates and its receipt, which take at most
 35 KiB. One frame of 16 MB once made a relay of 45 MB grow to 1.2 GB."""
 
+MAX_TOLD_RECORDS: Final = 100
+"""Records in one answer to a question of a node."""
+MAX_TOLD_BYTES: Final = 512 * 1024
+"""Bytes of readings in such an answer, after which it ends: it comes over a poor link, and fits an exchange with one
+more record of the largest size."""
+
 MAX_CARRIED_BATCH_BYTES: Final = 256 * 1024
 """Records in a batch that a neighbour carries. Nothing overtakes it on its lane, and it takes 2 s at 1 Mb/s. The
 largest record fits."""

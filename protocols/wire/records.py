@@ -115,7 +115,7 @@ class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
 
     code: Text
     """``version``, ``identity``, ``malformed``, ``storage`` (try again later), ``receipt``, ``certificate`` (send it
-    along) or a newer word."""
+    along), ``access``, ``busy`` (ask again later) or a newer word."""
     detail: Text = ""
 
 

@@ -7,6 +7,7 @@ something else, because nodes of different versions meet.
 from typing import Final
 
 from protocols.wire import gossip, inference, membership, readings, records, releases
+from protocols.wire.asking import frames as asking
 from protocols.wire.carrying import frames as carrying
 from protocols.wire.frame import Frame
 
@@ -19,7 +20,12 @@ NODE_FRAMES: Final[tuple[type[Frame], ...]] = (
     *carrying.FRAMES,
 )
 """The frames between nodes."""
-RELAY_FRAMES: Final[tuple[type[Frame], ...]] = (*records.FRAMES, *releases.RELAY_FRAMES, *carrying.RELAY_FRAMES)
+RELAY_FRAMES: Final[tuple[type[Frame], ...]] = (
+    *records.FRAMES,
+    *releases.RELAY_FRAMES,
+    *carrying.RELAY_FRAMES,
+    *asking.RELAY_FRAMES,
+)
 """The frames between node and relay."""
 RETIRED_NUMBERS: Final[frozenset[int]] = frozenset()
 """The numbers of frames of former versions, which must not be used again."""

@@ -14,6 +14,7 @@ from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.engine import Engine
 from protocols.settings import NodeSettings
+from protocols.wire.asking.frames import AskedBox, RecordsAsked, RecordsTold, ToldRecord
 from protocols.wire.carrying.frames import (
     CarriedBatch,
     CarriedReply,
@@ -247,6 +248,22 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     CarriedBatch: st.builds(CarriedBatch, IDS, _KEY_IDS, st.binary(min_size=1, max_size=64)),
     CarriedReply: st.builds(CarriedReply, st.binary(min_size=1, max_size=64)),
     PackedBatch: st.builds(PackedBatch, st.binary(min_size=1, max_size=64)),
+    RecordsAsked: st.builds(
+        RecordsAsked,
+        st.text(min_size=1, max_size=20),
+        st.booleans(),
+        U64,
+        U64,
+        st.none() | st.builds(AskedBox, *[st.floats(-90, 90)] * 4),
+        st.integers(1, limits.MAX_TOLD_RECORDS),
+        TEXT,
+    ),
+    RecordsTold: st.builds(
+        RecordsTold,
+        U64,
+        st.lists(st.builds(ToldRecord, IDS, TEXT, _RECORDS.map(lambda record: record.reading)), max_size=2).map(tuple),
+        TEXT,
+    ),
 }
 
 # --- builders ------------------------------------------------------------------------------------------------------

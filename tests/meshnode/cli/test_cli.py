@@ -67,8 +67,8 @@ def test_command_asked_for_help_lists_its_commands_and_stays_light() -> None:
     ran = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     commands, loaded = ran.stdout.splitlines()
     assert sorted(commands.split()) == [
-        "bundle", "doctor", "gossip", "history", "infer", "mesh", "models", "peers", "pub", "rules", "run", "split",
-        "sub", "trial", "watch",
+        "bundle", "doctor", "gossip", "history", "infer", "mesh", "models", "peers", "pub", "query", "rules", "run",
+        "split", "sub", "trial", "watch",
     ]  # fmt: skip
     heavy = {"numpy", "onnxruntime", "rich", "cryptography", "uvicorn", "pynng", "zeroconf", "PIL", "asyncio"}
     assert heavy.isdisjoint(loaded.split())

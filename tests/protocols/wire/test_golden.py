@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.records.carrying.sealed import encode_relay_key, encode_reply
+from protocols.wire.asking.frames import AskedBox, RecordsAsked, RecordsTold, ToldRecord
 from protocols.wire.carrying.contents import RelayKey, SignedReply
 from protocols.wire.carrying.frames import (
     CarriedBatch,
@@ -162,6 +163,12 @@ FRAMES: dict[str, Frame] = {
     "73-carried-batch": CarriedBatch("veh-1", bytes(range(8)), b"(sealed)"),
     "74-carried-reply": CarriedReply(encode_reply(REPLY)),
     "75-packed-batch": PackedBatch(b"(packed)"),
+    "76-records-asked": RecordsAsked(
+        "rsu/*/hazard", True, 1_700_000_000_000_000_000, 600_000, AskedBox(48.5, 11.25, 48.75, 11.5), 20, ""
+    ),
+    "77-records-told": RecordsTold(
+        1_700_000_000_500_000_000, (ToldRecord("veh-1", "brakes", BRAKE_RECORD.reading),), "1700000000000000000.6.veh-1"
+    ),
 }
 
 EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer", "64-batch"})

@@ -29,7 +29,7 @@ NUMBERS = {
     "ChunksComing": 26, "CarrierOffer": 27, "SealedBatch": 28, "SealedState": 29, "RelayReply": 30,
     "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
     "RelayChunkWanted": 69, "RelayChunk": 70, "RelayKeyAsked": 71, "RelayKeyTold": 72, "CarriedBatch": 73,
-    "CarriedReply": 74, "PackedBatch": 75,
+    "CarriedReply": 74, "PackedBatch": 75, "RecordsAsked": 76, "RecordsTold": 77,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""
 

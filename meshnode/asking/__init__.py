@@ -1,0 +1,1 @@
+"""Questions of a node to its relay, about places where it is not."""

@@ -1,0 +1,1 @@
+"""Questions of a node to the relay."""
