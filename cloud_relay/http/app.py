@@ -35,6 +35,7 @@ from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
+from cloud_relay.query.series import series, untrusted_series
 from protocols.base.errors import MeshError, StorageError
 from protocols.base.ids import UtcNs
 
@@ -85,6 +86,7 @@ class RelayApi:
                 Route("/v1/records", viewer(self.records)),
                 Route("/v1/newest", viewer(self.newest)),
                 Route("/v1/aggregates", viewer(self.aggregates)),
+                Route("/v1/series", viewer(self.series)),
                 Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
                 Route("/metrics", operator(self.metrics)),
@@ -131,6 +133,14 @@ class RelayApi:
         except NothingMatches as error:
             return _nothing(request, {"groups": []}, error)
         return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
+
+    async def series(self, request: Request) -> Response:
+        """Numbers over time, for charts."""
+        try:
+            query = untrusted_series(_given(request), UtcNs(time.time_ns()))
+        except NothingMatches as error:
+            return _nothing(request, {"span_ns": None, "series": []}, error)
+        return await self._answers.tagged(request, repr(("series", query)), lambda db: (series(db, query), {}))
 
     async def stream(self, request: Request) -> Response:
         """Records as they are stored."""

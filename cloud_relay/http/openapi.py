@@ -3,11 +3,12 @@
 from typing import Any, Final
 
 from cloud_relay.http.parameters import parameter
-from cloud_relay.query.aggregating import AGGREGATING
+from cloud_relay.query.aggregating import AGGREGATING, PERCENTILES
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS
 from cloud_relay.query.searching import COLUMNS
 from cloud_relay.query.selection import FILTERS, PAGING
+from cloud_relay.query.series import CHARTING
 
 _NEWEST: Final = (*NEWEST_FILTERS, "limit", "cursor")
 _NULLABLE: Final = ("altitude_m", "heading_deg")
@@ -45,6 +46,14 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
                 (*FILTERS, *AGGREGATING),
                 _object(),
             ),
+            "/v1/series": operation(
+                "The numbers of each key over time, in about as many points as a chart has room for.",
+                (*FILTERS, *CHARTING),
+                {
+                    "description": "A series for each key and unit.",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Series"}}},
+                },
+            ),
             "/v1/stream": operation(
                 "Records as they are stored, as server-sent events; goes on after a Last-Event-ID.",
                 STREAM_FILTERS,
@@ -63,7 +72,7 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
             "/healthz": operation("Whether the server runs.", (), _object(), security=[]),
         },
         "components": {
-            "schemas": {"Record": _record(), "Page": _page()},
+            "schemas": {"Record": _record(), "Page": _page(), "Series": _series()},
             "responses": {
                 "Problem": {
                     "description": "Problem details, RFC 9457.",
@@ -100,6 +109,38 @@ def _page() -> dict[str, Any]:
             "records": {"type": "array", "items": {"$ref": "#/components/schemas/Record"}},
             "cursor": {"type": ["string", "null"]},
             "note": {"type": "string", "description": "Why there can be nothing."},
+        },
+    }
+
+
+def _series() -> dict[str, Any]:
+    number = {"type": "number"}
+    point = {
+        "type": "object",
+        "required": ["bucket_utc_ns", "records", "numbers"],
+        "properties": {
+            "bucket_utc_ns": {"type": "integer"},
+            "records": {"type": "integer"},
+            "numbers": {"type": "integer"},
+            **dict.fromkeys(("min", "mean", "max", *(f"p{share}" for share in PERCENTILES)), number),
+        },
+    }
+    one = {
+        "type": "object",
+        "required": ["key", "unit", "points"],
+        "properties": {
+            "key": {"type": "string"},
+            "unit": {"type": "string"},
+            "points": {"type": "array", "items": point},
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["span_ns", "series"],
+        "properties": {
+            "span_ns": {"type": ["integer", "null"]},
+            "series": {"type": "array", "items": one},
+            "note": {"type": "string"},
         },
     }
 
