@@ -114,7 +114,9 @@ class Streams:
                 yield _event("ended", {"why": "the store can't be read now: ask again later"}, number)
                 return
             if not may_go_on():
-                yield _event("ended", {"why": "the token was revoked, has expired, or can't be checked now"}, number)
+                yield _event(
+                    "ended", {"why": "the token or certificate was revoked, has ended, or can't be checked now"}, number
+                )
                 return
             behind = found.newest - found.reached
             if was_abreast and behind > MAX_BEHIND:

@@ -169,6 +169,22 @@ def test_connection_with_a_certificate_has_to_prove_it_again(
     assert (refused.status, b"has ended" in refused.body) == (401, True)
 
 
+def test_stream_ends_with_the_certificate_that_opened_it(
+    guarded: GuardedRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream lasts for days, and a certificate does not."""
+    guarded.relay.store.at_commit = guarded.server.stored
+    with closing(guarded.connection(guarded.certificate("tool-1"))) as connection:
+        connection.request("GET", "/v1/stream")
+        answer = connection.getresponse()
+        assert answer.readline() == b"retry: 1000\n"
+        monkeypatch.setattr(access.time, "time_ns", lambda: 2**62)
+        guarded.relay.send(batch(2))
+        lines = answer.read().decode()
+    assert "event: ended" in lines
+    assert "veh/" not in lines
+
+
 # --- how one may ask -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("method", "headers", "status", "said"),
