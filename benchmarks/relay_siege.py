@@ -34,6 +34,7 @@ from meshnode.links.transport import Address, CredentialFiles
 from protocols.base import limits
 from protocols.base.errors import TransportError
 from protocols.base.ids import SERVER_NAME, MeshName
+from protocols.wire.asking.frames import AskedBox, RecordsAsked
 from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
@@ -141,6 +142,13 @@ def _records() -> Iterator[bytes]:
         yield encode(Batch(MAJOR, MINOR, _INSIDER, 1, numbers[-1] + 1, records))
 
 
+def _questions() -> Iterator[bytes]:
+    """Questions for records that look at everything and find nothing, or take all."""
+    nowhere = AskedBox(-60.0, -170.0, 40.0, 170.0)
+    for newest, box in itertools.cycle(((False, nowhere), (True, nowhere), (False, None), (True, None))):
+        yield encode(RecordsAsked("**", newest, 0, 0, box, limits.MAX_TOLD_RECORDS, ""))
+
+
 class _Insider:
     """Connections of one identity to the relay, each on a thread of its own, until it is told to end."""
 
@@ -159,6 +167,7 @@ class _Insider:
             "frames_of_maps": [partial(self._ask, _maps())] * 2,
             "many_records": [partial(self._ask, _records())] * 2,
             "connections": [self._hold] * 4,
+            "questions": [partial(self._ask, _questions())] * 3,
         }
         threads = [threading.Thread(target=self._again, args=(way,), daemon=True) for way in ways[name]]
         for thread in threads:
@@ -215,7 +224,7 @@ def _receive(sock: ssl.SSLSocket, size: int) -> bytes:
     return data
 
 
-RELAY_TRICKS: Final = ("overlapping_fates", "frames_of_maps", "many_records", "connections")
+RELAY_TRICKS: Final = ("overlapping_fates", "frames_of_maps", "many_records", "connections", "questions")
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The routes of the relay's HTTP API, and who may use them. ``docs/reference/relay-http.md`` describes each.
 
 Without tokens the server is on loopback only and whoever is on this host may ask; web pages are kept out as a node
-keeps them out, see :mod:`meshnode.http.guard`. With tokens each request for records shows one, which no web page has.
+keeps them out, see :mod:`meshnode.http.guard`. With tokens or certificates each request for records shows one, see
+:mod:`cloud_relay.http.access`.
 """
 
 import asyncio
