@@ -51,8 +51,8 @@ class RunningAsking(RunningPart):
             return
         self._requests = RelayRequests(self._connect)
         self._thread = ThreadPoolExecutor(1, "meshnode-asking")
-        closing.push_async_callback(asyncio.to_thread, partial(self._thread.shutdown, cancel_futures=True))
-        closing.callback(self._requests.close)
+        closing.push_async_callback(asyncio.to_thread, self._thread.shutdown)
+        closing.callback(self._requests.close)  # first: whoever waits is told so
 
     def _connect(self) -> Requester:
         from meshnode.links.nng.library import open_requester  # only a node with a relay loads libnng

@@ -283,6 +283,17 @@ async def test_relay_that_says_nothing_is_told_in_time_and_few_wait_for_it(house
             assert vehicle.statistics()["asking_failed"] == 17
 
 
+async def test_question_that_waits_when_its_node_closes_ends_with_an_error(house: House) -> None:
+    """Who waits must neither wait on nor take it for a cancellation of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = house.config("veh-1").with_sections(RelaySection(address=Address(*silent.getsockname())))
+        async with meshnode.open(config) as vehicle:
+            waiting = [asyncio.create_task(vehicle.query("rsu/**", timeout_s=60.0)) for _ in range(3)]
+            await until(lambda: vehicle.statistics()["asking_questions"] == 1, "one is asked")
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in ended} == {TransportError}
+
+
 def json_port(vehicle: meshnode.Node) -> int:
     port = vehicle.part(RunningHttp).port
     assert port is not None
