@@ -197,6 +197,15 @@ def test_whatever_comes_is_answered(asker: Asker, data: bytes) -> None:
     """A handler that raised would leave its node without an answer."""
     answer = decode_untrusted_relay_frame(asker.raw(data, role=Role.TOOL))
     assert isinstance(answer, RecordsTold | RelayRefusal)
+    assert not isinstance(answer, RelayRefusal) or answer.code in ("malformed", "busy"), answer
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, 2**64 - 1])
+def test_times_beyond_those_of_the_store_are_answered(asker: Asker, number: int) -> None:
+    """The wire has one bit more than SQLite."""
+    assert asker.told(since_utc_ns=number) == asker.told(since_utc_ns=number, newest=True) == ([], "")
+    assert asker.told(max_age_ms=number)[0] == [5, 4, 3, 2, 1]
+    assert asker.refused(cursor=f"{number + 1}.1.v") == "malformed"
 
 
 def test_relay_without_records_answers(tmp_path: Path) -> None:
