@@ -24,7 +24,8 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    """``text``, ``texts``, ``integer``, ``real``, ``truth``, ``time`` in microseconds, or ``point`` in WKB."""
+    """``text``, ``texts``, ``integer``, ``real``, ``truth``, ``bytes``, ``time`` in microseconds, or ``point`` in
+    WKB."""
     unit: str
     """A UCUM symbol; empty where there is none."""
     description: str
@@ -63,11 +64,13 @@ EXPORTED: Final = (
     Column("value_bool", "truth", "", "The value, if it is true or false.", nullable=True),
 )
 """In the order in which they are written."""
+READING: Final = Column("reading", "bytes", "", "The reading in the bytes of its node, which its digest is about.")
+"""What exports of datasets have beside ``EXPORTED``: with it, a file shows by itself that it is whole."""
 GEOMETRY: Final = Column("geometry", "point", "", "The place as a point, longitude first, WKB.")
 
 
 def row_of_record(record: StoredRecord) -> dict[str, Any]:
-    """What a record has in each column of ``EXPORTED``."""
+    """What a record has in each column of ``EXPORTED``, and in ``READING``."""
     fields, value = record.fields, value_of(record)
     number = value if type(value) in (int, float) else None
     return {name: fields[name] for name in COLUMNS} | {
@@ -79,11 +82,12 @@ def row_of_record(record: StoredRecord) -> dict[str, Any]:
         "value_integer": value if type(value) is int and -_MAX_INTEGER <= value < _MAX_INTEGER else None,
         "value_text": value if type(value) is str else None,
         "value_bool": value if type(value) is bool else None,
+        "reading": record.encoded,
     }
 
 
 def point_of(row: dict[str, Any]) -> bytes:
-    """The place in WKB, little-endian."""
+    """The place of a row in WKB, little-endian."""
     return struct.pack("<BIdd", 1, 1, row["longitude_deg"], row["latitude_deg"])
 
 

@@ -1,33 +1,25 @@
 """``cloud-relay export``: records of the store as a file."""
 
-import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
 from cloud_relay.config import load_config
 from cloud_relay.export.columns import row_of_record
+from cloud_relay.export.opening import FORMATS, closed_when_whole, opener, untrusted_format, untrusted_span_ns
 from cloud_relay.export.whole_file import whole_file
 from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import FILTERS, untrusted_query
 from cloud_relay.store.schema import open_for_reading, storage_error
-from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import SECOND
 
-if TYPE_CHECKING:
-    from cloud_relay.export.commas import CsvExport
-    from cloud_relay.export.parquet import ParquetExport
-
-_FORMATS: Final = ("parquet", "csv")
-_SPAN: Final = re.compile(r"(\d{1,6})(m|h|d)")
-_UNIT_S: Final = {"m": 60, "h": 3_600, "d": 86_400}
 _TOLD_EACH_S: Final = 0.5
 
 
@@ -44,7 +36,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--store", "store_path", type=click.Path(path_type=Path),
               help="Path of the store; no configuration is read then.")  # fmt: skip
 @filter_options
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: what the ending of FILE says.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: what the ending of FILE says.")
 @click.option("--row-group", default="1d", show_default=True, metavar="SPAN",
               help="The span of time of a row group of Parquet, as in 10m, 1h, 1d.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
@@ -57,23 +49,23 @@ def export(
 
     FILE appears when it is whole. An export that is interrupted leaves nothing.
     """
-    form = form or file.suffix.removeprefix(".").lower()
-    if form not in _FORMATS:
-        raise LocalProtocolError(f"{file.name!r} does not say in which format: add --format parquet or --format csv")
+    form = untrusted_format(form, file)
     texts = {name: value for name, value in given.items() if value is not None}
     query = replace(untrusted_query(texts, UtcNs(time.time_ns())), limit=2**63, newest_first=False)
     path = store_path if store_path is not None else load_config(config_path).store
-    open_export = _opener(form, _span_ns(row_group), {"form": 1, "query": texts, "made_utc_s": int(time.time())})
+    open_export = opener(
+        form, untrusted_span_ns(row_group), {"form": 1, "query": texts, "made_utc_s": int(time.time())}
+    )
     with closing(open_for_reading(path)) as db, whole_file(file, overwrite=overwrite) as out:
-        told, writer, count = _Told(), open_export(out), 0
+        told, count = _Told(), 0
         try:
-            for record in every_record(db, query):
-                writer.add(row_of_record(record))
-                count += 1
-                told.tell(count, record.fields["event_utc_ns"])
+            with closed_when_whole(open_export(out)) as writer:
+                for record in every_record(db, query):
+                    writer.add(row_of_record(record))
+                    count += 1
+                    told.tell(count, record.fields["event_utc_ns"])
         except db.DatabaseError as error:
             raise storage_error(path, error) from error
-        writer.close()
         size_bytes = out.tell()
         told.end()
     click.echo(f"{count} records, {size_bytes / 1e6:.1f} MB in {file}")
@@ -99,26 +91,3 @@ class _Told:
         """Clear the line."""
         if self._shows:
             self._stream.write("\r\x1b[K")
-
-
-def _opener(form: str, span_ns: int, about: dict[str, Any]) -> "Callable[[IO[bytes]], CsvExport | ParquetExport]":
-    """What opens a file of this format. :raises ConfigError: the library is missing."""
-    if form == "csv":
-        from cloud_relay.export.commas import CsvExport
-
-        return CsvExport
-    try:
-        from cloud_relay.export.parquet import ParquetExport
-    except ImportError as error:
-        raise ConfigError(
-            f"Parquet needs pyarrow, which can't be imported ({error}): run pip install 'meshnode[export]', or use "
-            "--format csv"
-        ) from error
-    return lambda out: ParquetExport(out, span_ns, about)
-
-
-def _span_ns(text: str) -> int:
-    found = _SPAN.fullmatch(text)
-    if found is None or not int(found[1]):
-        raise LocalProtocolError(f"--row-group {text[:40]!r} is no span of time: use one as in 10m, 1h or 1d")
-    return int(found[1]) * _UNIT_S[found[2]] * SECOND

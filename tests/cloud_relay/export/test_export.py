@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from msgspec import Raw
 
 from cloud_relay.cli import main
-from cloud_relay.export import parquet
+from cloud_relay.export import parquet, tables
 from cloud_relay.export.columns import EXPORTED, row_of_record
 from cloud_relay.export.whole_file import whole_file
 from cloud_relay.query.searching import every_record
@@ -157,7 +157,7 @@ def test_row_groups_are_ranges_of_time_that_do_not_overlap(
 ) -> None:
     """A program that asks for an hour of a year reads an hour."""
     relay.send(batch(*(hour * 60 * 60 + second for hour in range(5) for second in range(1, 11)), value=1.5))
-    monkeypatch.setattr(parquet, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 4)
     monkeypatch.setattr(parquet, "MAX_GROUP_ROWS", 8)
     assert exported(relay, tmp_path / "r.parquet", "--row-group", "1h").exit_code == 0
     groups = pq.ParquetFile(tmp_path / "r.parquet").metadata
@@ -183,7 +183,7 @@ def test_csv_has_the_same_in_text(relay: RelayInProcess, tmp_path: Path) -> None
     with file.open(newline="", encoding="utf-8") as opened:
         found = list(csv.DictReader(opened))
     for cells, row in zip(found, rows_of(relay), strict=True):
-        assert cells.keys() == row.keys() - {"event_time"}
+        assert cells.keys() == row.keys() - {"event_time", "reading"}
         assert json.loads(cells["lineage"]) == ["raw", "fil,tered"]
         assert cells["value"] == row["value"]
         assert cells["event_utc_ns"] == str(row["event_utc_ns"])
