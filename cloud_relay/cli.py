@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from cloud_relay.config import load_config
+from cloud_relay.datasets.commands import dataset
 from cloud_relay.export.commands import export, filter_options
 from cloud_relay.http.commands import token
 from cloud_relay.query.audit import OriginAccount, audit
@@ -180,6 +181,7 @@ main.add_command(rollout)
 main.add_command(token)
 main.add_command(export)
 main.add_command(sinks)
+main.add_command(dataset)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:
