@@ -14,7 +14,7 @@ from cloud_relay.datasets.names import VersionName
 from cloud_relay.datasets.shelf import DatasetShelf
 from cloud_relay.datasets.versions import FORM, DatasetVersion
 from cloud_relay.datasets.walking import DatasetStore, newest_utc_ns, records_of_question
-from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, untrusted_query
+from cloud_relay.query.selection import FILTERS, untrusted_query
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 
@@ -45,7 +45,7 @@ def make_version(
     _check_same_question(shelf, name, question)
     with shelf.making(name) as made:
         newest = newest_utc_ns(db, query)
-        until = now if newest is None else min(newest, LAST_UTC_NS - 1) + 1
+        until = now if newest is None else newest + 1
         described, digest = RecordsDescribed(), DatasetDigest()
         with MemberList(made.members) as members:
             for record in records_of_question(db, query, until):

@@ -53,6 +53,11 @@ EXPORTED: Final = (
     Column("quality", "real", "1", "How good the node held it to be, 0 to 1."),
     Column("calibration", "text", "", "The calibration that was in force; empty: none."),
     Column("lineage", "texts", "", "What it was derived from, nearest step first."),
+    Column("derived_by", "text", "", "The nearest of these steps, such as a rule; none: it was sensed.", nullable=True),
+    Column("about_from_utc_ns", "integer", "ns", "When what the value is about begins: the window of a summary."),
+    Column(
+        "about_until_utc_ns", "integer", "ns", "When it ends, exclusive. All but summaries are about their event time."
+    ),
     Column("priority", "integer", "", "0 to 7, the most urgent."),
     Column("lifespan_ms", "integer", "ms", "How long it is worth something; 0: for ever."),
     Column("has_receipt", "truth", "", "Whether the signature of its node covers it."),
@@ -73,9 +78,14 @@ def row_of_record(record: StoredRecord) -> dict[str, Any]:
     """What a record has in each column of ``EXPORTED``, and in ``READING``."""
     fields, value = record.fields, value_of(record)
     number = value if type(value) in (int, float) else None
+    lineage = msgspec.json.decode(fields["lineage"])
+    begins, ends = _span_of(value, fields["event_utc_ns"])
     return {name: fields[name] for name in COLUMNS} | {
         "event_time": fields["event_utc_ns"] // 1_000,
-        "lineage": msgspec.json.decode(fields["lineage"]),
+        "lineage": lineage,
+        "derived_by": lineage[0] if lineage else None,
+        "about_from_utc_ns": begins,
+        "about_until_utc_ns": ends,
         "value_kind": kind_of(value),
         "value": msgspec.json.encode(value_form(value)).decode(),
         "value_number": None if number is None else float(number),
@@ -84,6 +94,16 @@ def row_of_record(record: StoredRecord) -> dict[str, Any]:
         "value_bool": value if type(value) is bool else None,
         "reading": record.encoded,
     }
+
+
+def _span_of(value: object, event_utc_ns: int) -> tuple[int, int]:
+    """The time that a value is about, its end exclusive: what a rule derived of a window says it, see
+    :mod:`protocols.records.windows.rule`."""
+    if type(value) is dict:
+        begins, ends = value.get("start_ns"), value.get("end_ns")
+        if type(begins) is int and type(ends) is int and 0 <= begins < ends < _MAX_INTEGER:
+            return begins, ends
+    return event_utc_ns, min(event_utc_ns + 1, _MAX_INTEGER - 1)
 
 
 def point_of(row: dict[str, Any]) -> bytes:

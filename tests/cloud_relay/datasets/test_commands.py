@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from cloud_relay.cli import main
 from cloud_relay.datasets.names import VersionName
 from cloud_relay.datasets.shelf import DatasetShelf
-from tests.cloud_relay.datasets.test_datasets import run, shown, tried
+from tests.tools.dataset_fixture import run, shown, tried
 from tests.tools.node_fixture import environment
 from tests.tools.relay_fixture import RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
 

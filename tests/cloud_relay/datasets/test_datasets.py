@@ -10,29 +10,20 @@ import msgpack
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from msgspec import Raw
 
 from cloud_relay.cli import main
 from cloud_relay.store.schema import open_for_reading, open_for_writing
-from tests.cloud_relay.export.test_export import VALUES, sent
-from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
+from protocols.wire.readings import EventTime
+from protocols.wire.records import Batch, Record
+from tests.tools.dataset_fixture import run, shown, tried
+from tests.tools.export_fixture import VALUES, sent
+from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
 FORMATS = ("parquet", "csv", "arrow", "arrows")
-
-
-def run(relay: RelayInProcess, command: str, *words: str) -> Result:
-    """A command about datasets that must succeed."""
-    done = tried(relay, command, *words)
-    assert done.exit_code == 0, done.output
-    return done
-
-
-def tried(relay: RelayInProcess, command: str, *words: str) -> Result:
-    return CliRunner().invoke(main, ["dataset", command, "--store", str(relay.path), *words])
-
-
-def shown(relay: RelayInProcess, name: str) -> dict[str, Any]:
-    return dict(json.loads(run(relay, "show", "--json", name).stdout))
 
 
 def deleted(relay: RelayInProcess, *sequences: int) -> None:
@@ -73,6 +64,16 @@ def test_version_has_ages_and_filters_as_they_were(relay: RelayInProcess) -> Non
     run(relay, "create", "aged", "--since", "1d")
     assert shown(relay, "aged")["records"] == 0
     assert "has all 0 records" in run(relay, "verify", "aged").output
+
+
+def test_version_has_records_of_the_last_nanosecond(relay: RelayInProcess, tmp_path: Path) -> None:
+    """A clock may be set to anything; what the store holds, a version has."""
+    far = msgspec.structs.replace(reading(1), when=EventTime(2**63 - 1, 0))
+    relay.send(Batch(MAJOR, MINOR, "v-1", 1, 2, (Record(1, "r", Raw(encode_reading(far))),)))
+    assert run(relay, "create", "far").output.startswith("far@1: 1 records")
+    run(relay, "export", "far", str(tmp_path / "far.parquet"))
+    run(relay, "verify", "far", str(tmp_path / "far.parquet"))
+    assert f"{2**63 - 1} ns" in run(relay, "show", "far").output or "2262-04-11" in run(relay, "show", "far").output
 
 
 @pytest.mark.parametrize("form", FORMATS)

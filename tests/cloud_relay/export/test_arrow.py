@@ -15,7 +15,7 @@ from cloud_relay.export import tables
 from cloud_relay.export.columns import EXPORTED
 from cloud_relay.export.reading import rows_in
 from protocols.base.errors import ConfigError, LocalProtocolError
-from tests.cloud_relay.export.test_export import VALUES, comparable, exported, rows_of, sent
+from tests.tools.export_fixture import VALUES, comparable, exported, rows_of, sent
 from tests.tools.relay_fixture import RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
 
 NAMES = [column.name for column in EXPORTED]

@@ -9,7 +9,6 @@ import signal
 import struct
 import subprocess
 import sys
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,62 +17,15 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
-from msgspec import Raw
 
-from cloud_relay.cli import main
 from cloud_relay.export import parquet, tables
-from cloud_relay.export.columns import EXPORTED, row_of_record
+from cloud_relay.export.columns import EXPORTED
 from cloud_relay.export.whole_file import whole_file
-from cloud_relay.query.searching import every_record
-from cloud_relay.query.selection import Query
-from cloud_relay.store.schema import open_for_reading
 from protocols.base.errors import LocalProtocolError, StorageError
 from protocols.base.limits import SECOND
-from protocols.wire.membership import MAJOR, MINOR
-from protocols.wire.parcels import encode_reading
-from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.records import Batch, Record
-from protocols.wire.tensors import tensor_of
+from tests.tools.export_fixture import DEEP, VALUES, comparable, exported, rows_of, sent
 from tests.tools.node_fixture import environment
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
-
-DEEP: Any = {"a": [{"b": [[[["deep"]]]]}], "ü": None}
-VALUES: tuple[tuple[Any, str], ...] = (
-    (13.5, "float"), (math.nan, "float"), (math.inf, "float"), (-math.inf, "float"), (-0.0, "float"), (7, "int"),
-    (2**64 - 1, "int"), (-(2**63), "int"), (True, "bool"), (False, "bool"), (None, "null"), ("", "text"),
-    ('quo"te,\n;=1+1 ü\U0001f697', "text"), (b"\x00\xff", "bytes"), ([1, math.nan, "x"], "list"), (DEEP, "map"),
-    (tensor_of(memoryview(struct.pack("<4f", 1, 2, math.nan, 4)).cast("f")), "tensor"),
-    (datetime(2026, 1, 31, 12, tzinfo=UTC), "time"), ("two\rlines", "text"),
-)  # fmt: skip
-
-
-def sent(relay: RelayInProcess) -> None:
-    """Records with every kind of value, one an hour."""
-    records = []
-    for number, (value, _) in enumerate(VALUES, 1):
-        where = Position(48.0 + number / 10, -11.0 - number / 7, 2.5, None if number % 2 else 365.25, 359.5)
-        reading = Reading(
-            f"veh/v-1/k{number % 3}", "v-1", number, value, where,
-            EventTime(BASE_NS + number * 3_600 * SECOND + number, 1_500_000),
-            Provenance("wheel", "m/s", 0.1 * (number % 10), "cal-7", ("raw", "fil,tered")), 4, 5_000,
-        )  # fmt: skip
-        records.append(Record(number, "rule-1", Raw(encode_reading(reading))))
-    relay.send(Batch(MAJOR, MINOR, "v-1", 1, len(records) + 1, tuple(records)))
-
-
-def exported(relay: RelayInProcess, file: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["export", "--store", str(relay.path), *options, str(file)])
-
-
-def rows_of(relay: RelayInProcess) -> list[dict[str, Any]]:
-    with closing(open_for_reading(relay.path)) as db:
-        return [row_of_record(record) for record in every_record(db, Query(limit=10**6, newest_first=False))]
-
-
-def comparable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose NaN equals itself, and whose −0.0 does not equal 0.0."""
-    return {name: repr(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
 @pytest.fixture(name="parquet_file")

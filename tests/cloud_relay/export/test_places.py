@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_relay.export.places import PlacesSeen
-from tests.cloud_relay.export.test_export import exported
+from tests.tools.export_fixture import exported
 from tests.tools.relay_fixture import RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
 
 _GEOMETRY_TYPE = re.compile(r"(GeometryCollection|(Multi)?(Point|LineString|Polygon))( Z)?")
