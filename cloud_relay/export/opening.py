@@ -65,15 +65,16 @@ def opener(
     if form == "csv":
         return lambda out: CsvExport(out, columns)
     try:
+        if form == "parquet":
+            from cloud_relay.export.parquet import ParquetExport
+
+            return lambda out: ParquetExport(out, span_ns, about, columns)
         from cloud_relay.export.arrow import ArrowExport
-        from cloud_relay.export.parquet import ParquetExport
     except ImportError as error:
         raise ConfigError(
             f"Parquet and Arrow need pyarrow, which can't be imported ({error}): run pip install 'meshnode[export]', "
             "or use --format csv"
         ) from error
-    if form == "parquet":
-        return lambda out: ParquetExport(out, span_ns, about, columns)
     return lambda out: ArrowExport(out, about, columns, streams=form == "arrows")
 
 

@@ -21,6 +21,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cloud_relay.http.arrow_pages import arrow_response, prefers_arrow
 from cloud_relay.http.problems import HttpProblem
 from cloud_relay.query.forms import record_form
 from cloud_relay.query.searching import RecordPage
@@ -33,7 +34,7 @@ MAX_WAITING: Final = 64
 """Requests beside these that wait for a thread: at half a second each, the last waits for 8 s."""
 _MIN_GZIP_BYTES: Final = 1_024
 _GZIP_LEVEL: Final = 4
-_COMMON: Final = {"cache-control": "private, no-cache", "vary": "accept-encoding, authorization"}
+_COMMON: Final = {"cache-control": "private, no-cache", "vary": "accept, accept-encoding, authorization"}
 ResultT = TypeVar("ResultT")
 _log = logging.getLogger(__name__)
 
@@ -52,22 +53,24 @@ class Answers:
         self._threads.shutdown()
 
     async def page(self, request: Request, name: str, find: Callable[[Connection], RecordPage]) -> Response:
-        """The page that ``find`` finds, as JSON. ``name``: what was asked, the same for the same question."""
+        """The page that ``find`` finds, as JSON or Arrow. ``name``: what was asked, the same for the same question."""
         path, given = request.url.path, dict(request.query_params)
+        as_arrow = prefers_arrow(request)
 
         def found(db: Connection) -> tuple[object, dict[str, str]]:
             page = find(db)
-            content = {"records": [record_form(record) for record in page.records], "cursor": page.cursor}
-            if page.cursor is None:
-                return content, {}
-            return content, {"link": f'<{path}?{urlencode(given | {"cursor": page.cursor})}>; rel="next"'}
+            following = {} if page.cursor is None else {"link": _next_link(path, given | {"cursor": page.cursor})}
+            if as_arrow:
+                return page, following
+            return {"records": [record_form(record) for record in page.records], "cursor": page.cursor}, following
 
-        return await self.tagged(request, name, found)
+        return await self.tagged(request, f"{name} in Arrow" if as_arrow else name, found)
 
     async def tagged(
         self, request: Request, name: str, find: Callable[[Connection], tuple[object, dict[str, str]]]
     ) -> Response:
-        """The content and the headers that ``find`` finds, as JSON, unless the client has it already."""
+        """The content and the headers that ``find`` finds, as JSON, or a page as Arrow, unless the client has it
+        already."""
         asked_for, zips = request.headers.get("if-none-match", ""), accepts_gzip(request)
 
         def answer(db: Connection) -> Response:
@@ -76,6 +79,8 @@ class Answers:
             if is_named(tag, asked_for):
                 return Response(None, 304, headers)
             content, more = find(db)
+            if isinstance(content, RecordPage):
+                return arrow_response(content, dict(request.query_params), headers | more)
             return json_response(content, headers | more, zips=zips)
 
         return await self.read(answer)
@@ -113,6 +118,10 @@ def json_response(content: object, headers: dict[str, str], *, zips: bool) -> Re
         body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
         headers = {**headers, "content-encoding": "gzip"}
     return Response(body, 200, headers, "application/json")
+
+
+def _next_link(path: str, given: dict[str, str]) -> str:
+    return f'<{path}?{urlencode(given)}>; rel="next"'
 
 
 def accepts_gzip(request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
 from cloud_relay.http.parameters import parameter
 from cloud_relay.query.aggregating import AGGREGATING, PERCENTILES
 from cloud_relay.query.arrivals import STREAM_FILTERS
@@ -33,7 +34,7 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
     page = {
         "description": "One page of records. Without a cursor it is the last.",
         "headers": {"Link": {"description": "The next page, rel=next.", "schema": {"type": "string"}}},
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Page"}}},
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Page"}}, ARROW: {}},
     }
     return {
         "openapi": "3.1.0",
