@@ -142,9 +142,9 @@ def _checked(row: dict[str, Any]) -> tuple[bytes, str]:
     row_hash = row_digest(StoredRecord(named, encoded), row["has_receipt"])
     try:
         shown = row_of(decode_untrusted_reading(encoded), encoded, Cost())
+        said = row_of_record(StoredRecord(named | dict(zip(_OF_READING, shown, strict=True)), encoded))
     except MeshError:
         return row_hash, READING.name
-    said = row_of_record(StoredRecord(named | dict(zip(_OF_READING, shown, strict=True)), encoded))
     said[GEOMETRY.name] = point_of(said)
     for name in (*(column.name for column in EXPORTED), GEOMETRY.name):
         if name in row and not _are_same(row[name], said[name]):

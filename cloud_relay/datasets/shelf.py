@@ -23,7 +23,7 @@ import msgspec
 
 from cloud_relay.datasets.members import Member, members_in
 from cloud_relay.datasets.names import VersionName
-from cloud_relay.datasets.versions import FORM, DatasetVersion
+from cloud_relay.datasets.versions import FORM, DatasetVersion, VersionForm
 from cloud_relay.export.whole_file import ends_by_signals
 from meshnode.identity.private_files import make_private_folder, write_private
 from protocols.base.errors import LocalProtocolError, StorageError
@@ -73,14 +73,15 @@ class DatasetShelf:
         try:
             if path.stat().st_size > _MAX_VERSION_BYTES:
                 raise StorageError(f"{path} is larger than {_MAX_VERSION_BYTES} bytes: restore a copy")
-            version = msgspec.json.decode(path.read_bytes(), type=DatasetVersion)
+            data = path.read_bytes()
+            form = msgspec.json.decode(data, type=VersionForm).form
+            if form != FORM:
+                raise StorageError(f"{path} has form {form}, this program knows {FORM}: start the newer program")
+            return msgspec.json.decode(data, type=DatasetVersion)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StorageError(
                 f"{path} can't be read as a version ({error}): restore a copy, or remove this version"
             ) from error
-        if version.form != FORM:
-            raise StorageError(f"{path} has form {version.form}, this program knows {FORM}: start the newer program")
-        return version
 
     def members(self, wanted: VersionName) -> Iterator[Member]:
         """The records of a version, in order. :raises StorageError: their list is damaged."""

@@ -52,6 +52,12 @@ class Extent(Struct, frozen=True):
     quality: Qualities
 
 
+class VersionForm(Struct, frozen=True):
+    """Which form a version's file has. Of other forms nothing else is known."""
+
+    form: int
+
+
 class DatasetVersion(Struct, frozen=True, forbid_unknown_fields=True):
     """A version, as its file has it."""
 

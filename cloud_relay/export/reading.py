@@ -4,7 +4,6 @@ Memory holds a thousand rows of CSV or Arrow, or a thousand rows and a row group
 """
 
 import base64
-import binascii
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +19,6 @@ _COLUMNS: Final = {column.name: column for column in (*EXPORTED, READING, GEOMET
 _MAX_CELL_CHARS: Final = 64 * 1024 * 1024
 """Of a cell of CSV: the largest value in Base64 fits."""
 _TRUTHS: Final = {"true": True, "false": False}
-_CELLS: Final[dict[str, Callable[[str], Any]]] = {
-    "text": str, "texts": lambda cell: msgspec.json.decode(cell, type=list[str]), "integer": int, "real": float,
-    "truth": _TRUTHS.__getitem__, "bytes": lambda cell: base64.b64decode(cell, validate=True),
-}  # fmt: skip
 
 
 def rows_in(path: Path, form: str) -> Iterator[dict[str, Any]]:
@@ -34,8 +29,8 @@ def rows_in(path: Path, form: str) -> Iterator[dict[str, Any]]:
     """
     try:
         yield from _csv_rows(path) if form == "csv" else _arrow_rows(path, form)
-    except (OSError, ValueError, KeyError, OverflowError, csv.Error, binascii.Error) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)[:200]
+    except (OSError, ValueError, KeyError, OverflowError, csv.Error, msgspec.MsgspecError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
         raise LocalProtocolError(
             f"{path} can't be read as {form} ({said}): name a whole file that an export wrote"
         ) from error
@@ -52,6 +47,19 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
     finally:
         csv.field_size_limit(before)
+
+
+def _integer(cell: str) -> int:
+    number = int(cell)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{cell[:40]} has more than 64 bits")
+    return number
+
+
+_CELLS: Final[dict[str, Callable[[str], Any]]] = {
+    "text": str, "texts": lambda cell: msgspec.json.decode(cell, type=list[str]), "integer": _integer, "real": float,
+    "truth": _TRUTHS.__getitem__, "bytes": lambda cell: base64.b64decode(cell, validate=True),
+}  # fmt: skip
 
 
 def _cell(name: str, cell: str | None) -> Any:
@@ -84,14 +92,20 @@ def _arrow_rows(path: Path, form: str) -> Iterator[dict[str, Any]]:
             with pa.OSFile(str(path)) as raw, pa.ipc.open_stream(raw) as stream:
                 yield from stream
 
-    for batch in batches():
-        for start in range(0, batch.num_rows, _ROWS):
-            part = batch.slice(start, _ROWS)
-            columns = {}
-            for name in part.schema.names:
-                if name in _COLUMNS:
-                    cells = part.column(name)
-                    if pa.types.is_timestamp(cells.type):
-                        cells = cells.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-                    columns[name] = cells.to_pylist()
-            yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+    def columns_of(part: Any) -> dict[str, list[Any]]:
+        columns = {}
+        for name in part.schema.names:
+            if name in _COLUMNS:
+                cells = part.column(name)
+                if pa.types.is_timestamp(cells.type):
+                    cells = cells.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+                columns[name] = cells.to_pylist()
+        return columns
+
+    try:
+        for batch in batches():
+            for start in range(0, batch.num_rows, _ROWS):
+                columns = columns_of(batch.slice(start, _ROWS))
+                yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error

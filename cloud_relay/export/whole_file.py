@@ -5,7 +5,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from types import FrameType
@@ -14,8 +14,8 @@ from typing import Final
 from protocols.base.errors import LocalProtocolError, StorageError
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
-_NAME_CHARS: Final = 200
-"""Of the name that the file has meanwhile: file systems take 255 bytes."""
+_NAME_CHARS: Final = 60
+"""Of the file's name in the one that it has meanwhile: file systems take 255 bytes, and a character has up to four."""
 
 
 @contextmanager
@@ -70,7 +70,8 @@ def _locked_file(path: Path) -> int:
     """A new file with a lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: nobody takes it for that of a dead process then
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if path.exists():
             return descriptor
         os.close(descriptor)  # another process took it for that of a dead one, before it had its lock
@@ -90,8 +91,8 @@ def _remove_dead(path: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass  # it is being written
+        except OSError:
+            pass  # it is being written, or there are no locks that would say so
         finally:
             os.close(descriptor)
 

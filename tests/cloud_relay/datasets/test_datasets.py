@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime
 from protocols.wire.records import Batch, Record
+from tests.cloud_relay.export.test_places import faults_of_geoparquet
 from tests.tools.dataset_fixture import run, shown, tried
 from tests.tools.export_fixture import VALUES, sent
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
@@ -64,6 +66,48 @@ def test_version_has_ages_and_filters_as_they_were(relay: RelayInProcess) -> Non
     run(relay, "create", "aged", "--since", "1d")
     assert shown(relay, "aged")["records"] == 0
     assert "has all 0 records" in run(relay, "verify", "aged").output
+
+
+PLACES = ((48.7, 11.4), (66.0, 179.995), (66.0, -179.995), (66.0, 180.0), (90.0, 5.0), (-90.0, -180.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("question", "places"),
+    [
+        ([], range(7)),
+        (["--box", "65.99,179.99,66.01,-179.99"], (1, 2, 3)),  # cells of the store, on either side of 180°
+        (["--box", "60,170,70,-170"], (1, 2, 3)),  # along time
+        (["--box", "80,-180,90,180"], (4,)),
+        (["--box", "-90,0,90,90"], (0, 4, 5, 6)),
+        (["--key", "veh/v-1/p1"], (1,)),  # one stream of the store
+        (["--key", "veh/*/*", "--origin", "v-1"], range(7)),
+        (["--rule", "r", "--min-quality", "0.9"], range(7)),
+    ],
+)
+def test_version_of_any_question_stays_whichever_way_the_store_finds_it(
+    relay: RelayInProcess, tmp_path: Path, question: list[str], places: Sequence[int]
+) -> None:
+    """Time, streams and cells of the store give one order, across 180° and at the poles, or records would seem lost."""
+
+    def send(first: int, rounds: int) -> None:
+        for number in range(rounds):
+            for place, (latitude, longitude) in enumerate(PLACES):
+                sequence = first + number * len(PLACES) + place
+                where = {"latitude_deg": latitude, "longitude_deg": longitude}
+                relay.send(batch(sequence, value=1.5, key=f"veh/v-1/p{place}", following=500, **where))
+
+    send(100, 6)
+    run(relay, "create", "x", *question)
+    send(1, 4)
+    send(200, 4)
+    assert shown(relay, "x")["records"] == 6 * len(places)
+    run(relay, "verify", "x")
+    run(relay, "export", "x", str(tmp_path / "x.parquet"))
+    rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert {row["key"] for row in rows} == {f"veh/v-1/p{place}" for place in places}
+    assert [row["sequence"] for row in rows] == sorted(row["sequence"] for row in rows)
+    run(relay, "verify", "x", str(tmp_path / "x.parquet"))
+    assert faults_of_geoparquet(tmp_path / "x.parquet") == []
 
 
 def test_version_has_records_of_the_last_nanosecond(relay: RelayInProcess, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Exports in Arrow's own format, and the same rows by every reader: pyarrow, pandas and DuckDB."""
 
+import csv
 import math
 import sys
 from pathlib import Path
@@ -99,6 +100,39 @@ def test_damaged_files_are_refused_in_one_line(files: dict[str, Path], tmp_path:
             list(rows_in(file, form))
     with pytest.raises(LocalProtocolError, match="No such file"):
         list(rows_in(tmp_path / "none", form))
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("sequence", "1" + "0" * 30), ("sequence", ""), ("sequence", "9" * 5_000), ("lineage", "["), ("lineage", "[1]"),
+        ("has_receipt", "yes"), ("quality", "good"), ("altitude_m", "x"),
+    ],
+)  # fmt: skip
+def test_cells_of_another_type_are_refused_in_one_line(
+    files: dict[str, Path], tmp_path: Path, column: str, cell: str
+) -> None:
+    """Somebody may have opened the file with a spreadsheet, and saved it."""
+    with files["csv"].open(newline="", encoding="utf-8") as opened:
+        header, first, *_ = csv.reader(opened)
+    first[header.index(column)] = cell
+    with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([header, first])
+    with pytest.raises(LocalProtocolError, match="can't be read as csv") as caught:
+        list(rows_in(tmp_path / "x.csv", "csv"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_columns_of_another_type_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    """A time that no microsecond holds, and a name that comes twice."""
+    table = pq.read_table(files["parquet"]).slice(0, 1)
+    twice = pa.table([table["sequence"], table["sequence"]], names=["sequence", "sequence"])
+    late = pa.table([pa.array([2**62], pa.timestamp("s", "UTC"))], names=["event_time"])
+    for wrong in (twice, late):
+        with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as out, pa.ipc.new_file(out, wrong.schema) as writer:
+            writer.write_table(wrong)
+        with pytest.raises(LocalProtocolError, match="can't be read as arrow"):
+            list(rows_in(tmp_path / "x.arrow", "arrow"))
 
 
 def test_reader_without_its_library_says_the_way_out(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
