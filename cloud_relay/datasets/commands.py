@@ -51,28 +51,31 @@ def dataset() -> None:
 @_STORE
 @_FOLDER
 @filter_options
-@click.option("--licence", default="", metavar="TEXT", help="What others may do with the data, as in CC-BY-4.0.")
-@click.option("--notes", default="", metavar="TEXT", help="What somebody who finds it should know.")
+@click.option("--licence", metavar="TEXT", help="What others may do with the data, as in CC-BY-4.0.")
+@click.option("--notes", metavar="TEXT", help="What somebody who finds it should know.")
 @click.argument("name")
 def create(
-    config_path: Path, store_path: Path | None, folder: Path | None, licence: str, notes: str, name: str,
+    config_path: Path, store_path: Path | None, folder: Path | None, licence: str | None, notes: str | None, name: str,
     **given: str | None,
 ) -> None:  # fmt: skip
     """Make a version of dataset NAME from the records that the filters select now.
 
-    A dataset that is there gets its next version, with the same filters or none.
+    A dataset that is there gets its next version, with the same filters or none. Licence and notes are those of the
+    version before unless they are given.
     """
     store, shelf = _opened(config_path, store_path, folder)
     untrusted_name(name)
     question = {filter_name: text for filter_name, text in given.items() if text is not None}
     numbers = shelf.numbers(name)
     before = shelf.version(VersionName(name, numbers[-1])) if numbers else None
-    if before is not None and not question:
-        question = before.question
+    if before is not None:
+        question = question or before.question
+        licence, notes = (before.licence if licence is None else licence), (before.notes if notes is None else notes)
     with store_opened(store) as db, progress(name, None) as told:
         made, version = make_version(
-            shelf, name, question, db, UtcNs(time.time_ns()), told, licence=licence, notes=notes, software=_software()
-        )
+            shelf, name, question, db, UtcNs(time.time_ns()), told,
+            licence=licence or "", notes=notes or "", software=_software(),
+        )  # fmt: skip
     same = f", the same as version {numbers[-1]}" if before is not None and before.digest == version.digest else ""
     click.echo(f"{made}: {version.records} records{same}, {version.digest}")
 
@@ -85,31 +88,25 @@ def create(
 def list_datasets(config_path: Path, store_path: Path | None, folder: Path | None, as_json: bool) -> None:
     """Show all datasets with their versions."""
     _, shelf = _opened(config_path, store_path, folder)
-    rows = []
-    for name in shelf.names():
-        for number in shelf.numbers(name):
-            wanted = VersionName(name, number)
-            try:
-                version: DatasetVersion | None = shelf.version(wanted)
-            except StorageError as error:
-                version = None
-                click.echo(f"{wanted}: {error}", err=True)
-            rows.append((wanted, version))
-    if as_json:
-        click.echo(_json([
-            {"dataset": wanted.name, "version": wanted.number, "records": version.records, "digest": version.digest,
-             "question": version.question, "made_utc_s": version.made_utc_s}
-            for wanted, version in rows if version is not None
-        ]))  # fmt: skip
-        return
-    for wanted, version in rows:
-        if version is None:
-            click.echo(f"{wanted!s:<32} DAMAGED")
+    listed = []
+    for wanted in (VersionName(name, number) for name in shelf.names() for number in shelf.numbers(name)):
+        try:
+            version = shelf.version(wanted)
+        except StorageError as error:
+            click.echo(f"{wanted}: {error}", err=True)
+            if not as_json:
+                click.echo(f"{wanted!s:<32} DAMAGED")
+            continue
+        if as_json:
+            listed.append(
+                {"dataset": wanted.name, "version": wanted.number, "records": version.records,
+                 "digest": version.digest, "question": version.question, "made_utc_s": version.made_utc_s}
+            )  # fmt: skip
         else:
-            made, asked = shown_time(version.asked_utc_ns), question_text(version.question)
-            click.echo(
-                f"{wanted!s:<32} {version.records:>10} records  {made}  {version.digest[:19]}…  {_printable(asked)}"
-            )
+            made, asked = shown_time(version.asked_utc_ns), _printable(question_text(version.question))
+            click.echo(f"{wanted!s:<32} {version.records:>10} records  {made}  {version.digest[:19]}…  {asked}")
+    if as_json:
+        click.echo(_json(listed))
 
 
 @dataset.command()

@@ -4,6 +4,7 @@ Records that the relay stores meanwhile may be in the version or not; the list s
 newest record that there was at the beginning, so that a relay under load does not keep the listing going.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -80,7 +81,7 @@ def question_text(question: Mapping[str, str]) -> str:
     """A question as it is written on the command line."""
     if not question:
         return "for everything"
-    return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in question.items())
+    return shlex.join(word for name, text in question.items() for word in (f"--{name.replace('_', '-')}", text))
 
 
 def _check_text(option: str, text: str, most: int) -> None:

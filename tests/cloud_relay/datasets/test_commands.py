@@ -1,6 +1,7 @@
 """Commands about datasets under bad input, kills, full disks, and each other."""
 
 import gzip
+import json
 import os
 import pty
 import signal
@@ -89,7 +90,8 @@ def test_versions_are_listed_and_removed_and_no_number_comes_again(relay: RelayI
     run(relay, "create", "a.b-c_d")
     lines = run(relay, "list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["a.b-c_d@1", "speeds@1", "speeds@2"]
-    assert "--key veh/**" in lines[1]
+    assert "--key 'veh/**'" in lines[1]
+    assert [one["version"] for one in json.loads(run(relay, "list", "--json").stdout)] == [1, 1, 2]
     assert run(relay, "remove", "speeds@2").output == "speeds@2: 1 version removed\n"
     assert tried(relay, "show", "speeds@2").exit_code == 2
     assert run(relay, "create", "speeds").output.startswith("speeds@3: 1 records")

@@ -279,6 +279,16 @@ def test_card_tells_people_and_programs_what_the_file_is(relay: RelayInProcess, 
             assert line.replace("\\|", "").count("|") in (3, 4, 5), line
 
 
+def test_next_version_keeps_licence_and_notes(relay: RelayInProcess) -> None:
+    """A timer that makes the next version each week does not know them, and must not drop them."""
+    relay.send(batch(1, value=1.5))
+    run(relay, "create", "speeds", "--licence", "CC0-1.0", "--notes", "wet")
+    run(relay, "create", "speeds")
+    assert (shown(relay, "speeds@2")["licence"], shown(relay, "speeds@2")["notes"]) == ("CC0-1.0", "wet")
+    run(relay, "create", "speeds", "--notes", "")
+    assert (shown(relay, "speeds@3")["licence"], shown(relay, "speeds@3")["notes"]) == ("CC0-1.0", "")
+
+
 def test_metadata_of_an_exported_version_says_which_it_is(relay: RelayInProcess, tmp_path: Path) -> None:
     """When it was exported is not in it, or no two exports would be equal."""
     relay.send(batch(1, value=1.5))
