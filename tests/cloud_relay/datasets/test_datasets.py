@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from msgspec import Raw
 
 from cloud_relay.cli import main
+from cloud_relay.datasets.members import Member, MemberList
 from cloud_relay.store.schema import open_for_reading, open_for_writing
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
@@ -52,6 +53,30 @@ def test_version_stays_while_records_come_in(relay: RelayInProcess, tmp_path: Pa
     assert shown(relay, "speeds")["records"] == 30
     assert "has all 10 records of speeds@1" in run(relay, "verify", "speeds@1").output
     assert "the same as version 2" in run(relay, "create", "speeds", "--key", "veh/**").output
+
+
+def test_version_made_under_load_is_exactly_what_its_list_says(
+    relay: RelayInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay stores on while the list is written, late records before its place and newer ones behind its end."""
+    for first in range(10_000, 13_000, 250):
+        relay.send(batch(*range(first, first + 250), value=1.5, following=30_000))
+    sending = iter([*range(9_000, 9_990, 10), *range(20_000, 20_990, 10)])
+    add = MemberList.add
+
+    def added(members: MemberList, member: Member) -> None:
+        add(members, member)
+        if member.sequence % 20 == 0 and (first := next(sending, None)) is not None:
+            relay.send(batch(*range(first, first + 10), value=1.5, following=30_000))
+
+    monkeypatch.setattr(MemberList, "add", added)
+    run(relay, "create", "x")
+    found = shown(relay, "x")
+    assert found["extent"]["last_utc_ns"] == BASE_NS + 12_999 * 10**9
+    assert found["records"] >= 3_000
+    assert f"has all {found['records']} records" in run(relay, "verify", "x").output
+    run(relay, "export", "x", str(tmp_path / "x.csv"))
+    assert f"has all {found['records']} records" in run(relay, "verify", "x", str(tmp_path / "x.csv")).output
 
 
 def test_version_has_ages_and_filters_as_they_were(relay: RelayInProcess) -> None:
