@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
+from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
 from cloud_relay.http.reception import METHODS, Reception
@@ -48,6 +49,8 @@ MAX_QUERY_CHARS: Final = 8_192
 _log = logging.getLogger(__name__)
 JSON: Final = ("application/json",)
 KINDS: Final = {
+    "/v1/records": (*JSON, ARROW),
+    "/v1/newest": (*JSON, ARROW),
     "/v1/stream": ("text/event-stream",),
     "/metrics": ("text/plain", "application/openmetrics-text"),
 }
