@@ -18,6 +18,11 @@
     [ingest]
     receipts = "accepted"       # "required": records without a receipt are refused
 
+    [[aggregate]]               # any number, see cloud_relay.aggregates.definition
+    name = "speed"
+    key = "veh/*/speed"
+    bucket = "1h"
+
     [releases]
     folder = "state/releases"   # default: releases in state_dir
 
@@ -51,9 +56,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cloud_relay.aggregates.definition import AggregateDefinition, untrusted_definitions
 from meshnode.links.transport import CredentialFiles
 from protocols.access import AccessRule, AccessTable
-from protocols.base.errors import ConfigError, InvalidKey, InvalidName
+from protocols.base.errors import ConfigError, InvalidKey, InvalidName, LocalProtocolError
 from protocols.base.ids import NodeId, node_id
 
 DEFAULT_PORT = 7450
@@ -70,7 +76,7 @@ _KEYS = {
     "http": ("host", "port", "tokens", "certificate", "key", "certificates", "operators"),
     "access": ("rules",),
 }
-_LISTS = ("sink",)
+_LISTS = ("aggregate", "sink")
 """Tables that may be there several times. Whoever uses them checks them."""
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
@@ -123,6 +129,8 @@ class RelayConfig:
     """The file that this is in."""
     sinks: tuple[dict[str, Any], ...]
     """The tables ``[[sink]]`` as they are. :func:`cloud_relay.sinks.settings.sinks_of` checks them."""
+    aggregates: tuple[AggregateDefinition, ...] = ()
+    """What the store keeps beside the records."""
 
 
 def load_config(path: Path) -> RelayConfig:
@@ -183,7 +191,14 @@ class _Parser:
             http=self._http(store, state_dir, authority) if "http" in self._tables else None,
             path=self._path,
             sinks=self._list("sink"),
+            aggregates=self._aggregates(),
         )
+
+    def _aggregates(self) -> tuple[AggregateDefinition, ...]:
+        try:
+            return untrusted_definitions(self._tables.get("aggregate", []))
+        except LocalProtocolError as error:
+            raise ConfigError(f"{self._path}: {error}") from error
 
     def _http(self, store: Path, state_dir: Path, authority: Path) -> HttpConfig:
         given = self._tables["http"]

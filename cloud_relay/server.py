@@ -74,7 +74,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         ) from error
     settings_of_sinks = sinks_of(config)
     with ExitStack() as closing:
-        store = Store(config.store)
+        store = Store(config.store, aggregates=config.aggregates)
         closing.callback(store.close)
         sinks = Sinks(settings_of_sinks, config.store, config.state_dir)
         closing.callback(sinks.close)

@@ -20,8 +20,12 @@ MAX_INTEGER: Final = 2**63 - 1
 
 Row = tuple[Any, ...]
 KEY_COLUMN: Final = 0
+VALUE_COLUMN: Final = 3
+LATITUDE_COLUMN: Final = 4
+LONGITUDE_COLUMN: Final = 5
 EVENT_COLUMN: Final = 9
-"""Where a row has the key, and the time of sensing."""
+UNIT_COLUMN: Final = 12
+"""Where a row has the key, the value, the place, the time of sensing and the unit."""
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str))
 """Types of values that JSON has a form for, and that hold no other value."""

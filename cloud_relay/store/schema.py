@@ -4,7 +4,8 @@ The table ``records`` holds each record once, by origin and sequence, with its w
 reading's own bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds
 the next sequence of each node. ``receipts`` holds what nodes signed, ``receipted`` which record is at which place of
 which receipt, ``certificates`` who signed, and ``wrong_receipts`` whose receipts were refused. ``streams`` says for
-each key, node and rule how many records there are and when the newest was sensed. Texts and blobs are stored as
+each key, node and rule how many records there are and when the newest was sensed. Kept aggregates are in tables of
+their own, see :mod:`cloud_relay.store.aggregates.tables`. Texts and blobs are stored as
 authenticated nodes sent them, and nothing in them ever becomes part of a statement.
 
 Three indexes serve queries: by key and node, by time, and by cell of a grid on the earth, each in the order in which
@@ -16,13 +17,16 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from cloud_relay.store.aggregates.tables import TABLES as AGGREGATES
 from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
 APPLICATION_ID = 0x6D6E7273
-VERSION: Final = 3
+VERSION: Final = 4
 INDEXED_VERSION: Final = 3
 """From this one on a store has what :mod:`cloud_relay.query.sources` needs to be fast."""
+AGGREGATES_VERSION: Final = 4
+"""From this one on a store has the tables of kept aggregates."""
 CELLS_PER_DEGREE: Final = 100
 CELLS_AROUND: Final = 360 * CELLS_PER_DEGREE + 1
 """Cells in a circle of latitude; the last one is for 180° itself."""
@@ -113,7 +117,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_size_limit = 67108864")
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            _make(db, SCHEMA, RECEIPTS, SEARCHING)
+            _make(db, SCHEMA, RECEIPTS, SEARCHING, AGGREGATES)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {VERSION}")
         elif (version := _checked_version(db, path)) < VERSION:
@@ -173,6 +177,14 @@ def store_version(db: sqlite3.Connection) -> int:
 
 def _take_over(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Give a store of an earlier version what it lacks, in the transaction that is open."""
+    if version < INDEXED_VERSION:
+        _index_anew(db, path, version)
+    if version < AGGREGATES_VERSION:
+        _make(db, AGGREGATES)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _index_anew(db: sqlite3.Connection, path: Path, version: int) -> None:
     many = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()[0]
     _log.warning(
         "the store %s is of version %d: its %d records are indexed anew, about ten seconds for each million; nodes "
@@ -181,7 +193,6 @@ def _take_over(db: sqlite3.Connection, path: Path, version: int) -> None:
     if version < 2:
         _make(db, RECEIPTS)
     _make(db, _REPLACED, SEARCHING, _KNOWN_STREAMS)
-    db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _touch(db: sqlite3.Connection) -> None:

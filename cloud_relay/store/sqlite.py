@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from cloud_relay.aggregates.definition import AggregateDefinition
+from cloud_relay.store.aggregates.keeping import KeptAggregates
 from cloud_relay.store.fates import FateTable
 from cloud_relay.store.receipts import ReceiptTable, StorableReceipt
 from cloud_relay.store.rows import Row
@@ -74,8 +76,14 @@ class StorableBatch:
 class Store:
     """Takes batches. The package ``cloud_relay.query`` reads them."""
 
-    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        """Open or create the store in ``path``. ``clock`` gives UTC nanoseconds.
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], int] = time.time_ns,
+        aggregates: Sequence[AggregateDefinition] | None = None,
+    ) -> None:
+        """Open or create the store in ``path``. ``clock`` gives UTC nanoseconds. ``aggregates`` are kept from now on,
+        and others are dropped; None: those that the store has.
 
         :raises StorageError: when it can't be used; says why and the way out.
         """
@@ -86,6 +94,7 @@ class Store:
         self._fates = FateTable(self._db)
         self._receipts = ReceiptTable(self._db)
         self._streams = StreamCounts(self._db)
+        self._aggregates = KeptAggregates(self._db, path, aggregates, clock())
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self.at_commit: Callable[[], None] = lambda: None
         """Called on the writing thread whenever records were stored."""
@@ -115,8 +124,8 @@ class Store:
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start: records stored, records that came again, conflicts, failed transactions, batches that
-        gave way in a full queue, and fates that were not noted whole because a bound was reached; and batches that wait
-        now."""
+        gave way in a full queue, fates that were not noted whole because a bound was reached, and times that filling
+        aggregates failed; and batches that wait now."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
@@ -125,6 +134,7 @@ class Store:
             "batches_gave_way": self._turns.gave_way,
             "batches_waiting": self._turns.waiting,
             "fates_beyond_bounds": self._fates.beyond_bounds,
+            "aggregate_failures": self._aggregates.failures,
         }
 
     def close(self) -> None:
@@ -137,8 +147,11 @@ class Store:
 
     # --- the writing thread ----------------------------------------------------------------------------------------
     def _write(self) -> None:
-        while group := self._turns.take(MAX_GROUP_BATCHES):
-            self._commit(group)
+        while (group := self._turns.take(MAX_GROUP_BATCHES, self._aggregates.pause_s)) != []:
+            if group is not None:
+                self._commit(group)
+            if self._aggregates.pause_s is not None and self._aggregates.work():
+                self._tell()
 
     def _commit(self, group: list[tuple[StorableBatch, "Future[Acknowledgement | RelayRefusal]"]]) -> None:
         before = (self._stored, self._repeated, self._conflicts)
@@ -147,12 +160,14 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             answers = [self._take(batch) for batch, _ in group]
             self._streams.write()
+            self._aggregates.write()
             self._db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
             self._stored, self._repeated, self._conflicts = before
             self._failures += 1
             self._fates.rolled_back()
             self._streams.rolled_back()
+            self._aggregates.rolled_back()
             with suppress(sqlite3.Error):  # else this thread would end, and every later batch would wait for it
                 if self._db.in_transaction:
                     self._db.rollback()
@@ -164,10 +179,13 @@ class Store:
         for (_, done), answer in zip(group, answers, strict=True):
             done.set_result(answer)
         if self._stored > before[0]:
-            try:
-                self.at_commit()
-            except Exception:  # noqa: BLE001 - this thread must go on, or every later batch would wait for it
-                _log.exception("not everybody was told of what was stored: this is a bug of the relay")
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self.at_commit()
+        except Exception:  # noqa: BLE001 - this thread must go on, or every later batch would wait for it
+            _log.exception("not everybody was told of what was stored: this is a bug of the relay")
 
     def _take(self, batch: StorableBatch) -> Acknowledgement | RelayRefusal:
         now = self._clock()
@@ -192,6 +210,7 @@ class Store:
             if self._db.execute(_INSERT, (*name, record.rule, *record.row, now, record.encoded)).rowcount == 1:
                 self._stored += 1
                 self._streams.note(batch.origin, record.rule, record.row)
+                self._aggregates.note(batch.origin, record.rule, record.row, now, record.encoded)
             elif self._holds(name, record):
                 self._repeated += 1
             else:

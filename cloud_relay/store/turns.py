@@ -45,11 +45,12 @@ class Turns(Generic[ItemT]):
             self.gave_way += 1
             return left
 
-    def take(self, most: int) -> list[ItemT]:
+    def take(self, most: int, timeout_s: float | None = None) -> list[ItemT] | None:
         """Wait for items and return at most ``most``, of different origins, in turn. Empty: the queue is closed, and
-        all items were taken."""
+        all items were taken. None: nothing came in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s):
+                return None
             taken: list[ItemT] = []
             for origin in list(self._waiting)[:most]:
                 waiting = self._waiting.pop(origin)

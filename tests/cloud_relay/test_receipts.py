@@ -440,6 +440,8 @@ def test_store_of_the_version_before_is_read_and_taken_over(tmp_path: Path) -> N
         for table in ("receipts", "receipted", "certificates", "wrong_receipts"):
             assert f"CREATE TABLE {table} " in RECEIPTS
             db.execute(f"DROP TABLE {table}")
+        for table in ("aggregates", "aggregate_groups", "aggregate_changes"):
+            db.execute(f"DROP TABLE {table}")
         db.executescript(
             "DROP TABLE streams; DROP INDEX records_in_streams; DROP INDEX records_in_time; DROP INDEX records_in_cells"
         )

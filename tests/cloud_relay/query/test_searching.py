@@ -266,6 +266,7 @@ def made_older(path: Path, version: int) -> None:
             "CREATE INDEX records_by_key ON records (key, event_utc_ns);"
             "CREATE INDEX records_by_time ON records (event_utc_ns);"
             "CREATE INDEX records_by_place ON records (latitude_deg, longitude_deg);"
+            "DROP TABLE aggregates; DROP TABLE aggregate_groups; DROP TABLE aggregate_changes;"
             f"PRAGMA user_version = {version}"
         )
 

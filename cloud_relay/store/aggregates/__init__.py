@@ -1,0 +1,1 @@
+"""The tables of kept aggregates in the store of SQLite, and who writes them."""

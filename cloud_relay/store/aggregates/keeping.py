@@ -1,0 +1,197 @@
+"""Keeps the configured aggregates right.
+
+What a batch stores newly is added in the transaction that stores it, so a record that comes again is not added again,
+and a late one goes to its own bucket. An aggregate that is new is filled from the records that were there before it, up
+to the number ``fill_end``, in slices, each a transaction that also notes how far it came. Records above that number are
+added as they come. So each record is added once, whenever the relay is killed. Aggregates that are no longer configured
+are deleted in slices, too.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from cloud_relay.aggregates.definition import AggregateDefinition, stored_definition
+from cloud_relay.aggregates.grouping import AggregateRecord
+from cloud_relay.aggregates.tallies import Tallies
+from cloud_relay.store.aggregates.groups import GroupTable
+from cloud_relay.store.rows import (
+    EVENT_COLUMN,
+    KEY_COLUMN,
+    LATITUDE_COLUMN,
+    LONGITUDE_COLUMN,
+    UNIT_COLUMN,
+    VALUE_COLUMN,
+    Row,
+)
+from protocols.base.errors import StorageError
+
+SLICE_RECORDS: Final = 1_024
+SLICE_BYTES: Final = 4 * 1024 * 1024
+"""What one slice reads: batches wait for it for some tens of milliseconds."""
+SLICE_DROPPED: Final = 2_048
+RETRY_S: Final = 5.0
+"""After a slice failed, as it does on a full disk."""
+_BEFORE: Final = (
+    "SELECT rowid, origin, rule, key, unit, latitude_deg, longitude_deg, event_utc_ns, received_utc_ns, value, encoded"
+    " FROM records NOT INDEXED WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
+)
+_log = logging.getLogger(__name__)
+
+
+class KeptAggregates:
+    """Belongs to the thread that writes the store."""
+
+    def __init__(
+        self, db: sqlite3.Connection, path: Path, definitions: Sequence[AggregateDefinition] | None, now_utc_ns: int
+    ) -> None:
+        """``definitions``: what is kept from now on; None: what the store has.
+
+        :raises StorageError: the store can't be used.
+        """
+        self._db, self._path = db, path
+        self.failures = 0
+        """Slices that failed."""
+        self.pause_s: float | None = None
+        """How long to wait for batches before :meth:`work` is called; None: there is nothing to do."""
+        if definitions is not None:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                self._configure(definitions, now_utc_ns)
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                db.close()
+                raise StorageError(
+                    f"the store {path} can't be used: {error}; free space on that disk, or restore a copy"
+                ) from error
+        self._definitions = stored_definitions(db)
+        self._tables: dict[int, GroupTable] = {}
+        self._tallies = Tallies(self._definitions)
+        self._look_for_work()
+
+    def note(self, origin: str, rule: str, row: Row, received_utc_ns: int, encoded: bytes) -> None:
+        """Note a record that was stored just now."""
+        if self._definitions:
+            self._tallies.note(
+                AggregateRecord(
+                    origin, rule, row[KEY_COLUMN], row[UNIT_COLUMN], row[LATITUDE_COLUMN], row[LONGITUDE_COLUMN],
+                    row[EVENT_COLUMN], received_utc_ns, row[VALUE_COLUMN], encoded,
+                )
+            )  # fmt: skip
+
+    def write(self) -> None:
+        """Write what was noted, at the end of the caller's transaction."""
+        self._write(self._tallies)
+        self._tallies.clear()
+
+    def rolled_back(self) -> None:
+        """Forget what was noted in a transaction that did not happen."""
+        self._tallies.clear()
+        self._tables.clear()
+
+    def work(self) -> bool:
+        """Fill or drop one slice, in a transaction of its own. Returns whether groups have changed."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            has_changed = self._drop() or self._fill()
+            self._db.execute("COMMIT")
+        except Exception:  # noqa: BLE001 - batches must go on, whatever it is
+            self.failures += 1
+            self.rolled_back()
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.rollback()
+            _log.exception("aggregates of %s can't be filled now; it is tried again in %g s", self._path, RETRY_S)
+            self.pause_s = RETRY_S
+            return False
+        self._look_for_work()
+        return has_changed
+
+    def _configure(self, definitions: Sequence[AggregateDefinition], now_utc_ns: int) -> None:
+        wanted = {(definition.name, definition.identity): definition for definition in definitions}
+        for number, definition in stored_definitions(self._db).items():
+            same = wanted.pop((definition.name, definition.identity), None)
+            if same is None:
+                _log.warning("the aggregate %s is not configured as it was: what was kept is dropped", definition.name)
+                self._db.execute("UPDATE aggregates SET dropped = 1 WHERE number = ?", (number,))
+            else:
+                self._db.execute(
+                    "UPDATE aggregates SET percentiles = ?, max_groups = ? WHERE number = ?",
+                    (same.shown, same.max_groups, number),
+                )
+        for new in wanted.values():
+            self._db.execute(
+                "INSERT INTO aggregates (name, identity, percentiles, max_groups, made_utc_ns, filled_to, fill_end)"
+                " VALUES (?, ?, ?, ?, ?, 0, (SELECT coalesce(max(rowid), 0) FROM records))",
+                (new.name, new.identity, new.shown, new.max_groups, now_utc_ns),
+            )
+
+    def _write(self, tallies: Tallies) -> None:
+        if not tallies.groups and not tallies.ahead:
+            return
+        (change,) = self._db.execute("SELECT last FROM aggregate_changes").fetchone()
+        # In order, so that neighbours in the file are written together.
+        for (number, name), tally in sorted(tallies.groups.items(), key=lambda item: item[0]):
+            table = self._tables.get(number)
+            if table is None:
+                table = self._tables[number] = GroupTable(self._db, number, self._definitions[number])
+            change = table.add(name, tally, change)
+        self._db.execute("UPDATE aggregate_changes SET last = ?", (change,))
+        for number, count in tallies.ahead.items():
+            self._db.execute("UPDATE aggregates SET ahead = ahead + ? WHERE number = ?", (count, number))
+
+    def _fill(self) -> bool:
+        """Add the next records to those aggregates that are least far."""
+        next_slice = self._db.execute(
+            "SELECT filled_to, fill_end FROM aggregates WHERE dropped = 0 AND filled_to < fill_end"
+            " ORDER BY filled_to, fill_end LIMIT 1"
+        ).fetchone()
+        if next_slice is None:
+            return False
+        reached, end = next_slice
+        numbers = self._db.execute(
+            "SELECT number FROM aggregates WHERE dropped = 0 AND filled_to = ? AND fill_end = ?", next_slice
+        ).fetchall()
+        tallies = Tallies({number: self._definitions[number] for (number,) in numbers})
+        count = size_bytes = 0
+        for rowid, *fields in self._db.execute(_BEFORE, (reached, end, SLICE_RECORDS)):
+            record = AggregateRecord(*fields)
+            tallies.note(record)
+            reached, count = rowid, count + 1
+            size_bytes += len(record.value) + len(record.encoded)
+            if size_bytes >= SLICE_BYTES:
+                break
+        else:
+            reached = end if count < SLICE_RECORDS else reached
+        self._write(tallies)
+        self._db.executemany("UPDATE aggregates SET filled_to = ? WHERE number = ?", [(reached, n) for (n,) in numbers])
+        return True
+
+    def _drop(self) -> bool:
+        """Delete groups of an aggregate that is not wanted any more. Returns whether there was one."""
+        found = self._db.execute("SELECT number FROM aggregates WHERE dropped = 1 LIMIT 1").fetchone()
+        if found is None:
+            return False
+        gone = self._db.execute(
+            "DELETE FROM aggregate_groups WHERE number IN"
+            " (SELECT number FROM aggregate_groups WHERE aggregate = ? LIMIT ?)",
+            (found[0], SLICE_DROPPED),
+        ).rowcount
+        if gone < SLICE_DROPPED:
+            self._db.execute("DELETE FROM aggregates WHERE number = ?", found)
+        return True
+
+    def _look_for_work(self) -> None:
+        has_work = self._db.execute(
+            "SELECT 1 FROM aggregates WHERE dropped = 1 OR filled_to < fill_end LIMIT 1"
+        ).fetchone()
+        self.pause_s = None if has_work is None else 0.0
+
+
+def stored_definitions(db: sqlite3.Connection) -> dict[int, AggregateDefinition]:
+    """The aggregates that a store has, by their numbers."""
+    rows = db.execute("SELECT number, name, identity, percentiles, max_groups FROM aggregates WHERE dropped = 0")
+    return {number: stored_definition(*row) for number, *row in rows}

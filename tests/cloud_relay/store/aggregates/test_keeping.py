@@ -1,0 +1,277 @@
+"""Kept aggregates are equal to what the stored records give, whatever happens on the way."""
+
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud_relay.aggregates.definition import AggregateDefinition
+from cloud_relay.aggregates.summary import GroupSummary
+from cloud_relay.store.aggregates import keeping
+from cloud_relay.store.sqlite import StorableRecord, Store
+from protocols.base.errors import StorageError
+from protocols.base.limits import SECOND
+from tests.tools.aggregates_fixture import START_NS, batch_of, kept_groups, recomputed_groups, storable, told_of
+from tests.tools.eventually import eventually
+
+HOUR_NS = 3_600 * SECOND
+HOURLY = AggregateDefinition("hourly", "veh/**", HOUR_NS)
+CHOICE = (
+    HOURLY,
+    AggregateDefinition("cells", "veh/*/speed", HOUR_NS // 4, by=("origin",), cell_e7=10_000_000),
+    AggregateDefinition("field", "**", HOUR_NS, ("a", "0"), by=(), rule="r"),
+    AggregateDefinition("hourly", "veh/*/speed", HOUR_NS),
+)
+
+
+@pytest.fixture(name="path")
+def given_path(tmp_path: Path) -> Path:
+    return tmp_path / "relay.sqlite"
+
+
+@pytest.fixture(name="small_slices")
+def given_small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "SLICE_RECORDS", 3)
+    monkeypatch.setattr(keeping, "SLICE_DROPPED", 2)
+
+
+def opened(path: Path, *kept: AggregateDefinition) -> Store:
+    """A store whose clock stands a day after the records."""
+    return Store(path, lambda: START_NS + 24 * HOUR_NS, kept)
+
+
+def send(store: Store, *records: StorableRecord, node: str = "v-1") -> None:
+    store.submit(batch_of(*records, node=node)).result()
+
+
+VALUES = st.one_of(
+    st.floats(), st.integers(-(2**63), 2**64 - 1), st.booleans(), st.text(max_size=3), st.none(),
+    st.builds(lambda number: {"a": [number]}, st.floats() | st.integers(-9, 9)), st.just({"b": [1]}),
+)  # fmt: skip
+RECORDS = st.builds(
+    storable, st.integers(1, 40), VALUES, st.integers(0, 240), st.sampled_from(["veh/v/speed", "veh/v/x", "rsu"]),
+    st.sampled_from(["r", "q"]), st.sampled_from(["m/s", "1"]),
+    st.sampled_from([(0.5, 0.5), (-0.5, 179.9), (1.0, -180.0), (1.0, 180.0), (90.0, 3.0)]),
+)  # fmt: skip
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from(["v-1", "v-2"]), st.lists(RECORDS, min_size=1, max_size=8)),
+        st.tuples(st.just("reopen"), st.sets(st.sampled_from([0, 1, 2]))),
+        st.tuples(st.just("reopen"), st.sets(st.sampled_from([1, 3]))),
+        st.tuples(st.just("stop"), st.just(0)),
+        st.tuples(st.just("fail"), st.lists(RECORDS, min_size=1, max_size=4)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS)
+def test_any_history_gives_what_the_records_give(steps: list[Any]) -> None:
+    """Repeated and conflicting records, other definitions, ends in mid-filling, transactions that fail."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping, "SLICE_RECORDS", 3)
+        patch.setattr(keeping, "SLICE_DROPPED", 2)
+        path = Path(folder) / "relay.sqlite"
+        kept: tuple[AggregateDefinition, ...] = CHOICE[:2]
+        store = opened(path, *kept)
+        for step in steps:
+            match step:
+                case ("send", node, records):
+                    send(store, *records, node=node)
+                case ("reopen", which):
+                    store.close()
+                    kept = tuple(CHOICE[index] for index in sorted(which))
+                    store = opened(path, *kept)
+                case ("stop", _):
+                    store.close()
+                    store = opened(path, *kept)
+                case ("fail", records):
+                    with pytest.MonkeyPatch.context() as failing:
+                        failing.setattr(GroupSummary, "encoded", _fails)
+                        done = store.submit(batch_of(*records))
+                        assert isinstance(done.exception(), StorageError) or done.result()
+        store.close()
+        with closing(opened(path, *kept)):
+            assert kept_groups(path) == recomputed_groups(path)
+
+
+def _fails(_: GroupSummary) -> bytes:
+    raise sqlite3.OperationalError("disk is full")
+
+
+def test_late_and_repeated_records_count_once_and_where_they_belong(path: Path) -> None:
+    """A vehicle that was in a tunnel for a day must not be in the wrong hour, nor twice."""
+    with closing(opened(path, HOURLY)) as store:
+        send(store, storable(5, 5.0, 70))
+        for _ in range(2):
+            send(store, storable(1, 1.0, 5), storable(2, 3.0, 10), storable(5, 5.0, 70))
+        assert store.statistics()["repeated"] == 4
+    told = [GroupSummary.decode(summary).told([50]) for _, summary in sorted(kept_groups(path)["hourly"].items())]
+    assert [(group["records"], group["mean"]) for group in told] == [(2, 2.0), (1, 5.0)]
+
+
+def test_conflicting_record_adds_nothing(path: Path) -> None:
+    """Only what is stored counts."""
+    with closing(opened(path, HOURLY)) as store:
+        send(store, storable(1, 1.0), storable(1, 9.0))
+    assert kept_groups(path) == recomputed_groups(path)
+
+
+def test_changed_definition_is_filled_anew_and_shown_percentiles_are_not_part_of_it(path: Path) -> None:
+    """A number must be what its definition says now; to see another percentile needs no work."""
+    with closing(opened(path, HOURLY)) as store:
+        send(store, storable(1), storable(2, key="veh/v-1/x"))
+    before = told_of(path, "hourly")
+    opened(path, AggregateDefinition("hourly", "veh/**", HOUR_NS, percentiles=(1,), max_groups=7)).close()
+    assert told_of(path, "hourly") == before | {"percentiles": "[1]", "max_groups": 7}
+    with closing(opened(path, CHOICE[3])):
+        assert [name.key for name in kept_groups(path)["hourly"]] == ["veh/v-1/speed"]
+    assert told_of(path, "hourly")["number"] != before["number"]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM aggregates").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM aggregate_groups").fetchone() == (1,)
+
+
+def test_store_opened_without_definitions_goes_on_with_its_own(path: Path) -> None:
+    """A tool that opens a store must not drop what a relay keeps."""
+    with closing(opened(path, HOURLY)) as store:
+        send(store, storable(1))
+    with closing(Store(path, lambda: START_NS)) as store:
+        send(store, storable(2))
+    assert kept_groups(path) == recomputed_groups(path)
+
+
+def test_full_aggregate_lets_its_oldest_buckets_go_whatever_the_order(path: Path) -> None:
+    """Which buckets are there must not depend on who was late, and each that is there must be whole."""
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=4)
+    records = [storable(number, float(number), 20 * number, f"veh/v-1/k{number % 2}") for number in range(1, 31)]
+    found = []
+    for number, order in enumerate((records, records[::-1], records[::2] + records[1::2], records[15:] + records[:15])):
+        store_path = path.with_name(f"{number}.sqlite")
+        with closing(opened(store_path, small)) as store:
+            for record in order:
+                send(store, record)
+        found.append(kept_groups(store_path)["hourly"])
+        told = told_of(store_path, "hourly")
+        assert told["floor_utc_ns"] == min(name.bucket_utc_ns for name in found[-1])
+        assert told["let_go"] + told["below_floor"] > 0
+        assert told["beyond"] == 0
+    whole = recomputed_groups(path.with_name("0.sqlite"))["hourly"]
+    newest = sorted({name.bucket_utc_ns for name in whole})[-2:]
+    assert found == [{name: summary for name, summary in whole.items() if name.bucket_utc_ns in newest}] * 4
+
+
+def test_bucket_beyond_the_allowance_is_counted_and_named(path: Path) -> None:
+    """An aggregate by keys that a node invents must not fill the disk."""
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=3)
+    with closing(opened(path, small)) as store:
+        send(store, *(storable(number, key=f"veh/v-1/k{number}") for number in range(1, 7)))
+        send(store, storable(7, key="veh/v-1/k1"))
+    assert len(kept_groups(path)["hourly"]) == 3
+    assert told_of(path, "hourly")["beyond"] == 3
+    assert told_of(path, "hourly")["beyond_named"].startswith("v-1 veh/v-1/k")
+
+
+def test_node_that_invents_keys_does_not_push_out_those_of_others(path: Path) -> None:
+    """The largest holder gives way first."""
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=6)
+    with closing(opened(path, small)) as store:
+        send(store, storable(1, key="veh/v-2/speed", node="v-2"), node="v-2")
+        for number in range(1, 20):
+            send(store, storable(number, minute=60 * number, key=f"veh/v-1/k{number}"))
+        send(store, storable(2, 3.0, 1, key="veh/v-2/speed", node="v-2"), node="v-2")
+    groups = kept_groups(path)["hourly"]
+    (summary,) = (summary for name, summary in groups.items() if name.key == "veh/v-2/speed")
+    assert GroupSummary.decode(summary).records == 2
+    assert len(groups) == 6
+    assert told_of(path, "hourly")["beyond"] == 14
+
+
+def test_one_node_alone_may_use_the_whole_allowance(path: Path) -> None:
+    """A relay of one roadside unit must not stop keeping after a while."""
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=6)
+    with closing(opened(path, small)) as store:
+        for number in range(1, 20):
+            send(store, storable(number, minute=60 * number))
+    assert len(kept_groups(path)["hourly"]) == 6
+    assert told_of(path, "hourly")["beyond"] == 0
+
+
+def test_record_from_the_future_belongs_to_no_group(path: Path) -> None:
+    """A clock that is wrong by years would push the buckets of everybody out."""
+    with closing(opened(path, HOURLY)) as store:
+        send(store, storable(1, minute=60 * 24 * 9), storable(2))
+    assert len(kept_groups(path)["hourly"]) == 1
+    assert told_of(path, "hourly")["ahead"] == 1
+
+
+def test_filling_that_fails_is_tried_again_and_batches_go_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, small_slices: None
+) -> None:
+    """A full disk must not end the relay, nor leave an aggregate half full for ever."""
+    monkeypatch.setattr(keeping, "RETRY_S", 0.01)
+    with closing(opened(path)) as store:
+        send(store, *(storable(number, minute=number) for number in range(1, 20)))
+    with monkeypatch.context() as failing:
+        failing.setattr(GroupSummary, "encoded", _fails)
+        store = opened(path, HOURLY)
+        eventually(lambda: store.statistics()["aggregate_failures"] > 1)
+    with closing(store):
+        send(store, storable(99))
+        assert kept_groups(path) == recomputed_groups(path)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from cloud_relay.aggregates.definition import AggregateDefinition
+from cloud_relay.store.aggregates import keeping
+from cloud_relay.store.sqlite import Store
+from tests.cloud_relay.store.aggregates.test_keeping import CHOICE, START_NS, HOUR_NS, some_records
+from tests.tools.aggregates_fixture import batch_of
+keeping.SLICE_RECORDS = 16
+store = Store(Path(sys.argv[1]), lambda: START_NS + 24 * HOUR_NS, CHOICE[: int(sys.argv[2])])
+for records in some_records():
+    store.submit(batch_of(*records)).result()
+    print("stored", flush=True)
+"""
+
+
+def some_records() -> Iterator[list[StorableRecord]]:
+    """Batches that overlap."""
+    for first in range(1, 4_000, 20):
+        yield [
+            storable(number, math.sin(number) * 40, number * 7 % 600, f"veh/v-1/{'speed' if number % 3 else 'x'}")
+            for number in range(first, first + 40)
+        ]
+
+
+@pytest.mark.processes
+def test_relay_killed_while_it_stores_and_fills_has_each_record_once(path: Path) -> None:
+    """SIGKILL at any moment: groups and records are of the same transaction."""
+    for kills, kept in enumerate((1, 1, 2, 2, 3, 1, 3)):
+        command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-c", CHILD, str(path), str(kept)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+            assert child.stdout is not None
+            for _ in range(3 + 4 * kills):
+                assert child.stdout.readline() == "stored\n"
+            child.send_signal(signal.SIGKILL)
+    with closing(opened(path, *CHOICE[:3])) as store:
+        for records in some_records():
+            send(store, *records)
+        assert kept_groups(path) == recomputed_groups(path)
+        assert sum(map(len, kept_groups(path).values())) > 30
