@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -26,6 +27,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,8 +40,8 @@ from cloud_relay.aggregates.summary import GroupSummary, percentile_name
 from cloud_relay.store.aggregates.keeping import stored_definitions
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
-from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
-from protocols.base.limits import SECOND
+from cloud_relay.store.sqlite import MAX_GROUP_BATCHES, StorableBatch, StorableRecord, Store
+from protocols.base.limits import MAX_BATCH_RECORDS, SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
@@ -58,12 +60,9 @@ KEPT: Final = (
     ),
 )
 LATER: Final = AggregateDefinition("later", "**", HOUR_NS, by=("rule",), rule="hazard-rule", percentiles=PERCENTILES)
-_BATCH: Final = 128
 _ODD: Final = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _WORD: Final = 2**64 - 1
 """A number times an odd one, of which 64 bits are kept: cheap, and as good as random here."""
-_WAITING: Final = 16
-"""Batches that are under way at once."""
 
 
 class Made(NamedTuple):
@@ -118,31 +117,42 @@ def shuffled(records: int) -> Iterator[int]:
 def fill(path: Path, records: int, numbers: Iterator[int], kept: tuple[AggregateDefinition, ...]) -> dict[str, float]:
     """Send records to a store. Returns what it counted, and the processor time that its writer took in seconds."""
     buffers: list[list[StorableRecord]] = [[] for _ in range(NODES)]
-    under_way: list[Any] = []
+    ready: list[StorableBatch] = []
     progress = _Progress(records + records // 10)
     with closing(Store(path, aggregates=kept)) as store:
+        _leave_out_indexes(path)
 
-        def send(node: int) -> None:
-            batch = StorableBatch(f"veh-{node}", 1, records // NODES + 2, tuple(buffers[node]), (), ())
-            buffers[node].clear()
-            under_way.append(store.submit(batch))
-            if len(under_way) >= _WAITING:
-                for done in under_way:
+        def send(most: int) -> None:
+            if len(ready) >= most:  # the writer works while nobody else needs the interpreter
+                for done in [store.submit(batch) for batch in ready]:
                     done.result()
-                under_way.clear()
+                ready.clear()
+
+        def put(node: int) -> None:
+            ready.append(StorableBatch(f"veh-{node}", 1, records // NODES + 2, tuple(buffers[node]), (), ()))
+            buffers[node].clear()
 
         for number in numbers:
             progress.step()
             node = number % NODES
             buffers[node].append(record_of(number, records))
-            if len(buffers[node]) >= _BATCH:
-                send(node)
+            if len(buffers[node]) >= MAX_BATCH_RECORDS:
+                put(node)
+                send(MAX_GROUP_BATCHES)
         for node, buffer in enumerate(buffers):
             if buffer:
-                send(node)
-        for done in under_way:
-            done.result()
+                put(node)
+                send(MAX_GROUP_BATCHES)
+        send(0)
         return {**store.statistics(), "writer_s": _writer_s()}
+
+
+def _leave_out_indexes(path: Path) -> None:
+    """Take out the indexes that serve questions about records. In random order each record would write a page of each
+    of them, 24 KB and more, of which nothing is about aggregates."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for index in ("records_in_streams", "records_in_time", "records_in_cells"):
+            db.execute(f"DROP INDEX IF EXISTS {index}")
 
 
 def fill_later(path: Path, kept: tuple[AggregateDefinition, ...]) -> float:
@@ -194,56 +204,62 @@ class Recomputed:
         return faults, worst, told["percentile_error"] or 0.0
 
 
-def recomputed(definition: AggregateDefinition, records: int) -> dict[tuple[Any, ...], Recomputed]:
-    """All groups of an aggregate, from the records as they were made. It shares no code with the relay."""
-    groups: dict[tuple[Any, ...], Recomputed] = {}
-    of = _about(definition)
+Anew = dict[tuple[Any, ...], Recomputed]
+
+
+def recomputed(definitions: tuple[AggregateDefinition, ...], records: int) -> dict[str, Anew]:
+    """All groups of aggregates by their names, from the records as they were made. How records are put into groups
+    shares no code with the relay."""
+    found: dict[str, Anew] = {definition.name: {} for definition in definitions}
+    about = [(definition, _about(definition), found[definition.name]) for definition in definitions]
     progress = _Progress(records)
     for number in range(records):
         progress.step()
         record = made(number, records)
-        if (name := of(record)) is not None:
-            groups.setdefault(name, Recomputed()).take(_value(definition, record.value))
-    return groups
+        for definition, of, groups in about:
+            if (name := of(record)) is not None:
+                group = groups.get(name)
+                if group is None:
+                    group = groups[name] = Recomputed()
+                group.take(_value(definition, record.value))
+    return found
 
 
 def compared(path: Path, records: int, definitions: tuple[AggregateDefinition, ...]) -> dict[str, float]:
     """Compare all groups of a store with a recomputation."""
     groups = wrong = 0
     worst = told = 0.0
+    anew = recomputed(definitions, records)
     with closing(open_for_reading(path)) as db:
-        numbers = {definition.name: number for number, definition in stored_definitions(db).items()}
-        for definition in definitions:
-            anew = recomputed(definition, records)
-            for *name, summary in db.execute(
-                "SELECT bucket_utc_ns, key, origin, rule, south_e7, west_e7, summary FROM aggregate_groups"
-                " WHERE aggregate = ?",
-                (numbers[definition.name],),
-            ):
-                groups += 1
-                group = anew.pop(tuple(name), None)
-                faults, error, may = (
-                    (["not there"], 0.0, 0.0) if group is None else group.faults(GroupSummary.decode(summary))
-                )
-                worst, told = max(worst, error), max(told, may)
-                if faults:
-                    wrong += 1
-                    print(f"{definition.name} {name}: {', '.join(faults)}", file=sys.stderr)
-            wrong += len(anew)
+        names = {number: definition.name for number, definition in stored_definitions(db).items()}
+        for number, *name, summary in db.execute(
+            "SELECT aggregate, bucket_utc_ns, key, origin, rule, south_e7, west_e7, summary FROM aggregate_groups"
+        ):
+            groups += 1
+            group = anew[names[number]].pop(tuple(name), None)
+            faults, error, may = ["not there"], 0.0, 0.0
+            if group is not None:
+                faults, error, may = group.faults(GroupSummary.decode(summary))
+            worst, told = max(worst, error), max(told, may)
+            if faults:
+                wrong += 1
+                print(f"{names[number]} {name}: {', '.join(faults)}", file=sys.stderr)
+    wrong += sum(map(len, anew.values()))
     return {"groups": groups, "wrong": wrong, "worst_error": worst, "told_error": told}
 
 
 def _about(definition: AggregateDefinition) -> Callable[[Made], tuple[Any, ...] | None]:
-    by, side = definition.by, definition.cell_e7
+    by, side, only_speed = definition.by, definition.cell_e7, definition.key == "veh/*/speed"
 
     def of(record: Made) -> tuple[Any, ...] | None:
-        kind = record.key.rsplit("/", 1)[1]
-        if (definition.key == "veh/*/speed" and kind != "speed") or definition.rule not in (None, record.rule):
+        if definition.rule not in (None, record.rule) or (only_speed and not record.key.endswith("/speed")):
             return None
         south = west = 0
         if side is not None:
-            south = math.floor(Fraction(round(record.latitude_deg, 7)) * 10**7 / side + Fraction(1, 10**6)) * side
-            west = math.floor(Fraction(round(record.longitude_deg, 7)) * 10**7 / side + Fraction(1, 10**6)) * side
+            south, west = (
+                math.floor(Decimal(f"{degrees:.7f}") / (Decimal(side) / 10**7)) * side
+                for degrees in (record.latitude_deg, record.longitude_deg)
+            )
         return (
             record.utc_ns // definition.bucket_ns * definition.bucket_ns, record.key if "key" in by else "",
             record.origin if "origin" in by else "", record.rule if "rule" in by else "", south, west,
@@ -272,7 +288,11 @@ def _sizes(path: Path) -> dict[str, float]:
         groups, size_bytes = db.execute("SELECT count(*), sum(length(summary)) FROM aggregate_groups").fetchone()
         with suppress(db.OperationalError):  # of an SQLite without these figures, names and indexes are left out
             (size_bytes,) = db.execute("SELECT sum(pgsize) FROM dbstat WHERE name LIKE 'aggregate_groups%'").fetchone()
-    return {"group_bytes": size_bytes / max(1, groups), "record_bytes": path.stat().st_size / max(1, records)}
+    return {
+        "records": records,
+        "group_bytes": size_bytes / max(1, groups),
+        "record_bytes": path.stat().st_size / max(1, records),
+    }
 
 
 def _writer_s() -> float:
@@ -293,19 +313,22 @@ class _Progress:
             print(f"{time.strftime('%H:%M:%S')} {self._count:,} of {self._total:,}", file=sys.stderr, flush=True)
 
 
-def measured(folder: Path, records: int, plain: int) -> dict[str, float]:
+def measured(folder: Path, store: Path | None, records: int, plain: int) -> dict[str, float]:
     """All figures."""
-    path = folder / "relay.sqlite"
+    path = store or folder / "relay.sqlite"
     figures: dict[str, float] = {}
     if plain:
         without = fill(folder / "plain.sqlite", plain, shuffled(plain), ())
         figures["plain_us"] = without["writer_s"] / (without["stored"] + without["repeated"]) * 1e6
-    began_s = time.perf_counter()
-    counts = fill(path, records, shuffled(records), KEPT)
-    taken = counts["stored"] + counts["repeated"]
-    figures |= {"stored": counts["stored"], "repeated": counts["repeated"]}
-    figures |= {"kept_us": counts["writer_s"] / taken * 1e6, "took_s": time.perf_counter() - began_s}
-    figures["fill_us"] = fill_later(path, (*KEPT, LATER)) / records * 1e6
+    if not path.exists():
+        began_s = time.perf_counter()
+        counts = fill(path, records, shuffled(records), KEPT)
+        taken = counts["stored"] + counts["repeated"]
+        figures |= {"stored": counts["stored"], "repeated": counts["repeated"]}
+        figures |= {"kept_us": counts["writer_s"] / taken * 1e6, "took_s": time.perf_counter() - began_s}
+        print(json.dumps(figures), file=sys.stderr)
+        figures["fill_us"] = fill_later(path, (*KEPT, LATER)) / records * 1e6
+        print(json.dumps(figures), file=sys.stderr)
     return figures | _sizes(path) | compared(path, records, (*KEPT, LATER))
 
 
@@ -319,15 +342,16 @@ def main() -> int:
     )
     parser.add_argument("--plain", type=int, default=50_000, metavar="N", help="records without aggregates")
     parser.add_argument("--folder", type=Path, help="where the store is made (default: that of temporary files)")
+    parser.add_argument("--store", type=Path, help="keep the store in this file, and use it if it is there")
     parser.add_argument("--check", action="store_true", help="end with status 1 when a group is wrong")
     parser.add_argument("--json", action="store_true", help="print one object")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mesh-aggregates-", dir=options.folder))
     try:
-        figures = measured(folder, options.records, options.plain)
+        figures = measured(folder, options.store, options.records, options.plain)
     finally:
         shutil.rmtree(folder)
-    is_right = figures["wrong"] == 0 and figures["stored"] == options.records
+    is_right = figures["wrong"] == 0 and figures["records"] == options.records
     if options.json:
         print(json.dumps(figures))
     else:

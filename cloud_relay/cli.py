@@ -16,6 +16,7 @@ import msgspec
 
 from cloud_relay.config import load_config
 from cloud_relay.datasets.commands import dataset
+from cloud_relay.export.aggregates import aggregates
 from cloud_relay.export.commands import export, filter_options
 from cloud_relay.http.commands import token
 from cloud_relay.query.audit import OriginAccount, audit
@@ -182,6 +183,7 @@ main.add_command(token)
 main.add_command(export)
 main.add_command(sinks)
 main.add_command(dataset)
+main.add_command(aggregates)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:

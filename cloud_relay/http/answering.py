@@ -67,14 +67,18 @@ class Answers:
         return await self.tagged(request, f"{name} in Arrow" if as_arrow else name, found)
 
     async def tagged(
-        self, request: Request, name: str, find: Callable[[Connection], tuple[object, dict[str, str]]]
+        self,
+        request: Request,
+        name: str,
+        find: Callable[[Connection], tuple[object, dict[str, str]]],
+        version: Callable[[Connection], object] | None = None,
     ) -> Response:
         """The content and the headers that ``find`` finds, as JSON, or a page as Arrow, unless the client has it
-        already."""
+        already. ``version``: what it depends on; None: on the records."""
         asked_for, zips = request.headers.get("if-none-match", ""), accepts_gzip(request)
 
         def answer(db: Connection) -> Response:
-            tag = _tag(self._store, db, name)
+            tag = _tag(self._store, name, (version or _records_version)(db))
             headers = {**_COMMON, "etag": tag}
             if is_named(tag, asked_for):
                 return Response(None, 304, headers)
@@ -139,8 +143,11 @@ def is_named(tag: str, asked_for: str) -> bool:
     return "*" in named or tag.removeprefix("W/") in named
 
 
-def _tag(store: Path, db: Connection, name: str) -> str:
-    """Records are only ever added, and so are receipts, which show in them too."""
-    counts = db.execute("SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts)").fetchone()
-    said = repr((store.stat().st_ino, counts, name)).encode()
+def _tag(store: Path, name: str, version: object) -> str:
+    said = repr((store.stat().st_ino, version, name)).encode()
     return f'W/"{hashlib.sha256(said).hexdigest()[:24]}"'
+
+
+def _records_version(db: Connection) -> object:
+    """Records are only ever added, and so are receipts, which show in them too."""
+    return db.execute("SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts)").fetchone()

@@ -24,16 +24,18 @@ from starlette.routing import Route
 from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
 from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
+from cloud_relay.http.kept import FollowedGroups, kept_answer, kept_list
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
 from cloud_relay.http.reception import METHODS, Reception
-from cloud_relay.http.streaming import Streams, untrusted_number
+from cloud_relay.http.streaming import Followed, FollowedRecords, Streams, untrusted_number
 from cloud_relay.http.tokens import TokenRole
 from cloud_relay.metrics.families import gauge
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.stored import store_figures
 from cloud_relay.query.aggregating import aggregates, untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
+from cloud_relay.query.kept import KEPT_STREAM_FILTERS, untrusted_kept
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
@@ -48,10 +50,12 @@ MAX_QUERY_CHARS: Final = 8_192
 """Of a URL: the longest key expression and everything else fit several times."""
 _log = logging.getLogger(__name__)
 JSON: Final = ("application/json",)
+EVENTS: Final = ("text/event-stream",)
 KINDS: Final = {
     "/v1/records": (*JSON, ARROW),
     "/v1/newest": (*JSON, ARROW),
-    "/v1/stream": ("text/event-stream",),
+    "/v1/aggregates/stream": EVENTS,
+    "/v1/stream": EVENTS,
     "/metrics": ("text/plain", "application/openmetrics-text"),
 }
 """Media types of answers, by path; else JSON."""
@@ -91,6 +95,8 @@ class RelayApi:
                 Route("/v1/newest", viewer(self.newest)),
                 Route("/v1/aggregates", viewer(self.aggregates)),
                 Route("/v1/series", viewer(self.series)),
+                Route("/v1/aggregates/kept", viewer(self.kept)),
+                Route("/v1/aggregates/stream", viewer(self.group_stream)),
                 Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
                 Route("/metrics", operator(self.metrics)),
@@ -131,9 +137,15 @@ class RelayApi:
         return await self._answers.page(request, repr((query, "newest", after)), find)
 
     async def aggregates(self, request: Request) -> Response:
-        """Numbers about many records."""
+        """Numbers about many records: those of an aggregate that is kept, or computed now."""
+        given = _given(request)
+        if "name" in given:
+            return await kept_answer(self._answers, request, untrusted_kept(given, UtcNs(time.time_ns())))
+        for only_kept in ("unit", *PAGING):
+            if only_kept in given:
+                raise HttpProblem(400, f"{only_kept} is for an aggregate that is kept: add its name, or leave it out")
         try:
-            query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
+            query = untrusted_aggregates(given, UtcNs(time.time_ns()))
         except NothingMatches as error:
             return _nothing(request, {"groups": []}, error)
         return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
@@ -146,9 +158,23 @@ class RelayApi:
             return _nothing(request, {"span_ns": None, "series": []}, error)
         return await self._answers.tagged(request, repr(("series", query)), lambda db: (series(db, query), {}))
 
+    async def kept(self, request: Request) -> Response:
+        """What each kept aggregate is."""
+        return await kept_list(self._answers, request)
+
+    async def group_stream(self, request: Request) -> Response:
+        """Groups of a kept aggregate as they change."""
+        if request.method == "HEAD":
+            return Response(None, 200, media_type="text/event-stream")
+        query = untrusted_kept(_given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS)
+        return await self._stream(request, FollowedGroups(query))
+
     async def stream(self, request: Request) -> Response:
         """Records as they are stored."""
         query = untrusted_query(_given(request), UtcNs(time.time_ns()), STREAM_FILTERS)
+        return await self._stream(request, FollowedRecords(query))
+
+    async def _stream(self, request: Request, followed: Followed) -> Response:
         last, client = request.headers.get("last-event-id"), request.client
         after = None if last is None else untrusted_number(last)
         if request.method == "HEAD":
@@ -162,7 +188,7 @@ class RelayApi:
             return True
 
         return await self.streams.stream(
-            query, after, may_go_on, lambda: None if client is None else self.cut((client.host, client.port))
+            followed, after, may_go_on, lambda: None if client is None else self.cut((client.host, client.port))
         )
 
     async def statistics(self, request: Request) -> Response:

@@ -6,6 +6,7 @@ from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
 from cloud_relay.http.parameters import parameter
 from cloud_relay.query.aggregating import AGGREGATING, PERCENTILES
 from cloud_relay.query.arrivals import STREAM_FILTERS
+from cloud_relay.query.kept import KEPT_FILTERS, KEPT_STREAM_FILTERS
 from cloud_relay.query.newest import NEWEST_FILTERS
 from cloud_relay.query.searching import COLUMNS
 from cloud_relay.query.selection import FILTERS, PAGING
@@ -43,8 +44,9 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
             "/v1/records": operation("Records, newest first.", (*FILTERS, *PAGING), page),
             "/v1/newest": operation("The newest record of each key, in the order of the keys.", _NEWEST, page),
             "/v1/aggregates": operation(
-                "How many records there are in each group, and the mean, extremes and percentiles of their values.",
-                (*FILTERS, *AGGREGATING),
+                "How many records there are in each group, and the mean, extremes and percentiles of their values: "
+                "with a name those of an aggregate that is kept, a page at a time, else computed now.",
+                (*KEPT_FILTERS, "min_quality", *AGGREGATING, *PAGING),
                 _object(),
             ),
             "/v1/series": operation(
@@ -54,6 +56,12 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
                     "description": "A series for each key and unit.",
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Series"}}},
                 },
+            ),
+            "/v1/aggregates/kept": operation("What each kept aggregate is, and how far it is.", (), _object()),
+            "/v1/aggregates/stream": operation(
+                "Groups of a kept aggregate as they change, as server-sent events; goes on after a Last-Event-ID.",
+                KEPT_STREAM_FILTERS,
+                {"description": "Events group, dropped and ended.", "content": {"text/event-stream": {}}},
             ),
             "/v1/stream": operation(
                 "Records as they are stored, as server-sent events; goes on after a Last-Event-ID.",

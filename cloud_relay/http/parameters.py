@@ -7,6 +7,7 @@ The patterns are in the dialect of OpenAPI (ECMA-262). They spell out what :mod:
 from typing import Any, Final
 
 from cloud_relay.query.aggregating import AGGREGATING, GROUPINGS
+from cloud_relay.query.kept import KEPT_FILTERS
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, PAGING
 from cloud_relay.query.series import CHARTING, DEFAULT_POINTS, MAX_POINTS
 from protocols.base.limits import MAX_DOUBLE_WILDCARDS, MAX_KEY_BYTES, MAX_KEY_CHUNKS, MAX_TEXT_CHARS
@@ -63,6 +64,8 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
         "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "enum": list(GROUPINGS)},
         "default": ["key"],
     },
+    "name": _text("^[a-z0-9][a-z0-9_-]{0,62}$"),
+    "unit": _text(f"^{_SHOWN}+$", minLength=1, maxLength=MAX_TEXT_CHARS),
     "points": {"type": "integer", "minimum": 1, "maximum": MAX_POINTS, "default": DEFAULT_POINTS},
     "bucket": _text("^[1-9][0-9]{0,5}[smhd]$"),
 }  # fmt: skip
@@ -75,7 +78,7 @@ def parameter(name: str, *, cursor_is_key: bool = False) -> dict[str, Any]:
     described = {
         "name": name,
         "in": "query",
-        "description": {**FILTERS, **PAGING, **AGGREGATING, **CHARTING}[name],
+        "description": {**FILTERS, **PAGING, **AGGREGATING, **CHARTING, **KEPT_FILTERS}[name],
         "schema": _key(_KEY) if name == "cursor" and cursor_is_key else _SCHEMAS[name],
     }
     return described | ({"style": "form", "explode": False} if name in _JOINED else {})

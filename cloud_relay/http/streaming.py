@@ -1,4 +1,4 @@
-"""Records as they are stored, as server-sent events.
+"""Records as they are stored, and groups of aggregates as they change, as server-sent events.
 
 A client has no queue here: its stream has a number, and what comes next is read from the store, at most 256 records or
 1 MiB at a time. So a slow client takes as much memory as a fast one. One that was abreast and then falls too far
@@ -9,7 +9,8 @@ on with ``Last-Event-ID`` and miss nothing.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any, Final
+from sqlite3 import Connection
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from starlette.responses import StreamingResponse
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from cloud_relay.http.answering import Answers
 from cloud_relay.http.problems import HttpProblem
-from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
+from cloud_relay.query.arrivals import arrivals_after, newest_number
 from cloud_relay.query.forms import record_form
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from protocols.base.errors import StorageError
@@ -32,6 +33,48 @@ _PAUSE_S: Final = 0.1
 """Between two looks, so that many small batches cost one."""
 _QUIET_S: Final = 15.0
 """A comment is sent when nothing else was for so long, so that proxies keep the connection."""
+
+
+class StreamLook(NamedTuple):
+    """What one look found."""
+
+    items: list[tuple[int, Any]]
+    """The contents of events, with their numbers."""
+    reached: int
+    """Nothing up to this number is missing. Go on after it."""
+    newest: int
+    """The highest number that there is."""
+
+
+class Followed(Protocol):
+    """What a stream shows: things in the store with numbers that only grow."""
+
+    event: str
+    """What its events are called."""
+
+    def newest(self, db: Connection) -> int:
+        """The highest number that there is; 0: there is nothing."""
+
+    def after(self, db: Connection, number: int) -> StreamLook:
+        """What comes next."""
+
+
+class FollowedRecords:
+    """The records that a query selects."""
+
+    event = "record"
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+
+    def newest(self, db: Connection) -> int:
+        """See :class:`Followed`."""
+        return newest_number(db)
+
+    def after(self, db: Connection, number: int) -> StreamLook:
+        """See :class:`Followed`."""
+        found = arrivals_after(db, self._query, number)
+        return StreamLook([(at, record_form(record)) for at, record in found.records], found.reached, found.newest)
 
 
 class Bell:
@@ -71,9 +114,9 @@ class Streams:
         self.bell.ring()
 
     async def stream(
-        self, query: Query, after: int | None, may_go_on: Callable[[], bool], cut: Callable[[], None]
+        self, followed: Followed, after: int | None, may_go_on: Callable[[], bool], cut: Callable[[], None]
     ) -> StreamingResponse:
-        """A stream of what a query selects, after the record of a number (None: of what comes from now on).
+        """A stream of what is followed, after a number (None: of what comes from now on).
         ``may_go_on``: whether its token is still good. ``cut`` ends its connection.
 
         :raises HttpProblem: there are too many, or no record has that number yet.
@@ -82,16 +125,16 @@ class Streams:
             raise HttpProblem(503, f"{self.open} streams are open: end one first", {"retry-after": "5"})
         self.open += 1  # before anything is waited for, or all that come together would find a place
         try:
-            number = await self._begin(after)
+            number = await self._begin(followed, after)
         except BaseException:
             self._ended()
             raise
-        return _EventStream(self._events(query, number, after is None, may_go_on), cut, self._ended)
+        return _EventStream(self._events(followed, number, after is None, may_go_on), cut, self._ended)
 
-    async def _begin(self, after: int | None) -> int:
+    async def _begin(self, followed: Followed, after: int | None) -> int:
         """The number that a stream goes on after. It is known before the answer begins, so whatever is stored once a
         client sees the answer is in its stream."""
-        newest = await self._answers.read(newest_number)
+        newest = await self._answers.read(followed.newest)
         if after is not None and after > newest:
             raise HttpProblem(
                 400, f"Last-Event-ID {after} is above {newest}, the newest that there is, so it is of another store: "
@@ -103,13 +146,13 @@ class Streams:
         self.open -= 1
 
     async def _events(
-        self, query: Query, number: int, was_abreast: bool, may_go_on: Callable[[], bool]
+        self, followed: Followed, number: int, was_abreast: bool, may_go_on: Callable[[], bool]
     ) -> AsyncIterator[bytes]:
         yield b"retry: 1000\nid: %d\n\n" % number
         while not self._leaving:
             rung = self.bell.next()  # taken before the look, or what is stored between both would wait for the next
             try:
-                found = await self._look(query, number)
+                found = await self._look(followed, number)
             except StorageError:
                 yield _event("ended", {"why": "the store can't be read now: ask again later"}, number)
                 return
@@ -120,21 +163,21 @@ class Streams:
                 return
             behind = found.newest - found.reached
             if was_abreast and behind > MAX_BEHIND:
-                yield _event("dropped", {"why": f"{behind} records behind: go on with Last-Event-ID"}, number)
+                yield _event("dropped", {"why": f"{behind} {followed.event}s behind: go on with Last-Event-ID"}, number)
                 return
-            for at, record in found.records:
-                yield _event("record", record_form(record), at)
-            if found.reached > number and (not found.records or found.records[-1][0] < found.reached):
+            for at, content in found.items:
+                yield _event(followed.event, content, at)
+            if found.reached > number and (not found.items or found.items[-1][0] < found.reached):
                 yield b"id: %d\n\n" % found.reached  # so that who comes back need not look through these again
             number, was_abreast = found.reached, was_abreast or not behind
             if not behind and not await _is_set(rung, _QUIET_S):
                 yield b": nothing new\n\n"
 
-    async def _look(self, query: Query, number: int) -> RecordArrivals:
+    async def _look(self, followed: Followed, number: int) -> StreamLook:
         while True:
             await asyncio.sleep(_PAUSE_S)
             try:
-                return await self._answers.read(lambda db: arrivals_after(db, query, number))
+                return await self._answers.read(lambda db: followed.after(db, number))
             except HttpProblem:
                 continue  # too many wait for a thread
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import pytest
 from msgspec import Raw
 
+from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.query.audit import OriginAccount, audit
@@ -104,10 +105,11 @@ class RelayInProcess:
     """The store and the ingest of a relay, without a network."""
 
     def __init__(
-        self, path: Path, access: AccessTable = EVERYTHING, trusted: Authority | None = None, *, required: bool = False
-    ) -> None:
+        self, path: Path, access: AccessTable = EVERYTHING, trusted: Authority | None = None, *, required: bool = False,
+        aggregates: tuple[AggregateDefinition, ...] | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
-        self.store = Store(path, clock=lambda: BASE_NS)
+        self.store = Store(path, clock=lambda: BASE_NS, aggregates=aggregates)
         anchor = (authority() if trusted is None else trusted).certificate
         self.ingest = Ingest(self.store, access, ReceiptCheck(anchor, required=required))
 

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.config import HttpConfig
 from cloud_relay.http.serving import RelayHttp
 from tests.tools.relay_fixture import RelayInProcess
@@ -35,9 +36,11 @@ class HttpAnswer(NamedTuple):
 class RelayWeb:
     """A store, and an HTTP server that reads it."""
 
-    def __init__(self, folder: Path, *, tokens_required: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, tokens_required: bool = False, aggregates: tuple[AggregateDefinition, ...] | None = None
+    ) -> None:
         self.folder = folder
-        self.relay = RelayInProcess(folder / "relay.sqlite")
+        self.relay = RelayInProcess(folder / "relay.sqlite", aggregates=aggregates)
         config = HttpConfig("127.0.0.1", 0, tokens_required, None, self.relay.path, folder)
         self.server = RelayHttp(config, self.relay.store.statistics)
         self.relay.store.at_commit = self.server.stored

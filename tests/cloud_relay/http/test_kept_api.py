@@ -1,0 +1,110 @@
+"""Kept aggregates over HTTP: pages, entity tags, and a stream of groups as they change."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+
+from cloud_relay.aggregates.definition import AggregateDefinition
+from cloud_relay.http.tokens import FILE, TokenFile, TokenRole
+from protocols.base.limits import SECOND
+from tests.tools.relay_fixture import BASE_NS, batch
+from tests.tools.relay_http_fixture import EventStream, RelayWeb
+
+MINUTE_NS = 60 * SECOND
+SPEED = AggregateDefinition("speed", "veh/**", MINUTE_NS, by=("key",), percentiles=(50,))
+FIRST_NS = BASE_NS - BASE_NS % MINUTE_NS
+
+
+@pytest.fixture(name="web")
+def given_web(tmp_path: Path) -> Iterator[RelayWeb]:
+    with closing(RelayWeb(tmp_path, aggregates=(SPEED,))) as web:
+        yield web
+
+
+def test_groups_come_page_by_page_and_tell_the_next_one(web: RelayWeb) -> None:
+    """A program follows the cursor, or the header."""
+    for number in (1, 61, 121):
+        web.relay.send(batch(number, value=float(number), following=999))
+    first = web.get("/v1/aggregates", name="speed", limit=2, order="oldest")
+    assert first.status == 200
+    assert [group["mean"] for group in first.json["groups"]] == [1.0, 61.0]
+    target = first.headers["link"].split(">")[0][1:]
+    assert parse_qs(urlparse(target).query)["cursor"] == [first.json["cursor"]]
+    second = web.get(target)
+    assert second.json["cursor"] is None
+    (group,) = second.json["groups"]
+    assert group == {
+        "aggregate": "speed", "bucket_utc_ns": FIRST_NS + 2 * MINUTE_NS, "bucket_ns": MINUTE_NS,
+        "key": "veh/v-1/speed", "unit": "m/s", "records": 1, "numbers": 1, "nans": 0, "infinities": 0, "missing": 0,
+        "others": 0, "min": 121.0, "mean": 121.0, "max": 121.0, "sum": 121.0, "p50": 121.0,
+        "percentile_error": 2**-7, "change": 3,
+    }  # fmt: skip
+    assert web.get("/v1/aggregates").json["groups"][0]["records"] == 3, "without a name they are computed now"
+
+
+def test_entity_tag_changes_only_with_the_groups(web: RelayWeb) -> None:
+    """A board that asks each second must cost nothing while nothing comes."""
+    web.relay.send(batch(1, value=1.0, following=999))
+    answer = web.get("/v1/aggregates", name="speed")
+    known = {"if-none-match": answer.headers["etag"]}
+    assert web.get("/v1/aggregates", headers=dict(known), name="speed").status == 304
+    web.relay.send(batch(1, value=1.0, following=999))
+    assert web.get("/v1/aggregates", headers=dict(known), name="speed").status == 304
+    listed = {"if-none-match": web.get("/v1/aggregates/kept").headers["etag"]}
+    assert web.get("/v1/aggregates/kept", headers=dict(listed)).status == 304
+    web.relay.send(batch(2, value=2.0, following=999))
+    assert web.get("/v1/aggregates", headers=dict(known), name="speed").json["groups"][0]["records"] == 2
+    assert web.get("/v1/aggregates/kept", headers=dict(listed)).json["aggregates"][0]["groups"] == 1
+
+
+def test_stream_shows_groups_as_they_change_and_goes_on_where_it_ended(web: RelayWeb) -> None:
+    """A late record changes an hour that was shown already: who follows must see it."""
+    web.relay.send(batch(1, 61, value=1.0, following=999))
+    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed")) as stream:
+        assert stream.answer.getheader("content-type", "").startswith("text/event-stream")
+        web.relay.send(batch(2, value=3.0, following=999))
+        name, group = stream.event() or ("", {})
+        assert (name, group["bucket_utc_ns"], group["records"], group["mean"]) == ("group", FIRST_NS, 2, 2.0)
+        last = stream.last_id
+    web.relay.send(batch(2, value=3.0, following=999))
+    web.relay.send(batch(62, value=3.0, following=999))
+    web.relay.send(batch(63, value=3.0, following=999))
+    headers = {"last-event-id": last}
+    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed", headers)) as stream:
+        name, group = stream.event() or ("", {})
+        assert (name, group["records"]) == ("group", 3), "it is shown as it is now, once"
+    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed", {"last-event-id": "0"})) as stream:
+        assert [(stream.event() or ("", {}))[1]["records"] for _ in range(2)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("/v1/aggregates?name=nope", "known are speed"),
+        ("/v1/aggregates?name=speed&box=0,0,1,1", "has no cells"),
+        ("/v1/aggregates?name=speed&by=key", "unknown name 'by'"),
+        ("/v1/aggregates?name=speed&cursor=%2500", "give it unchanged"),
+        ("/v1/aggregates/stream", "no name of an aggregate"),
+        ("/v1/aggregates/stream?name=nope", "known are speed"),
+        ("/v1/aggregates/stream?name=speed&since=1h", "unknown name 'since'"),
+    ],
+)
+def test_wrong_question_is_a_problem_with_the_way_out(web: RelayWeb, target: str, said: str) -> None:
+    """As everywhere."""
+    answer = web.get(target)
+    assert answer.status == 400
+    assert said in answer.json["detail"]
+
+
+def test_description_and_tokens_know_the_new_paths(tmp_path: Path) -> None:
+    """A stranger gets nothing; a viewer all of it."""
+    with closing(RelayWeb(tmp_path, tokens_required=True, aggregates=(SPEED,))) as web:
+        viewer = TokenFile(tmp_path / FILE).create("board", TokenRole.VIEWER, 0, None)
+        for path in ("/v1/aggregates/kept", "/v1/aggregates?name=speed"):
+            assert web.get(path).status == 401
+            assert web.get(path, token=viewer).status == 200
+        assert web.get("/v1/aggregates/stream?name=speed").status == 401
+        assert {"/v1/aggregates/kept", "/v1/aggregates/stream"} <= web.get("/v1/openapi.json").json["paths"].keys()
