@@ -31,7 +31,7 @@ from protocols.base.errors import StorageError
 
 SLICE_RECORDS: Final = 1_024
 SLICE_BYTES: Final = 4 * 1024 * 1024
-"""What one slice reads: batches wait for it for some tens of milliseconds."""
+"""What one slice reads. Batches wait for it: 5 ms of a processor for each new aggregate, 25 ms at worst."""
 SLICE_DROPPED: Final = 2_048
 RETRY_S: Final = 5.0
 """After a slice failed, as it does on a full disk."""
@@ -57,17 +57,17 @@ class KeptAggregates:
         """Slices that failed."""
         self.pause_s: float | None = None
         """How long to wait for batches before :meth:`work` is called; None: there is nothing to do."""
-        if definitions is not None:
-            try:
+        try:
+            if definitions is not None:
                 db.execute("BEGIN IMMEDIATE")
                 self._configure(definitions, now_utc_ns)
                 db.execute("COMMIT")
-            except sqlite3.Error as error:
-                db.close()
-                raise StorageError(
-                    f"the store {path} can't be used: {error}; free space on that disk, or restore a copy"
-                ) from error
-        self._definitions = stored_definitions(db)
+            self._definitions = stored_definitions(db)
+        except sqlite3.Error as error:
+            db.close()
+            raise StorageError(
+                f"the store {path} can't be used: {error}; free space on that disk, or restore a copy"
+            ) from error
         self._tables: dict[int, GroupTable] = {}
         self._tallies = Tallies(self._definitions)
         self._look_for_work()
