@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.http.tokens import FILE, TokenFile, TokenRole
 from protocols.base.limits import SECOND
-from tests.tools.relay_fixture import BASE_NS, batch
-from tests.tools.relay_http_fixture import EventStream, RelayWeb
+from protocols.wire.codec import encode_frame
+from tests.tools.eventually import eventually
+from tests.tools.relay_fixture import BASE_NS, RelayProcess, batch
+from tests.tools.relay_http_fixture import EventStream, RelayWeb, asked
 
 MINUTE_NS = 60 * SECOND
 SPEED = AggregateDefinition("speed", "veh/**", MINUTE_NS, by=("key",), percentiles=(50,))
@@ -108,3 +111,31 @@ def test_description_and_tokens_know_the_new_paths(tmp_path: Path) -> None:
             assert web.get(path, token=viewer).status == 200
         assert web.get("/v1/aggregates/stream?name=speed").status == 401
         assert {"/v1/aggregates/kept", "/v1/aggregates/stream"} <= web.get("/v1/openapi.json").json["paths"].keys()
+
+
+@pytest.mark.processes
+def test_relay_process_keeps_what_its_configuration_says(tmp_path: Path) -> None:
+    """The whole way: a node over TLS, a kill, another configuration, and a board that asks."""
+    head = '[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n[http]\nport = 0\n'
+    first = '[[aggregate]]\nname = "speed"\nkey = "veh/**"\nbucket = "1m"\n'
+    second = '[[aggregate]]\nname = "map"\nkey = "veh/**"\nby = []\ncell_deg = 0.1\nbucket = "1h"\n'
+    relay = RelayProcess(tmp_path)
+    (tmp_path / "relay.toml").write_text(head + first)
+    with relay, relay.requester() as requester:
+        requester.request(encode_frame(batch(*range(1, 101), value=1.5)), 20)
+        (kept,) = _asked(relay, "/v1/aggregates/kept")["aggregates"]
+        assert (kept["name"], kept["groups"], kept["filled"]) == ("speed", 3, 1.0)
+    (tmp_path / "relay.toml").write_text(head + first + second)
+    with relay, relay.requester() as requester:
+        requester.request(encode_frame(batch(*range(51, 121), value=1.5, following=121)), 20)
+        eventually(lambda: all(one["filled"] == 1 for one in _asked(relay, "/v1/aggregates/kept")["aggregates"]))
+        groups = _asked(relay, "/v1/aggregates?name=map&box=48,11,49,12")["groups"]
+        assert [(group["records"], group["sum"], group["south_deg"]) for group in groups] == [(120, 180.0, 48.7)]
+        assert sum(group["records"] for group in _asked(relay, "/v1/aggregates?name=speed")["groups"]) == 120
+
+
+def _asked(relay: RelayProcess, target: str) -> Any:
+    assert relay.http_url is not None
+    port = urlparse(relay.http_url).port
+    assert port is not None
+    return asked(port, target).json
