@@ -77,7 +77,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(STEPS)
 def test_any_history_gives_what_the_records_give(steps: list[Any]) -> None:
     """Repeated and conflicting records, other definitions, ends in mid-filling, transactions that fail."""
@@ -252,7 +252,7 @@ for records in some_records():
 
 def some_records() -> Iterator[list[StorableRecord]]:
     """Batches that overlap."""
-    for first in range(1, 4_000, 20):
+    for first in range(1, 1_600, 20):
         yield [
             storable(number, math.sin(number) * 40, number * 7 % 600, f"veh/v-1/{'speed' if number % 3 else 'x'}")
             for number in range(first, first + 40)
@@ -262,7 +262,7 @@ def some_records() -> Iterator[list[StorableRecord]]:
 @pytest.mark.processes
 def test_relay_killed_while_it_stores_and_fills_has_each_record_once(path: Path) -> None:
     """SIGKILL at any moment: groups and records are of the same transaction."""
-    for kills, kept in enumerate((1, 1, 2, 2, 3, 1, 3)):
+    for kills, kept in enumerate((1, 3, 2)):
         command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-c", CHILD, str(path), str(kept)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
