@@ -17,6 +17,7 @@ from typing import Final
 from cloud_relay.aggregates.definition import AggregateDefinition, stored_definition
 from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.aggregates.tallies import Tallies
+from cloud_relay.store.aggregates.before import newest_number, records_after
 from cloud_relay.store.aggregates.groups import GroupTable
 from cloud_relay.store.rows import (
     EVENT_COLUMN,
@@ -35,10 +36,6 @@ SLICE_BYTES: Final = 4 * 1024 * 1024
 SLICE_DROPPED: Final = 2_048
 RETRY_S: Final = 5.0
 """After a slice failed, as it does on a full disk."""
-_BEFORE: Final = (
-    "SELECT rowid, origin, rule, key, unit, latitude_deg, longitude_deg, event_utc_ns, received_utc_ns, value, encoded"
-    " FROM records NOT INDEXED WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
-)
 _log = logging.getLogger(__name__)
 
 
@@ -122,11 +119,12 @@ class KeptAggregates:
                     "UPDATE aggregates SET percentiles = ?, max_groups = ? WHERE number = ?",
                     (same.shown, same.max_groups, number),
                 )
+        newest = newest_number(self._db)
         for new in wanted.values():
             self._db.execute(
                 "INSERT INTO aggregates (name, identity, percentiles, max_groups, made_utc_ns, filled_to, fill_end)"
-                " VALUES (?, ?, ?, ?, ?, 0, (SELECT coalesce(max(rowid), 0) FROM records))",
-                (new.name, new.identity, new.shown, new.max_groups, now_utc_ns),
+                " VALUES (?, ?, ?, ?, ?, 0, ?)",
+                (new.name, new.identity, new.shown, new.max_groups, now_utc_ns, newest),
             )
 
     def _write(self, tallies: Tallies) -> None:
@@ -157,15 +155,14 @@ class KeptAggregates:
         ).fetchall()
         tallies = Tallies({number: self._definitions[number] for (number,) in numbers})
         count = size_bytes = 0
-        for rowid, *fields in self._db.execute(_BEFORE, (reached, end, SLICE_RECORDS)):
-            record = AggregateRecord(*fields)
+        for number, record in records_after(self._db, reached, end):
             tallies.note(record)
-            reached, count = rowid, count + 1
+            reached, count = number, count + 1
             size_bytes += len(record.value) + len(record.encoded)
-            if size_bytes >= SLICE_BYTES:
+            if count >= SLICE_RECORDS or size_bytes >= SLICE_BYTES:
                 break
         else:
-            reached = end if count < SLICE_RECORDS else reached
+            reached = end
         self._write(tallies)
         self._db.executemany("UPDATE aggregates SET filled_to = ? WHERE number = ?", [(reached, n) for (n,) in numbers])
         return True
