@@ -14,6 +14,7 @@ records are shown and with their places, so that a query looks at a row of the t
 
 import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,6 @@ from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
 APPLICATION_ID = 0x6D6E7273
-VERSION: Final = 4
 INDEXED_VERSION: Final = 3
 """From this one on a store has what :mod:`cloud_relay.query.sources` needs to be fast."""
 AGGREGATES_VERSION: Final = 4
@@ -46,7 +46,7 @@ CREATE TABLE records (
     event_utc_ns INTEGER NOT NULL, uncertainty_ns INTEGER NOT NULL,
     sensor TEXT NOT NULL, unit TEXT NOT NULL, quality REAL NOT NULL, calibration TEXT NOT NULL, lineage TEXT NOT NULL,
     priority INTEGER NOT NULL, lifespan_ms INTEGER NOT NULL, received_utc_ns INTEGER NOT NULL, encoded BLOB NOT NULL,
-    PRIMARY KEY (origin, sequence));
+    number INTEGER PRIMARY KEY, UNIQUE (origin, sequence));
 CREATE TABLE fates (
     origin TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, state TEXT NOT NULL,
     PRIMARY KEY (origin, first)) WITHOUT ROWID;
@@ -95,6 +95,48 @@ INSERT INTO streams SELECT key, origin, rule, count(*), max(event_utc_ns) FROM r
 """
 _log = logging.getLogger(__name__)
 
+
+def _add_receipts(db: sqlite3.Connection) -> None:
+    _make(db, RECEIPTS)
+
+
+def _add_searching(db: sqlite3.Connection) -> None:
+    _make(db, _REPLACED, SEARCHING, _KNOWN_STREAMS)
+
+
+def _number_rows(db: sqlite3.Connection) -> None:
+    """Let the number of a row be a column. Numbers without one may change whenever somebody calls ``VACUUM``, and the
+    streams of records go on by them. What is on disk is the same in both forms, so only the text of the schema is
+    changed, as the documentation of ``PRAGMA writable_schema`` allows: a copy would need as much space again."""
+    (text,) = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'records'").fetchone()
+    before, after = "PRIMARY KEY (origin, sequence)", "number INTEGER PRIMARY KEY, UNIQUE (origin, sequence)"
+    if before not in text:
+        return
+    (counter,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute("PRAGMA writable_schema = ON")
+    try:
+        db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'records'", (text.replace(before, after),))
+        db.execute(f"PRAGMA schema_version = {counter + 1}")
+    finally:
+        db.execute("PRAGMA writable_schema = RESET")
+
+
+def _add_aggregates(db: sqlite3.Connection) -> None:
+    _make(db, AGGREGATES)
+
+
+STEPS: Final[tuple[tuple[int, Callable[[sqlite3.Connection], None]], ...]] = (
+    (2, _add_receipts),
+    (3, _add_searching),
+    (4, _number_rows),
+    (4, _add_aggregates),
+)
+"""What a store of an earlier version lacks: each step with the version that it leads to, in order. Several steps may
+lead to one version. A new store takes all of them. A step is part of the transaction that opens the store."""
+VERSION: Final = STEPS[-1][0]
+SHOWN_EMPTY: Final[tuple[tuple[int, str], ...]] = ((2, RECEIPTS),)
+"""Tables that an earlier store is read with as if they were empty, with the version that has them."""
+
 _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
 
@@ -112,16 +154,19 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise storage_error(path, error) from error
     try:
+        if not path.stat().st_size:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that what is deleted can be given back to the disk
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            _make(db, SCHEMA, RECEIPTS, SEARCHING, AGGREGATES)
+            _make(db, SCHEMA)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {VERSION}")
+            _take_steps(db, 1)
         elif (version := _checked_version(db, path)) < VERSION:
-            _take_over(db, path, version)
+            _tell_of_indexing(db, path, version)
+            _take_steps(db, version)
         db.execute("COMMIT")
         _touch(db)
         narrow_database(path)
@@ -147,8 +192,10 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise storage_error(path, error) from error
     try:
-        if _checked_version(db, path) == 1:
-            _make(db, RECEIPTS.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+        version = _checked_version(db, path)
+        for since, tables in SHOWN_EMPTY:
+            if version < since:
+                _make(db, tables.replace("CREATE TABLE", "CREATE TEMP TABLE"))
     except sqlite3.Error as error:
         db.close()
         raise storage_error(path, error) from error
@@ -175,24 +222,22 @@ def store_version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _take_over(db: sqlite3.Connection, path: Path, version: int) -> None:
-    """Give a store of an earlier version what it lacks, in the transaction that is open."""
-    if version < INDEXED_VERSION:
-        _index_anew(db, path, version)
-    if version < AGGREGATES_VERSION:
-        _make(db, AGGREGATES)
-    db.execute(f"PRAGMA user_version = {VERSION}")
-
-
-def _index_anew(db: sqlite3.Connection, path: Path, version: int) -> None:
+def _tell_of_indexing(db: sqlite3.Connection, path: Path, version: int) -> None:
+    if version >= INDEXED_VERSION:
+        return
     many = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()[0]
     _log.warning(
         "the store %s is of version %d: its %d records are indexed anew, about ten seconds for each million; nodes "
         "wait meanwhile, and keep their records", path, version, many,
     )  # fmt: skip
-    if version < 2:
-        _make(db, RECEIPTS)
-    _make(db, _REPLACED, SEARCHING, _KNOWN_STREAMS)
+
+
+def _take_steps(db: sqlite3.Connection, version: int) -> None:
+    """Lead a store of a version to the newest one, in the transaction that is open."""
+    for leads_to, step in STEPS:
+        if leads_to > version:
+            step(db)
+    db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _touch(db: sqlite3.Connection) -> None:

@@ -37,7 +37,7 @@ MAX_WAITING_BATCHES = 64
 MAX_GROUP_BATCHES = 16
 """Batches in one transaction, each of another node. It bounds how long the first of them waits."""
 _log = logging.getLogger(__name__)
-_INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
+_INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)}, NULL)"  # noqa: S608 - marks only
 
 
 class StorableRecord(NamedTuple):
