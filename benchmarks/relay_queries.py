@@ -1,4 +1,4 @@
-"""``python -m benchmarks.relay_queries [--records N] [--check] [--json]``: how fast the relay's store answers.
+"""``python -m benchmarks.relay_queries [--records N] [--packed] [--check] [--json]``: how fast a store answers.
 
 It fills a store with records of 1,000 nodes, four keys each, over ten days, through the relay's own writer. Then it
 asks what people ask, and tells the time from the question to the records, each question many times, with other values
@@ -9,6 +9,9 @@ each time. The bars are meant for ten million records. At last it exports all of
   this and for the median;
 - ``largest_mib``: the most memory that Python had for one page of everything, with large values;
 - ``record_us``, ``record_bytes``: what the writer takes for a record, and the disk;
+- ``packing_us``, ``packed_bytes``: with ``--packed``, the processor time that packing a record takes, and what the disk
+  has of it then: blocks, tables and receipts. ``packing_slice_ms`` is the longest that packing held the writer up, and
+  ``packing_slice_p99_ms`` what one slice of a hundred took longer than. All but the newest 5 % are packed;
 - ``parquet_us``, ``csv_us``, ``parquet_bytes``, ``csv_bytes``: what ``cloud-relay export`` takes for a record, in
   processor time, and its size in the file.
 """
@@ -23,17 +26,19 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from sqlite3 import Connection
+from sqlite3 import Connection, OperationalError
 from statistics import median
 from typing import Any, Final
 
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import Box, Query, place_of
+from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
@@ -44,12 +49,16 @@ from protocols.wire.readings import EventTime, Position, Provenance, Reading
 _BARS_MS: Final = {"day_in_box": 1_000.0, "newest_of_each_key": 100.0, "page": 50.0}
 BARS: Final = {f"{name}_{of}_ms": bar for name, bar in _BARS_MS.items() for of in ("p50", "p99_cpu")}
 MEMORY_BAR_MIB: Final = 128.0
+PACKED_BAR_BYTES: Final = 200.0
+SLICE_BAR_MS: Final = 50.0
 NODES: Final = 1_000
 _KINDS: Final = ("speed", "acceleration", "temperature", "hazard")
 _DAYS: Final = 10
 _DAY_NS: Final = 86_400 * SECOND
 _BASE_NS: Final = 1_700_000_000 * SECOND
 _BATCH: Final = 256
+_LIVE_SHARE: Final = 0.05
+_PACK_TABLES: Final = ("packs", "pack_blocks", "pack_streams", "pack_ranges", "receipts")
 
 
 def record_of(node: int, number: int, last: int, random: Random) -> StorableRecord:
@@ -86,6 +95,49 @@ def fill(path: Path, records: int) -> float:
                     done.result()
                 took_s += time.perf_counter() - began_s
     return took_s / (each * NODES) * 1e6
+
+
+def packed(path: Path) -> dict[str, float]:
+    """Pack all but the newest records."""
+    with closing(open_for_reading(path)) as db:
+        (records,) = db.execute("SELECT max(number) FROM records").fetchone()
+    slices_s: list[float] = []
+
+    def timed(job: Job) -> "Future[Any]":
+        def slice_(db: Connection) -> None:
+            began_s = time.perf_counter()
+            job(db)
+            slices_s.append(time.perf_counter() - began_s)
+
+        return store.maintain(slice_)
+
+    began_s = time.process_time()
+    with closing(Store(path)) as store:
+        packer = Packer(lambda: open_for_reading(path), timed, PackingPolicy(1e9, int(records * _LIVE_SHARE)))
+        while packer.pack_once():
+            pass
+    took_s = time.process_time() - began_s
+    with closing(open_for_reading(path)) as db:
+        (left,) = db.execute("SELECT count(*) FROM records").fetchone()
+        size_bytes = sum(_table_bytes(db).get(name, 0) for name in _PACK_TABLES)
+    return {
+        "packing_us": took_s / packer.packed * 1e6,
+        "packing_slice_ms": max(slices_s) * 1e3,
+        "packing_slice_p99_ms": _p99(slices_s) * 1e3,
+        "packed_share": packer.packed / (packer.packed + left),
+        "packed_bytes": size_bytes / packer.packed,
+    }
+
+
+def _table_bytes(db: Connection) -> dict[str, int]:
+    """The bytes of each table, its indexes among them."""
+    try:
+        rows = db.execute(
+            "SELECT tbl_name, sum(pgsize) FROM dbstat JOIN sqlite_schema USING (name) GROUP BY tbl_name"
+        ).fetchall()
+    except OperationalError:  # SQLite was built without it
+        return {}
+    return dict(rows)
 
 
 def all_pages(db: Connection, query: Query) -> int:
@@ -173,7 +225,7 @@ def largest_mib(folder: Path) -> float:
 def exported(path: Path, folder: Path) -> dict[str, float]:
     """What an export of everything takes for each record, in both formats."""
     with closing(open_for_reading(path)) as db:
-        (records,) = db.execute("SELECT count(*) FROM records").fetchone()
+        (records,) = db.execute("SELECT total(records) FROM streams").fetchone()
     figures: dict[str, float] = {}
     for form in ("parquet", "csv"):
         file, before = folder / f"all.{form}", _children_s()
@@ -198,6 +250,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=50, metavar="N", help="times that each question is asked")
     parser.add_argument("--folder", type=Path, help="where the store is made (default: that of temporary files)")
     parser.add_argument("--store", type=Path, help="keep the store in this file, and use it if it is there")
+    parser.add_argument("--packed", action="store_true", help="pack most of the records first")
     parser.add_argument("--check", action="store_true", help="end with status 1 when a bar is missed")
     parser.add_argument("--json", action="store_true", help="print one object")
     options = parser.parse_args()
@@ -208,10 +261,14 @@ def main() -> int:
         if not path.exists():
             figures["record_us"] = fill(path, options.records)
             figures["record_bytes"] = path.stat().st_size / options.records
+        if options.packed:
+            figures |= packed(path)
         figures |= asked(path, options.rounds) | {"largest_mib": largest_mib(scratch)} | exported(path, scratch)
     finally:
         shutil.rmtree(scratch)
-    bars = BARS | {"largest_mib": MEMORY_BAR_MIB}
+    bars = BARS | {
+        "largest_mib": MEMORY_BAR_MIB, "packed_bytes": PACKED_BAR_BYTES, "packing_slice_p99_ms": SLICE_BAR_MS
+    }  # fmt: skip
     missed = [name for name, figure in figures.items() if figure > bars.get(name, figure)]
     if options.json:
         print(json.dumps(figures))

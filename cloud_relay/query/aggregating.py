@@ -16,8 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
+from cloud_relay.query.packed import one_moment
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Query, untrusted_query
-from cloud_relay.query.sources import NOTHING, OPENING, merged_steps, prepare
+from cloud_relay.query.sources import merged_steps, prepare
+from cloud_relay.query.steps import NOTHING, OPENING
+from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import CELLS_PER_DEGREE
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -74,9 +77,18 @@ def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, 
     prepare(db)
     ends_s = time.monotonic() + PATIENCE_S
     groups: dict[tuple[Any, ...], _Group] = {}
-    for found, number in enumerate(_numbers(db, query.records, ends_s), 1):
-        row = db.execute(_ROW, (number,)).fetchone()
-        key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value = row
+    with one_moment(db) as packed:
+        _gather(db, packed, query, ends_s, groups)
+    names = (*(() if query.bucket_ns is None else ("bucket_utc_ns",)), *query.by, "unit")
+    return [dict(zip(names, name, strict=True)) | _told(groups[name]) for name in sorted(groups)]
+
+
+def _gather(
+    db: sqlite3.Connection, packed: PackReader, query: AggregateQuery, ends_s: float,
+    groups: dict[tuple[Any, ...], _Group],
+) -> None:  # fmt: skip
+    for found, number in enumerate(_numbers(db, packed, query.records, ends_s), 1):
+        key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value = _row(db, packed, number)
         of = {"key": key, "origin": origin, "rule": rule, "cell": _cell(latitude_deg, longitude_deg)}
         bucket = () if query.bucket_ns is None else (event_utc_ns - event_utc_ns % query.bucket_ns,)
         group = groups.setdefault((*bucket, *(of[name] for name in query.by), unit), _Group())
@@ -88,12 +100,19 @@ def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, 
                 f"the question is about more than {MAX_RECORDS} records or {MAX_GROUPS} groups: narrow it by since, "
                 "until, key or box, or group by less"
             )
-    names = (*(() if query.bucket_ns is None else ("bucket_utc_ns",)), *query.by, "unit")
-    return [dict(zip(names, name, strict=True)) | _told(groups[name]) for name in sorted(groups)]
 
 
-def _numbers(db: sqlite3.Connection, query: Query, ends_s: float) -> Iterator[int]:
-    for step in merged_steps(db, query):
+def _row(db: sqlite3.Connection, packed: PackReader, number: int) -> tuple[Any, ...]:
+    if number > packed.up_to:
+        return tuple(db.execute(_ROW, (number,)).fetchone())
+    record = packed.with_number(number)
+    assert record is not None, "its step was of the same moment"
+    key, _, _, value, latitude_deg, longitude_deg, _, _, _, event_utc_ns, _, _, unit, *_ = record.row
+    return key, record.origin, record.rule, unit, latitude_deg, longitude_deg, event_utc_ns, value
+
+
+def _numbers(db: sqlite3.Connection, packed: PackReader, query: Query, ends_s: float) -> Iterator[int]:
+    for step in merged_steps(db, query, packed):
         if step.number not in (NOTHING, OPENING):
             yield step.number
         if time.monotonic() > ends_s:

@@ -8,12 +8,17 @@ Two things let records overtake older ones, which count as missing until they co
 back the others, and batches that neighbours carry.
 
 When an acknowledgement was lost, a record may be stored although its node gave it up. It counts as stored.
+
+A record that retention deleted was stored once, and counts as deleted: that is no loss.
 """
 
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
+
+from cloud_relay.store.packs.tables import packed_up_to
 
 MAX_LISTED_GAPS = 100
 """How many holes are listed for an origin. All are counted."""
@@ -22,22 +27,24 @@ MAX_LISTED_GAPS = 100
 @dataclass(frozen=True, slots=True)
 class OriginAccount:
     """The account of one origin. It holds that
-    ``issued == stored + expired + evicted + refused + missing + outstanding``."""
+    ``issued == stored + deleted + expired + evicted + refused + missing + outstanding``."""
 
     origin: str
     issued: int
     stored: int
+    deleted: int
+    """Records that were stored and that retention deleted."""
     expired: int
     evicted: int
     refused: int
     outstanding: int
     """Records that the node has issued and not yet accounted for."""
     missing: int
-    """Lost records: they are below the highest stored sequence, and neither stored nor have a fate."""
+    """Lost records: they are below the highest stored sequence, were never stored, and have no fate."""
     gaps: tuple[tuple[int, int], ...]
     """First and last sequence of each range of missing records, at most ``MAX_LISTED_GAPS`` ranges."""
     stored_after_all: int
-    """Records that are stored although the node gave them up. They are counted in ``stored``."""
+    """Records that were stored although the node gave them up. They are counted in ``stored`` or ``deleted``."""
     conflicts: int
     """Sequences that came with two contents."""
     with_receipt: int
@@ -67,13 +74,8 @@ def audit(db: sqlite3.Connection) -> list[OriginAccount]:
 
 
 def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginAccount:
-    stored, highest = db.execute(
-        "SELECT count(*), coalesce(max(sequence), 0) FROM records WHERE origin = ?", (origin,)
-    ).fetchone()
+    stored, deleted, highest, with_receipt = _counts(db, origin)
     conflicts = db.execute("SELECT count(*) FROM conflicts WHERE origin = ?", (origin,)).fetchone()[0]
-    with_receipt = db.execute(
-        "SELECT count(*) FROM receipted JOIN records USING (origin, sequence) WHERE origin = ?", (origin,)
-    ).fetchone()[0]
     wrong = db.execute("SELECT times, why FROM wrong_receipts WHERE origin = ?", (origin,)).fetchone() or (0, "")
     counted = {"expired": 0, "evicted": 0, "refused": 0}
     fated = 0
@@ -104,8 +106,9 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
         origin=origin,
         issued=issued,
         stored=stored,
+        deleted=deleted,
         **counted,
-        outstanding=issued - stored - lost - missing,
+        outstanding=issued - stored - deleted - lost - missing,
         missing=missing,
         gaps=tuple(gaps[:MAX_LISTED_GAPS]),
         stored_after_all=fated - lost,
@@ -116,15 +119,50 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
     )
 
 
+def _counts(db: sqlite3.Connection, origin: str) -> tuple[int, int, int, int]:
+    """Records that are stored, records that were deleted, the highest sequence of both, and those with a receipt."""
+    up_to = packed_up_to(db)
+    rows, highest_row = db.execute(
+        "SELECT count(*), coalesce(max(sequence), 0) FROM records WHERE origin = ? AND rowid > ?", (origin, up_to)
+    ).fetchone()
+    packed, deleted, highest, receipted = db.execute(
+        "SELECT coalesce(sum(last - first + 1 - deleted), 0), coalesce(sum(deleted), 0), coalesce(max(last), 0),"  # noqa: S608 - our text
+        f" coalesce(sum(receipted), 0) FROM ({_RANGES})",
+        (origin,),
+    ).fetchone()
+    (beside,) = db.execute(  # of rows, and of packed records whose receipt came later
+        "SELECT count(*) FROM receipted LEFT JOIN records USING (origin, sequence)"
+        " WHERE receipted.origin = ? AND (records.rowid > ? OR records.rowid IS NULL AND sequence <= (SELECT last"
+        " FROM pack_ranges WHERE pack_ranges.origin = receipted.origin AND first <= sequence ORDER BY first DESC"
+        " LIMIT 1))",
+        (origin, up_to),
+    ).fetchone()
+    return rows + packed, deleted, max(highest_row, highest), receipted + beside
+
+
+_RANGES: Final = (
+    "SELECT first, last, CASE WHEN records > 0 THEN deleted ELSE last - first + 1 END AS deleted,"
+    " CASE WHEN records > 0 THEN receipted ELSE 0 END AS receipted FROM pack_ranges LEFT JOIN packs USING (pack)"
+    " WHERE origin = ? AND pack <= (SELECT coalesce(max(pack), 0) FROM packs)"
+)
+"""Ranges of sequences in packs, and of those that were deleted. A pack that is being made does not count yet; one
+without records was deleted."""
+
+
 def _holes(db: sqlite3.Connection, origin: str, highest: int, next_sequence: int) -> Iterator[tuple[int, int]]:
-    """The ranges of issued sequences that are not stored, in order."""
-    lowest = db.execute("SELECT min(sequence) FROM records WHERE origin = ?", (origin,)).fetchone()[0]
+    """The ranges of issued sequences that were never stored, in order."""
+    taken = (
+        "SELECT sequence AS first, sequence AS last FROM records WHERE origin = ? AND rowid > ?"  # noqa: S608 - our text
+        f" UNION ALL SELECT first, last FROM ({_RANGES})"
+    )
+    values = (origin, packed_up_to(db), origin)
+    lowest = db.execute(f"SELECT min(first) FROM ({taken})", values).fetchone()[0]  # noqa: S608 - our text
     if lowest is not None and lowest > 1:
         yield 1, lowest - 1
     yield from db.execute(
-        "SELECT sequence + 1, following - 1 FROM (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS following"
-        " FROM records WHERE origin = ?) WHERE following > sequence + 1",
-        (origin,),
+        "SELECT last + 1, following - 1 FROM (SELECT last, lead(first) OVER (ORDER BY first) AS following"  # noqa: S608 - our text
+        f" FROM ({taken})) WHERE following > last + 1",
+        values,
     )
     if highest < next_sequence - 1:
         yield highest + 1, next_sequence - 1

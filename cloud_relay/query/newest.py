@@ -12,17 +12,26 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-from cloud_relay.query.searching import MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord, stored_record
+from cloud_relay.query.packed import newest_of_stream, one_moment
+from cloud_relay.query.searching import (
+    MAX_PAGE_BYTES,
+    PATIENCE_S,
+    RecordPage,
+    StoredRecord,
+    packed_record,
+    stored_record,
+)
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Box, Query, shape_of_key
 from cloud_relay.query.sources import SqlCondition, stream_names
+from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import INDEXED_VERSION, store_version
 from protocols.base.errors import InvalidKey, LocalProtocolError, StorageError
 from protocols.base.keys import checked_key, matches
 
 NEWEST_FILTERS: Final = tuple(name for name in FILTERS if name != "until")
 _NEWEST_OF_STREAM: Final = (
-    "SELECT rowid FROM records INDEXED BY records_in_streams WHERE key = ? AND origin = ? AND event_utc_ns = ?"
-    " AND (?4 IS NULL OR rule = ?4) ORDER BY sequence DESC LIMIT 1"
+    "SELECT rowid, sequence FROM records INDEXED BY records_in_streams WHERE key = ? AND origin = ?"
+    " AND event_utc_ns = ? AND (?4 IS NULL OR rule = ?4) AND rowid > ?5 ORDER BY sequence DESC LIMIT 1"
 )
 
 
@@ -38,13 +47,14 @@ def newest_page(
     ends_s = time.monotonic() + patience_s
     limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
     records: list[StoredRecord] = []
-    for key, newest in _newest_streams(db, query, after_key):
-        record = None if newest is None else _newest_record(db, newest, query.rule)
-        if record is not None and _is_shown(record, query):
-            records.append(record)
-            size_bytes += record.size_bytes
-        if len(records) >= limit or size_bytes >= MAX_PAGE_BYTES or time.monotonic() > ends_s:
-            return RecordPage(records, key)
+    with one_moment(db) as packed:
+        for key, newest in _newest_streams(db, query, after_key):
+            record = None if newest is None else _newest_record(db, packed, newest, query.rule)
+            if record is not None and _is_shown(record, query):
+                records.append(record)
+                size_bytes += record.size_bytes
+            if len(records) >= limit or size_bytes >= MAX_PAGE_BYTES or time.monotonic() > ends_s:
+                return RecordPage(records, key)
     return RecordPage(records, None)
 
 
@@ -74,9 +84,16 @@ def _newest_streams(
         yield key, max(streams, key=itemgetter(2, 1)) if is_asked else None
 
 
-def _newest_record(db: sqlite3.Connection, stream: tuple[str, str, int], rule: str | None) -> StoredRecord | None:
-    number = db.execute(_NEWEST_OF_STREAM, (*stream, rule)).fetchone()
-    return None if number is None else stored_record(db, number[0])
+def _newest_record(
+    db: sqlite3.Connection, packed: PackReader, stream: tuple[str, str, int], rule: str | None
+) -> StoredRecord | None:
+    row = db.execute(_NEWEST_OF_STREAM, (*stream, rule, packed.up_to)).fetchone()
+    found = newest_of_stream(db, packed, stream, rule)
+    if found is not None:
+        pack, at = found
+        if row is None or pack.place(at)[2] > row[1]:
+            return packed_record(db, pack.record(at))
+    return None if row is None else stored_record(db, row[0], packed)
 
 
 def _is_shown(record: StoredRecord, query: Query) -> bool:

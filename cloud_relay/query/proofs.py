@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from cryptography import x509
 from msgspec import Raw
 
+from cloud_relay.query.packed import one_moment
+from cloud_relay.store.packs.reading import PackReader
 from meshnode.identity.signatures import CertifiedKey, sha256, untrusted_certified_key
 from protocols.base.errors import IdentityError, LocalProtocolError, ReceiptWrong, StorageError
 from protocols.records.receipts.checking import check_untrusted_author
@@ -38,9 +40,17 @@ def proof_of(db: sqlite3.Connection, origin: str, sequence: int) -> bytes:
     :raises LocalProtocolError: the store does not have it, or it came without a receipt.
     :raises StorageError: the store is damaged.
     """
+    with one_moment(db) as packed:
+        return _proof(db, packed, origin, sequence)
+
+
+def _proof(db: sqlite3.Connection, packed: PackReader, origin: str, sequence: int) -> bytes:
     row = db.execute(
         "SELECT rule, encoded FROM records WHERE origin = ? AND sequence = ?", (origin, sequence)
     ).fetchone()
+    old = packed.named(origin, sequence) if row is None else None
+    if old is not None:
+        row = old.rule, old.encoded
     if row is None:
         raise LocalProtocolError(
             f"the store has no record {sequence} of {origin!r}: find it with 'cloud-relay query --origin'"
@@ -50,6 +60,10 @@ def proof_of(db: sqlite3.Connection, origin: str, sequence: int) -> bytes:
         " WHERE receipted.origin = ? AND sequence = ?",
         (origin, sequence),
     ).fetchone()
+    if held is None and old is not None:
+        held = db.execute(
+            "SELECT receipt, leaves, ? FROM receipts WHERE number = ?", (old.receipt_place, old.receipt)
+        ).fetchone()
     if held is None:
         raise LocalProtocolError(f"record {sequence} of {origin!r} came without a receipt, so nothing proves it")
     encoded_receipt, joined, place = held

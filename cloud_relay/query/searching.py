@@ -14,8 +14,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from cloud_relay.query.packed import one_moment
 from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of, place_of
-from cloud_relay.query.sources import NOTHING, OPENING, merged_steps, prepare
+from cloud_relay.query.sources import merged_steps, prepare
+from cloud_relay.query.steps import NOTHING, OPENING
+from cloud_relay.store.packs.bodies import PackableRecord
+from cloud_relay.store.packs.reading import PackReader
 
 COLUMNS: Final = (
     "origin", "sequence", "rule", "key", "sensing_origin", "reading_sequence", "value", "latitude_deg", "longitude_deg",
@@ -63,24 +67,41 @@ def find_page(db: sqlite3.Connection, query: Query, patience_s: float = PATIENCE
     prepare(db)
     limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
     records: list[StoredRecord] = []
-    for step in merged_steps(db, query):
-        if step.number == OPENING:
-            continue
-        if step.number != NOTHING:
-            records.append(stored_record(db, step.number))
-            size_bytes += records[-1].size_bytes
-        full = len(records) >= limit or size_bytes >= MAX_PAGE_BYTES
-        if full or time.monotonic() > ends_s:
-            return RecordPage(records, cursor_of(step.place))
+    with one_moment(db) as packed:
+        for step in merged_steps(db, query, packed):
+            if step.number == OPENING:
+                continue
+            if step.number != NOTHING:
+                records.append(stored_record(db, step.number, packed))
+                size_bytes += records[-1].size_bytes
+            full = len(records) >= limit or size_bytes >= MAX_PAGE_BYTES
+            if full or time.monotonic() > ends_s:
+                return RecordPage(records, cursor_of(step.place))
     return RecordPage(records, None)
 
 
-def stored_record(db: sqlite3.Connection, number: int) -> StoredRecord:
-    """The record in a row of the table."""
-    row = db.execute(_ROW, (number,)).fetchone()
-    fields = dict(zip(COLUMNS, row, strict=False))
-    fields["has_receipt"] = bool(fields["has_receipt"])
-    return StoredRecord(fields, row[-1])
+def stored_record(db: sqlite3.Connection, number: int, packed: PackReader) -> StoredRecord:
+    """The record with a number, of the moment of ``packed``."""
+    if number > packed.up_to:
+        row = db.execute(_ROW, (number,)).fetchone()
+        fields = dict(zip(COLUMNS, row, strict=False))
+        fields["has_receipt"] = bool(fields["has_receipt"])
+        return StoredRecord(fields, row[-1])
+    record = packed.with_number(number)
+    assert record is not None, "its step was of the same moment"
+    return packed_record(db, record)
+
+
+def packed_record(db: sqlite3.Connection, record: PackableRecord) -> StoredRecord:
+    """A record of a pack. A receipt may have come after it was packed."""
+    name = (record.origin, record.sequence)
+    has_receipt = record.receipt > 0 or _is_receipted(db, name)
+    columns = (*name, record.rule, *record.row, record.received_utc_ns, has_receipt)
+    return StoredRecord(dict(zip(COLUMNS, columns, strict=True)), record.encoded)
+
+
+def _is_receipted(db: sqlite3.Connection, name: tuple[str, int]) -> bool:
+    return db.execute("SELECT 1 FROM receipted WHERE origin = ? AND sequence = ?", name).fetchone() is not None
 
 
 def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]:

@@ -2,7 +2,8 @@
 
 A *source* is a part of one index that has records in the order in which they are shown. Questions about few keys or
 nodes merge a source for each of their streams, questions about a small box one for each cell, and all others go along
-time. Each looks at a bounded number of entries before it says how far it came, so whoever merges them can stop: no
+time. Packed records are sources of their own, see :mod:`cloud_relay.query.packed`. Each looks at a bounded number of
+entries before it says how far it came, so whoever merges them can stop: no
 question is looked at for longer than its patience, whatever it asks and however little it finds.
 """
 
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from cloud_relay.query.packed import pack_sources
 from cloud_relay.query.selection import LAST_UTC_NS, Box, Place, Query
+from cloud_relay.query.steps import LAST_NAME, NOTHING, OPENING, Step
+from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import CELL, CELLS_AROUND, CELLS_PER_DEGREE, INDEXED_VERSION, store_version
 from protocols.base.keys import matches
 
@@ -30,27 +34,6 @@ _ROWS_PER_STREAM: Final = 25
 """Rows that can be looked at in the time that one stream takes to open."""
 _UNEVEN: Final = 8
 """How much cheaper time has to look than streams: records may lie elsewhere in time than most."""
-_LAST_NAME: Final = "\U0010ffff"
-
-
-class Step(NamedTuple):
-    """How far a source came. Steps compare by their place."""
-
-    event_utc_ns: int
-    origin: str
-    sequence: int
-    number: int
-    """That of a record that was asked for; ``NOTHING``: there is none between the step before and this place."""
-
-    @property
-    def place(self) -> Place:
-        """See :data:`~cloud_relay.query.selection.Place`."""
-        return self.event_utc_ns, self.origin, self.sequence
-
-
-NOTHING: Final = 0
-OPENING: Final = -1
-"""The number of a step that says only that nothing of its source comes before it. Nothing was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +44,8 @@ class SqlCondition:
     values: tuple[object, ...] = ()
 
     def __and__(self, other: "SqlCondition") -> "SqlCondition":
+        if other == ALL or self == ALL:
+            return self if other == ALL else other
         return SqlCondition(f"{self.text} AND {other.text}", self.values + other.values)
 
 
@@ -82,12 +67,13 @@ class RecordSource:
     """No record in it is newer."""
 
 
-def sources_of(db: sqlite3.Connection, query: Query) -> list[RecordSource]:
-    """The sources that together have all records of a question."""
-    demanded = _box(query.box) & _row_filters(query)
+def sources_of(
+    db: sqlite3.Connection, query: Query, streams: "list[_Stream] | None", live: SqlCondition
+) -> list[RecordSource]:
+    """The sources that together have all rows of a question. ``live``: which rows are no remains."""
+    demanded = _box(query.box) & _row_filters(query) & live
     if store_version(db) < INDEXED_VERSION:
         return [RecordSource("", ALL, demanded & _name_filters(query))]
-    streams = _streams(db, query)
     few = streams is not None and sum(stream.records for stream in streams) <= _FEW_RECORDS
     cells = None if query.box is None or few else _cells(query.box)
     if cells is not None:
@@ -113,7 +99,7 @@ def steps(db: sqlite3.Connection, source: RecordSource, query: Query, first_chun
     newest_first = query.newest_first
     begin, far = _time_bounds(query, source.newest_utc_ns)
     if newest_first:
-        yield Step(min(source.newest_utc_ns, LAST_UTC_NS), _LAST_NAME, LAST_UTC_NS, OPENING)
+        yield Step(min(source.newest_utc_ns, LAST_UTC_NS), LAST_NAME, LAST_UTC_NS, OPENING)
     else:
         yield Step(0, "", 0, OPENING)
     if query.after is not None:
@@ -144,12 +130,23 @@ def steps(db: sqlite3.Connection, source: RecordSource, query: Query, first_chun
         size = min(4 * size, _MAX_CHUNK)
 
 
-def merged_steps(db: sqlite3.Connection, query: Query) -> Iterator[Step]:
-    """The steps of all sources of a question, in order."""
-    sources = sources_of(db, query)
+def merged_steps(db: sqlite3.Connection, query: Query, packed: PackReader) -> Iterator[Step]:
+    """The steps of all sources of a question, in order. Rows and packs are those of one moment."""
+    streams = None if store_version(db) < INDEXED_VERSION else _streams(db, query)
+    sources = sources_of(db, query, streams, live_rows(db, packed))
+    names = None if streams is None else {stream[:2] for stream in streams}
     least, most = _FIRST_CHUNKS
     first_chunk = min(max(2 * query.limit // max(1, len(sources)), least), most)
-    return heapq.merge(*(steps(db, source, query, first_chunk) for source in sources), reverse=query.newest_first)
+    return heapq.merge(
+        *(steps(db, source, query, first_chunk) for source in sources), *pack_sources(db, packed, query, names),
+        reverse=query.newest_first,
+    )  # fmt: skip
+
+
+def live_rows(db: sqlite3.Connection, packed: PackReader) -> SqlCondition:
+    """Which rows are no remains of records that are in packs. Mostly all are."""
+    (lowest,) = db.execute("SELECT min(rowid) FROM records").fetchone()
+    return ALL if lowest is None or lowest > packed.up_to else SqlCondition("rowid > ?", (packed.up_to,))
 
 
 def prepare(db: sqlite3.Connection) -> None:
@@ -221,7 +218,7 @@ def stream_names(query: Query) -> SqlCondition:
         elif prefix:
             # The expression `a/**` matches the key `a` too, which has no slash.
             beginning = prefix.removesuffix("/")
-            found &= SqlCondition("key >= ? AND key < ?", (beginning, beginning + _LAST_NAME))
+            found &= SqlCondition("key >= ? AND key < ?", (beginning, beginning + LAST_NAME))
     return found
 
 

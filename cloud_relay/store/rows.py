@@ -25,7 +25,8 @@ LATITUDE_COLUMN: Final = 4
 LONGITUDE_COLUMN: Final = 5
 EVENT_COLUMN: Final = 9
 UNIT_COLUMN: Final = 12
-"""Where a row has the key, the value, the place, the time of sensing and the unit."""
+QUALITY_COLUMN: Final = 13
+"""Where a row has the key, the value, the place, the time of sensing, the unit and the quality."""
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str))
 """Types of values that JSON has a form for, and that hold no other value."""

@@ -5,7 +5,8 @@ reading's own bytes in ``encoded``. ``fates`` holds disjoint ranges of records t
 the next sequence of each node. ``receipts`` holds what nodes signed, ``receipted`` which record is at which place of
 which receipt, ``certificates`` who signed, and ``wrong_receipts`` whose receipts were refused. ``streams`` says for
 each key, node and rule how many records there are and when the newest was sensed. Kept aggregates are in tables of
-their own, see :mod:`cloud_relay.store.aggregates.tables`. Texts and blobs are stored as
+their own, see :mod:`cloud_relay.store.aggregates.tables`. Older records leave ``records`` for packs, see
+:mod:`cloud_relay.store.packs.tables`. Texts and blobs are stored as
 authenticated nodes sent them, and nothing in them ever becomes part of a statement.
 
 Three indexes serve queries: by key and node, by time, and by cell of a grid on the earth, each in the order in which
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from cloud_relay.store.aggregates.tables import TABLES as AGGREGATES
+from cloud_relay.store.packs.tables import PACKS
 from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
@@ -125,16 +127,21 @@ def _add_aggregates(db: sqlite3.Connection) -> None:
     _make(db, AGGREGATES)
 
 
+def _add_packs(db: sqlite3.Connection) -> None:
+    _make(db, PACKS)
+
+
 STEPS: Final[tuple[tuple[int, Callable[[sqlite3.Connection], None]], ...]] = (
     (2, _add_receipts),
     (3, _add_searching),
     (4, _number_rows),
     (4, _add_aggregates),
+    (4, _add_packs),
 )
 """What a store of an earlier version lacks: each step with the version that it leads to, in order. Several steps may
 lead to one version. A new store takes all of them. A step is part of the transaction that opens the store."""
 VERSION: Final = STEPS[-1][0]
-SHOWN_EMPTY: Final[tuple[tuple[int, str], ...]] = ((2, RECEIPTS),)
+SHOWN_EMPTY: Final[tuple[tuple[int, str], ...]] = ((2, RECEIPTS), (4, PACKS))
 """Tables that an earlier store is read with as if they were empty, with the version that has them."""
 
 _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
@@ -195,7 +202,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         version = _checked_version(db, path)
         for since, tables in SHOWN_EMPTY:
             if version < since:
-                _make(db, tables.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+                _make(db, _temporary(tables))
     except sqlite3.Error as error:
         db.close()
         raise storage_error(path, error) from error
@@ -254,6 +261,12 @@ def _make(db: sqlite3.Connection, *schemas: str) -> None:
     for schema in schemas:
         for statement in schema.split(";"):
             db.execute(statement)
+
+
+def _temporary(tables: str) -> str:
+    return tables.replace("CREATE TABLE", "CREATE TEMP TABLE").replace(
+        "CREATE INDEX IF NOT EXISTS ", "CREATE INDEX IF NOT EXISTS temp."
+    )
 
 
 def _checked_version(db: sqlite3.Connection, path: Path) -> int:

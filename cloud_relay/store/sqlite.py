@@ -13,17 +13,21 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.store.aggregates.keeping import KeptAggregates
 from cloud_relay.store.fates import FateTable
+from cloud_relay.store.packs.known import KnownAs, KnownRecords
+from cloud_relay.store.packs.packing import Job
+from cloud_relay.store.packs.reading import PackDamaged
+from cloud_relay.store.packs.tables import packed_up_to
 from cloud_relay.store.receipts import ReceiptTable, StorableReceipt
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
@@ -37,7 +41,11 @@ MAX_WAITING_BATCHES = 64
 MAX_GROUP_BATCHES = 16
 """Batches in one transaction, each of another node. It bounds how long the first of them waits."""
 _log = logging.getLogger(__name__)
-_INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)}, NULL)"  # noqa: S608 - marks only
+_INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 24)})"  # noqa: S608 - marks only
+
+
+_HELD = (KnownAs.SAME, KnownAs.PROVEN, KnownAs.DELETED)
+_PROVEN = (KnownAs.PROVEN, KnownAs.DELETED)
 
 
 class StorableRecord(NamedTuple):
@@ -90,11 +98,14 @@ class Store:
         self._path = path
         self._clock = clock
         self._db = open_for_writing(path)
-        self._turns: Turns[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]]] = Turns(MAX_WAITING_BATCHES)
+        self._turns: Turns[tuple[StorableBatch | Job, Future[Any]]] = Turns(MAX_WAITING_BATCHES)
         self._fates = FateTable(self._db)
         self._receipts = ReceiptTable(self._db)
         self._streams = StreamCounts(self._db)
         self._aggregates = KeptAggregates(self._db, path, aggregates, clock())
+        self._packed = KnownRecords(self._db)
+        (newest,) = self._db.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()
+        self._next_number = max(newest, packed_up_to(self._db)) + 1
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self.at_commit: Callable[[], None] = lambda: None
         """Called on the writing thread whenever records were stored."""
@@ -111,9 +122,20 @@ class Store:
 
         :raises StorageError: when the store is closed.
         """
-        done: Future[Acknowledgement | RelayRefusal] = Future()
+        return self._queued(batch.origin, batch)
+
+    def maintain(self, job: Job) -> "Future[Any]":
+        """Queue a slice of work on the store, which has a transaction of its own between those of batches. It should
+        take some ten milliseconds.
+
+        :raises StorageError: when the store is closed.
+        """
+        return self._queued("", job)  # its turn is that of a node without a name
+
+    def _queued(self, origin: str, item: StorableBatch | Job) -> "Future[Any]":
+        done: Future[Any] = Future()
         try:
-            left = self._turns.put(batch.origin, (batch, done))
+            left = self._turns.put(origin, (item, done))
         except ValueError as error:
             raise StorageError("the store is closed: send the batch again later") from error
         if left is not None:
@@ -149,12 +171,35 @@ class Store:
     def _write(self) -> None:
         while (group := self._turns.take(MAX_GROUP_BATCHES, self._aggregates.pause_s)) != []:
             if group is not None:
-                self._commit(group)
+                self._carry_out(group)
             if self._aggregates.pause_s is not None and self._aggregates.work():
                 self._tell()
 
+    def _carry_out(self, group: "list[tuple[StorableBatch | Job, Future[Any]]]") -> None:
+        batches = []
+        for item, done in group:
+            if isinstance(item, StorableBatch):
+                batches.append((item, done))
+            else:
+                self._work(item, done)
+        if batches:
+            self._commit(batches)
+
+    def _work(self, job: Job, done: "Future[Any]") -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            result = job(self._db)
+            self._db.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - who asked for it is told, and the thread goes on
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.rollback()
+            done.set_exception(storage_error(self._path, error))
+            return
+        done.set_result(result)
+
     def _commit(self, group: list[tuple[StorableBatch, "Future[Acknowledgement | RelayRefusal]"]]) -> None:
-        before = (self._stored, self._repeated, self._conflicts)
+        before = (self._stored, self._repeated, self._conflicts, self._next_number)
         began_s = time.monotonic()
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -163,7 +208,7 @@ class Store:
             self._aggregates.write()
             self._db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
-            self._stored, self._repeated, self._conflicts = before
+            self._stored, self._repeated, self._conflicts, self._next_number = before
             self._failures += 1
             self._fates.rolled_back()
             self._streams.rolled_back()
@@ -192,12 +237,19 @@ class Store:
         if batch.wrong_receipt:
             self._receipts.note_wrong(batch.origin, batch.wrong_receipt, now)
             return RelayRefusal("receipt", batch.wrong_receipt)
+        try:
+            packed = self._packed.verdicts(batch.origin, batch.records)
+        except PackDamaged as error:
+            _log.error("a batch of %s is not taken: %s", batch.origin, error)
+            return RelayRefusal("storage", "the relay can't read what it has of these records")
         following, incarnation = batch.next_sequence, batch.incarnation
         known = self._db.execute(
             "SELECT next_sequence, incarnation FROM origins WHERE origin = ?", (batch.origin,)
         ).fetchone()
         if known is not None and following < known[0]:
-            if not batch.carried or batch.is_empty or self._contradicts(batch):  # an empty one asks where to begin
+            if (
+                not batch.carried or batch.is_empty or self._contradicts(batch, packed)
+            ):  # an empty one asks where to begin
                 return RelayRefusal("sequence", str(known[0]))
             following, incarnation = known[0], max(incarnation, known[1])
         self._db.execute(
@@ -207,11 +259,14 @@ class Store:
         refused = list(batch.refused)
         for record in batch.records:
             name = (batch.origin, record.sequence)
-            if self._db.execute(_INSERT, (*name, record.rule, *record.row, now, record.encoded)).rowcount == 1:
+            verdict = packed.get(record.sequence) if packed else None
+            if verdict is KnownAs.LATER:
+                continue
+            if verdict is None and self._is_inserted(name, record, now):
                 self._stored += 1
                 self._streams.note(batch.origin, record.rule, record.row)
                 self._aggregates.note(batch.origin, record.rule, record.row, now, record.encoded)
-            elif self._holds(name, record):
+            elif verdict in _HELD or (verdict is None and self._holds(name, record)):
                 self._repeated += 1
             else:
                 self._conflicts += 1
@@ -224,15 +279,25 @@ class Store:
                 continue
             stored.append(record.sequence)
         if batch.receipt is not None:
-            self._receipts.keep(batch.origin, batch.receipt, stored, now)
+            unproven = [sequence for sequence in stored if packed.get(sequence) not in _PROVEN] if packed else stored
+            self._receipts.keep(batch.origin, batch.receipt, unproven, now)
         if batch.refused or batch.fates:
             unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
             self._fates.note(batch.origin, chain(unsuitable, batch.fates))
         return Acknowledgement(tuple(stored), tuple(refused))
 
-    def _contradicts(self, batch: StorableBatch) -> bool:
+    def _is_inserted(self, name: tuple[str, int], record: StorableRecord, now: int) -> bool:
+        values = (*name, record.rule, *record.row, now, record.encoded, self._next_number)
+        if self._db.execute(_INSERT, values).rowcount != 1:
+            return False
+        self._next_number += 1
+        return True
+
+    def _contradicts(self, batch: StorableBatch, packed: Mapping[int, KnownAs]) -> bool:
         """Whether a batch that comes late has other records than the store under some of its sequences. It was not on
         the road then: its node has gone back to an earlier outbox, and would lose these records as conflicts."""
+        if KnownAs.OTHER in packed.values():
+            return True
         for record in batch.records:
             name = (batch.origin, record.sequence)
             held = self._db.execute("SELECT 1 FROM records WHERE origin = ? AND sequence = ?", name).fetchone()

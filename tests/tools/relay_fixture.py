@@ -16,6 +16,9 @@ from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.searching import select
 from cloud_relay.query.selection import Query
+from cloud_relay.store.packs.keeper import StoreKeeper
+from cloud_relay.store.packs.packing import Packer, PackingPolicy
+from cloud_relay.store.packs.retention import RetentionPolicy
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import create_mesh, issue
@@ -117,6 +120,23 @@ class RelayInProcess:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
         peer = PeerIdentity(MeshName("demo"), role, NodeId(node))
         return decode_untrusted_relay_frame(self.ingest.answer(peer, data))
+
+    def pack(self, pack_records: int = 32_768, most: int = 1_000, beyond_rows: int = 0) -> int:
+        """Pack all records that are older than the newest ``beyond_rows``, into at most so many packs. Returns into how
+        many."""
+        policy = PackingPolicy(0.0 if not beyond_rows else 1e6, beyond_rows, pack_records=pack_records,
+                               clock=lambda: BASE_NS + SECOND)  # fmt: skip
+        packer = Packer(lambda: open_for_reading(self.path), self.store.maintain, policy)
+        made = 0
+        while made < most and packer.pack_once():
+            made += 1
+        return made
+
+    def retain(self, policy: RetentionPolicy, after_s: float) -> int:
+        """Delete what retention does not keep so long after all records were received. Returns how many records."""
+        packing = PackingPolicy(clock=lambda: BASE_NS + int(after_s * SECOND))
+        keeper = StoreKeeper(lambda: open_for_reading(self.path), self.store.maintain, packing, policy)
+        return keeper.retain_once()
 
     def accounts(self) -> list[OriginAccount]:
         with closing(open_for_reading(self.path)) as db:

@@ -17,6 +17,7 @@ from cloud_relay.query import searching, sources
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import Box, Query, parse_box, place_of, untrusted_query
+from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.errors import LocalProtocolError, StorageError
 from protocols.base.ids import Role, UtcNs
@@ -47,14 +48,20 @@ def records_of(node: str, count: int, random: Random) -> Batch:
     return Batch(1, 7, node, 1, count + 1, tuple(made))
 
 
-@pytest.fixture(name="mixed", scope="module")
-def given_mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    """A store with 300 records of three nodes."""
+@pytest.fixture(name="mixed", scope="module", params=["rows", "half packed", "packed"])
+def given_mixed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[sqlite3.Connection]:
+    """A store with 300 records of three nodes, none, some or all of which are in packs."""
     relay, random = RelayInProcess(tmp_path_factory.mktemp("mixed") / "relay.sqlite"), Random(5)
     for node in ("v-1", "v-10", "v-2"):
         answer = relay.send(records_of(node, 100, random), node=node)
         assert isinstance(answer, Acknowledgement)
         assert len(answer.stored) == 100
+    if request.param != "rows":
+        assert relay.pack(40, 4 if request.param == "half packed" else 1_000) == (
+            4 if request.param == "half packed" else 8
+        )
     relay.store.close()
     with closing(open_for_reading(relay.path)) as db:
         yield db
@@ -70,6 +77,11 @@ def pages(db: sqlite3.Connection, query: Query, patience_s: float = 60.0) -> lis
         if page.cursor is None:
             return found
         query = replace(query, after=place_of(page.cursor))
+
+
+def rounds(db: sqlite3.Connection, many: int) -> int:
+    """Fewer, where each page opens packs anew."""
+    return many if db.execute("SELECT 1 FROM packs").fetchone() is None else many // 4
 
 
 def place(fields: dict[str, Any]) -> tuple[int, str, int]:
@@ -140,7 +152,7 @@ def test_pages_find_exactly_what_is_asked_for_along_each_index(
     random = Random(path)
     rows = [record.fields for record in searching.every_record(mixed, Query(limit=10_000))]
     assert len(rows) == 300
-    for _ in range(60):
+    for _ in range(rounds(mixed, 60)):
         query = random_query(random)
         assert list(chain(*pages(mixed, query))) == expected(rows, query), query
 
@@ -151,7 +163,7 @@ def test_impatient_pages_come_to_the_same_end(mixed: sqlite3.Connection, monkeyp
     monkeypatch.setattr(sources, "_MAX_CHUNK", 8)
     rows = [record.fields for record in searching.every_record(mixed, Query(limit=10_000))]
     random = Random(7)
-    for _ in range(12):
+    for _ in range(rounds(mixed, 12)):
         query = random_query(random)
         found = pages(mixed, query, patience_s=-1.0)
         assert max(map(len, found)) <= 1
@@ -173,7 +185,7 @@ def test_steps_of_a_rule_come_in_order_although_other_rules_have_newer_records(r
     with closing(open_for_reading(relay.path)) as db:
         sources.prepare(db)
         for query in (Query(rule="quiet", limit=5), Query(rule="quiet", limit=5, newest_first=False)):
-            places = [step.place for step in sources.merged_steps(db, query)]
+            places = [step.place for step in sources.merged_steps(db, query, PackReader(db))]
             assert places == sorted(places, reverse=query.newest_first)
 
 
@@ -195,9 +207,10 @@ def test_question_looks_at_few_rows_whatever_it_asks(mixed: sqlite3.Connection) 
         find_page(mixed, random_query(random))
         mixed.set_trace_callback(None)
     asked = {text for text in statements if "INDEXED BY" in text}
-    assert {text.split("INDEXED BY ")[1].split()[0] for text in asked} == {
-        "records_in_streams", "records_in_cells", "records_in_time",
-    }  # fmt: skip
+    if mixed.execute("SELECT 1 FROM records").fetchone() is not None:
+        assert {text.split("INDEXED BY ")[1].split()[0] for text in asked} == {
+            "records_in_streams", "records_in_cells", "records_in_time",
+        }  # fmt: skip
     sources.prepare(mixed)
     for text in asked:
         steps = [row[3] for row in mixed.execute("EXPLAIN QUERY PLAN " + text)]

@@ -1,0 +1,1 @@
+"""Older records of the relay's store, packed into compressed columns."""

@@ -1,0 +1,290 @@
+"""Packs older rows of the store in the background.
+
+A thread of its own reads rows, which never change, and makes the blocks of a pack. Whatever it writes it hands to the
+writer of the store in slices, each a transaction of its own that takes some ten milliseconds, and the writer takes
+batches between any two of them. The order of the slices is the whole argument: blocks, what the tables say of them, the
+row in ``packs``, by which the pack counts and the rows do not, and then the rows are deleted. A relay that is killed
+between any two of them has each record once, and the next one takes away what is left.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from cloud_relay.store.packs.bodies import PackableRecord
+from cloud_relay.store.packs.making import PackMaker
+from cloud_relay.store.packs.tables import (
+    MAX_PACK_BYTES,
+    MAX_PACK_RECORDS,
+    PART_BITS,
+    packed_up_to,
+    place_of,
+)
+from protocols.base.limits import SECOND
+
+Job = Callable[[sqlite3.Connection], Any]
+"""A slice of work, within a transaction of the writer."""
+
+_SLICE_BYTES: Final = 512 * 1024
+"""Blocks that are written at once. A block alone may be larger by a little."""
+_SLICE_ROWS: Final = 1_000
+"""Rows of tables that are written at once."""
+_SLICE_DELETED: Final = 512
+"""Rows of records that are deleted at once, at most: each is in four indexes."""
+SLICE_S: Final = 0.02
+"""What a slice should take. One that took longer is followed by a smaller one."""
+_FREE_SHARE: Final = 8
+"""Free pages are given back to the disk once they are more than one in so many, because new rows need them again."""
+_FREE_PAGES: Final = 2_048
+"""So many are always kept: 8 MiB."""
+_SLICE_PAGES: Final = 512
+_ROWS: Final = (
+    "SELECT records.number, records.origin, records.sequence, rule, received_utc_ns, encoded,"
+    " coalesce(receipt, 0), coalesce(place, 0), key, sensing_origin, reading_sequence, value, latitude_deg,"
+    " longitude_deg, accuracy_m, altitude_m, heading_deg, event_utc_ns, uncertainty_ns, sensor, unit, quality,"
+    " calibration, lineage, priority, lifespan_ms FROM records LEFT JOIN receipted USING (origin, sequence)"
+    " WHERE records.number = ?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackingPolicy:
+    """Which rows are packed. A row is due for one reason or the other."""
+
+    after_s: float = 86_400.0
+    """Rows that were received so long ago are due."""
+    beyond_rows: int = 262_144
+    """Rows are due while there are so many newer ones."""
+    span_s: float = 86_400.0
+    """Rows of a pack were received within such a time, so that retention can drop it as a whole."""
+    pack_records: int = MAX_PACK_RECORDS
+    """Records of a pack, at most."""
+    clock: Callable[[], int] = time.time_ns
+    """UTC nanoseconds."""
+
+
+class Packer:
+    """Packs due rows. All but :meth:`end` is for one thread."""
+
+    def __init__(
+        self, open_reading: Callable[[], sqlite3.Connection], write: Callable[[Job], "Future[Any]"],
+        policy: PackingPolicy,
+    ) -> None:  # fmt: skip
+        """``write`` hands a slice to the writer of the store."""
+        self._open, self._write_slice, self._policy = open_reading, write, policy
+        self._ended = threading.Event()
+        self.has_remains = True
+        """Whether there may be rows and blocks that nobody needs."""
+        self.packs = self.packed = 0
+        """Packs that were made, and their records."""
+
+    def end(self) -> None:
+        """Write nothing more. May be called from any thread, and is noticed after the slice that is under way."""
+        self._ended.set()
+
+    def pack_once(self) -> bool:
+        """Make one pack if one is due. Returns whether it was made.
+
+        :raises StorageError, sqlite3.Error: the store can't be read or written. What was written counts for nothing.
+        """
+        with closing(self._open()) as db:
+            if self.has_remains:
+                self.clear_remains(db)
+            db.execute("BEGIN")  # receipts that come while the pack is made are not in it, and are not deleted then
+            try:
+                numbers = self._due(db)
+                if not numbers:
+                    return False
+                self.has_remains = True
+                made = self._make(db, numbers)
+            finally:
+                db.execute("COMMIT")
+            if made:
+                self.clear_remains(db)
+                self.give_back(db)
+            return made
+
+    # --- which rows ------------------------------------------------------------------------------------------------
+    def _due(self, db: sqlite3.Connection) -> list[int]:
+        """The numbers of the rows of the next pack; none: not yet."""
+        policy, up_to = self._policy, packed_up_to(db)
+        (newest,) = db.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()
+        old_utc_ns = policy.clock() - int(policy.after_s * SECOND)
+        span_ns, size_bytes, first_utc_ns = int(policy.span_s * SECOND), 0, 0
+        numbers: list[int] = []
+        is_full = False
+        rows = db.execute(
+            "SELECT number, received_utc_ns, length(encoded) FROM records NOT INDEXED WHERE number > ? ORDER BY number",
+            (up_to,),
+        )
+        for number, received_utc_ns, encoded_bytes in rows:
+            if received_utc_ns > old_utc_ns and number > newest - policy.beyond_rows:
+                break
+            first_utc_ns = first_utc_ns or received_utc_ns
+            size_bytes += encoded_bytes
+            is_full = len(numbers) == policy.pack_records or abs(received_utc_ns - first_utc_ns) > span_ns
+            if is_full or (numbers and size_bytes > MAX_PACK_BYTES):
+                is_full = True
+                break
+            numbers.append(number)
+        rows.close()
+        is_overdue = bool(numbers) and first_utc_ns < old_utc_ns - int(policy.after_s * SECOND)
+        return numbers if is_full or is_overdue else []
+
+    # --- one pack --------------------------------------------------------------------------------------------------
+    def _make(self, db: sqlite3.Connection, numbers: list[int]) -> bool:
+        (pack,) = db.execute("SELECT coalesce(max(pack), 0) + 1 FROM packs").fetchone()
+        content = next_content(db)
+        order = db.execute(
+            "SELECT number FROM records NOT INDEXED WHERE number BETWEEN ? AND ? ORDER BY event_utc_ns, origin,"
+            " sequence", (numbers[0], numbers[-1]),
+        ).fetchall()  # fmt: skip
+        first_number = packed_up_to(db) + 1
+        maker = PackMaker()
+        records = (_packable(db.execute(_ROWS, number).fetchone()) for number in order)
+        if not self.write_blocks(content, maker.blocks(records)):
+            return False
+        streams = [(*part[:3], pack, *part[3:]) for part in maker.streams()]
+        ranges = [(*part[:3], pack, 0, part.receipted) for part in maker.ranges()]
+        entry = maker.entry(pack, content, first_number, numbers[-1])
+        statement = f"INSERT INTO packs VALUES ({','.join('?' * len(entry))})"  # noqa: S608 - marks only
+        done = (
+            self._insert("INSERT INTO pack_streams VALUES (?, ?, ?, ?, ?, ?)", streams)
+            and self._insert("INSERT INTO pack_ranges VALUES (?, ?, ?, ?, ?, ?)", ranges)
+            and self._insert(statement, [tuple(entry)])
+        )
+        if done:
+            self.packs += 1
+            self.packed += entry.records
+        return done
+
+    def write_blocks(self, content: int, blocks: Iterable[tuple[int, bytes]]) -> bool:
+        """Write blocks in slices. Returns whether all were written: the relay may be ending."""
+        waiting: list[tuple[int, bytes]] = []
+        size_bytes = 0
+        for part, data in blocks:
+            waiting.append((place_of(content, part), data))
+            size_bytes += len(data)
+            if size_bytes >= _SLICE_BYTES:
+                if not self._insert("INSERT INTO pack_blocks VALUES (?, ?)", waiting):
+                    return False
+                waiting, size_bytes = [], 0
+        return self._insert("INSERT INTO pack_blocks VALUES (?, ?)", waiting)
+
+    def _insert(self, statement: str, rows: list[Any]) -> bool:
+        left = iter(rows)
+        while slice_ := list(islice(left, _SLICE_ROWS)):
+            if not self.write(_inserting(statement, slice_)):
+                return False
+        return not self._ended.is_set()
+
+    def write(self, job: Job) -> bool:
+        """Have the writer do a slice, and wait. Returns whether it was done: the relay may be ending.
+
+        :raises StorageError: it failed; nothing of it is there.
+        """
+        if self._ended.is_set():
+            return False
+        self._write_slice(job).result()
+        return True
+
+    # --- what is left over -----------------------------------------------------------------------------------------
+    def clear_remains(self, db: sqlite3.Connection) -> None:
+        """Delete the rows of packed records, and what is left of packs that were not finished."""
+        up_to = packed_up_to(db)
+        (last_receipt,) = db.execute("SELECT coalesce(max(last_receipt), 0) FROM packs").fetchone()
+        most = _SLICE_DELETED // 2
+        while (first := db.execute("SELECT min(number) FROM records").fetchone()[0]) is not None and first <= up_to:
+            begun_s = time.monotonic()
+            if not self.write(_delete_rows(first, min(first + most - 1, up_to), last_receipt)):
+                return
+            took_s = time.monotonic() - begun_s
+            most = max(16, most // 2) if took_s > SLICE_S else min(_SLICE_DELETED, most * 2)
+        (newest,) = db.execute("SELECT coalesce(max(pack), 0) FROM packs").fetchone()
+        for table in ("pack_streams", "pack_ranges"):
+            while db.execute(f"SELECT 1 FROM {table} WHERE pack > ? LIMIT 1", (newest,)).fetchone():  # noqa: S608
+                if not self.write(_delete_unfinished(table, newest)):
+                    return
+        for content in unused_contents(db):
+            if not self.delete_blocks(db, content):
+                return
+        self.has_remains = False
+
+    def delete_blocks(self, db: sqlite3.Connection, content: int) -> bool:
+        """Delete blocks in slices. Returns whether all are gone."""
+        first, end = place_of(content, 0), place_of(content + 1, 0)
+        chosen = "SELECT place FROM pack_blocks WHERE place >= ? AND place < ? LIMIT 32"
+        statement = f"DELETE FROM pack_blocks WHERE place IN ({chosen})"  # noqa: S608 - our text
+        while db.execute(chosen, (first, end)).fetchone():
+            if not self.write(lambda writing: writing.execute(statement, (first, end))):
+                return False
+        return True
+
+    def give_back(self, db: sqlite3.Connection) -> None:
+        """Give free pages back to the disk, if there are many."""
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        if free <= max(_FREE_PAGES, pages // _FREE_SHARE) or db.execute("PRAGMA auto_vacuum").fetchone() != (2,):
+            return
+        for _ in range((free - _FREE_PAGES) // _SLICE_PAGES):
+            if not self.write(lambda writing: writing.execute(f"PRAGMA incremental_vacuum({_SLICE_PAGES})").fetchall()):
+                return
+
+
+def next_content(db: sqlite3.Connection) -> int:
+    """A number for the blocks of a new pack."""
+    named, placed = db.execute(
+        "SELECT (SELECT max(content) FROM packs), (SELECT max(place) FROM pack_blocks)"
+    ).fetchone()
+    return 1 + max(named or 0, (placed or 0) >> PART_BITS)
+
+
+def unused_contents(db: sqlite3.Connection) -> list[int]:
+    """The numbers of blocks that no pack has."""
+    used = {content for (content,) in db.execute("SELECT content FROM packs WHERE records > 0")}
+    found: list[int] = []
+    content = 0
+    while True:
+        (place,) = db.execute("SELECT min(place) FROM pack_blocks WHERE place >= ?", (place_of(content, 0),)).fetchone()
+        if place is None:
+            return found
+        content = place >> PART_BITS
+        if content not in used:
+            found.append(content)
+        content += 1
+
+
+def _packable(row: tuple[Any, ...]) -> PackableRecord:
+    number, origin, sequence, rule, received_utc_ns, encoded, receipt, place, *rest = row
+    return PackableRecord(number, origin, sequence, rule, tuple(rest), received_utc_ns, encoded, receipt, place)
+
+
+def _inserting(statement: str, rows: list[Any]) -> Job:
+    return lambda db: db.executemany(statement, rows)
+
+
+def _delete_rows(first: int, last: int, last_receipt: int) -> Job:
+    """Deletes rows that are in packs. Receipts that came after their pack was made are in no pack, and stay."""
+
+    def delete(db: sqlite3.Connection) -> None:
+        db.execute(
+            "DELETE FROM receipted WHERE receipt <= ? AND (origin, sequence) IN"
+            " (SELECT origin, sequence FROM records NOT INDEXED WHERE number BETWEEN ? AND ?)",
+            (last_receipt, first, last),
+        )
+        db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", (first, last))
+
+    return delete
+
+
+def _delete_unfinished(table: str, newest: int) -> Job:
+    wanted = f"SELECT {{}} FROM {table} WHERE pack > ? LIMIT {_SLICE_ROWS}"  # noqa: S608 - our tables
+    columns = "key, origin, rule, pack" if table == "pack_streams" else "origin, first"
+    statement = f"DELETE FROM {table} WHERE ({columns}) IN ({wanted.format(columns)})"  # noqa: S608 - our tables
+    return lambda db: db.execute(statement, (newest,))

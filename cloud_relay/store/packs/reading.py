@@ -1,0 +1,257 @@
+"""Reads records out of packs.
+
+A :class:`PackReader` belongs to one question, within one transaction, and keeps the few packs that it looked at last.
+"""
+
+import sqlite3
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from operator import attrgetter
+from typing import Final, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_relay.store.packs.bodies import PackableRecord, PackBody
+from cloud_relay.store.packs.columns import Floats, Integers, expanded, floats_unpacked, integers_unpacked
+from cloud_relay.store.packs.tables import (
+    FIRST_BODY,
+    HEAD,
+    LATITUDE,
+    LONGITUDE,
+    NUMBER,
+    QUALITY,
+    SEQUENCE,
+    STREAM,
+    TIME,
+    PackEntry,
+    part_name,
+    place_of,
+)
+from protocols.base.errors import StorageError
+
+MAX_OPEN_PACKS: Final = 8
+"""Packs that one question keeps open, with up to 2 MB each."""
+MAX_OPEN_BODIES: Final = 16
+"""Bodies of a pack that are kept expanded."""
+ResultT = TypeVar("ResultT")
+NumberT = TypeVar("NumberT", np.int64, np.float64)
+
+
+class PackHead(msgspec.Struct, frozen=True, array_like=True):
+    """What the first block of a pack says."""
+
+    streams: list[tuple[str, str, str]]
+    """Key, node and rule, by the number that the column of streams has."""
+    starts: list[int]
+    """The first record of each body."""
+
+
+class PackDamaged(StorageError):
+    """A block of a pack is missing or is not what was written."""
+
+
+class OpenPack:
+    """One pack. Its records are counted from 0 in the order in which they are shown."""
+
+    def __init__(self, db: sqlite3.Connection, entry: PackEntry) -> None:
+        """:raises PackDamaged: its head is."""
+        self._db, self.entry = db, entry
+        self._bodies: OrderedDict[int, PackBody] = OrderedDict()
+        self._expected: dict[int, int] = {}
+        head: PackHead = self._block(HEAD, lambda data: msgspec.msgpack.decode(expanded(data), type=PackHead))
+        self.streams, self._starts = head.streams, head.starts
+
+    @cached_property
+    def stream(self) -> Integers:
+        """The number of the stream of each record."""
+        return self._block(STREAM, self._integers)
+
+    @cached_property
+    def event_utc_ns(self) -> Integers:
+        """When each was sensed. It only grows."""
+        return self._block(TIME, self._integers)
+
+    @cached_property
+    def sequence(self) -> Integers:
+        """The sequence of each."""
+        return self._block(SEQUENCE, lambda data: self._scattered(self._integers(data)))
+
+    @cached_property
+    def number(self) -> Integers:
+        """The number of each."""
+        return self._block(NUMBER, lambda data: self._scattered(self._integers(data)))
+
+    @cached_property
+    def latitude_deg(self) -> Floats:
+        """Where each was sensed."""
+        return self._block(LATITUDE, self._floats)
+
+    @cached_property
+    def longitude_deg(self) -> Floats:
+        """Where each was sensed."""
+        return self._block(LONGITUDE, self._floats)
+
+    @cached_property
+    def quality(self) -> Floats:
+        """The quality of each."""
+        return self._block(QUALITY, self._floats)
+
+    @cached_property
+    def _order(self) -> Integers:
+        return origin_order(self.streams, self.stream)
+
+    @cached_property
+    def _stream_numbers(self) -> dict[tuple[str, str], dict[int, str]]:
+        found: dict[tuple[str, str], dict[int, str]] = {}
+        for number, (key, origin, rule) in enumerate(self.streams):
+            found.setdefault((key, origin), {})[number] = rule
+        return found
+
+    def rules_of(self, key: str, origin: str) -> dict[int, str]:
+        """The rules of a key and node, by the numbers of their streams."""
+        return self._stream_numbers.get((key, origin), {})
+
+    def expect(self, positions: Iterable[int], numbers: Iterable[int]) -> None:
+        """Remember where a few records are that are going to be asked for by their numbers."""
+        self._expected = dict(zip(numbers, positions, strict=True))
+
+    def place(self, at: int) -> tuple[int, str, int]:
+        """Time of sensing, node and sequence of a record."""
+        return int(self.event_utc_ns[at]), self.streams[self.stream[at]][1], int(self.sequence[at])
+
+    def record(self, at: int) -> PackableRecord:
+        """A whole record. :raises PackDamaged: a block of it is."""
+        start = bisect_right(self._starts, at) - 1
+        part = FIRST_BODY + start
+        body = self._bodies.pop(start, None) or self._block(part, PackBody)
+        self._bodies[start] = body
+        if len(self._bodies) > MAX_OPEN_BODIES:
+            self._bodies.popitem(last=False)
+        event_utc_ns, _, sequence = self.place(at)
+        try:
+            return body.record(
+                at - self._starts[start], int(self.number[at]), self.streams[self.stream[at]], sequence, event_utc_ns,
+                (float(self.latitude_deg[at]), float(self.longitude_deg[at])), float(self.quality[at]),
+            )  # fmt: skip
+        except (ValueError, IndexError) as error:
+            raise self._damaged(part, error) from error
+
+    def at_sequence(self, origin: str, sequence: int) -> int | None:
+        """Where the record of a node with a sequence is; None: it was deleted."""
+        for at in np.flatnonzero(self.sequence == sequence):
+            if self.streams[self.stream[at]][1] == origin:
+                return int(at)
+        return None
+
+    def at_number(self, number: int) -> int | None:
+        """Where the record with a number is; None: it was deleted."""
+        if number in self._expected:
+            return self._expected[number]
+        found = np.flatnonzero(self.number == number)
+        return int(found[0]) if len(found) else None
+
+    def _integers(self, data: bytes) -> Integers:
+        return self._whole(integers_unpacked(expanded(data)))
+
+    def _floats(self, data: bytes) -> Floats:
+        return self._whole(floats_unpacked(expanded(data)))
+
+    def _whole(self, column: "NDArray[NumberT]") -> "NDArray[NumberT]":
+        if len(column) != self.entry.records:
+            raise ValueError(f"it has {len(column)} records and not {self.entry.records}")
+        return column
+
+    def _scattered(self, by_origin: Integers) -> Integers:
+        """A column that is kept node by node, in the order of the pack."""
+        column = np.empty_like(by_origin)
+        column[self._order] = by_origin
+        return column
+
+    def _block(self, part: int, read: Callable[[bytes], ResultT]) -> ResultT:
+        found = self._db.execute(
+            "SELECT data FROM pack_blocks WHERE place = ?", (place_of(self.entry.content, part),)
+        ).fetchone()
+        if found is None:
+            raise self._damaged(part, ValueError("it is missing"))
+        try:
+            return read(found[0])
+        except (ValueError, TypeError, IndexError, msgspec.MsgspecError) as error:
+            raise self._damaged(part, error) from error
+
+    def _damaged(self, part: int, error: Exception) -> PackDamaged:
+        entry = self.entry
+        return PackDamaged(
+            f"the block {part_name(part)!r} of pack {entry.pack} of the store is damaged ({str(error)[:120]}): its "
+            f"{entry.records} records, sensed from {entry.oldest_utc_ns} to {entry.newest_utc_ns} ns, can't all be "
+            "read; ask for other times, or restore a copy of the store"
+        )
+
+
+class PackReader:
+    """The packs of a store, at one moment. Belongs to one thread."""
+
+    def __init__(self, db: sqlite3.Connection, most_open: int = MAX_OPEN_PACKS) -> None:
+        self._db, self._most_open = db, most_open
+        self._open: OrderedDict[int, OpenPack] = OrderedDict()
+
+    @cached_property
+    def entries(self) -> list[PackEntry]:
+        """All of them that have records, in the order of their numbers."""
+        return list(map(PackEntry._make, self._db.execute("SELECT * FROM packs WHERE records > 0 ORDER BY pack")))
+
+    @cached_property
+    def up_to(self) -> int:
+        """The highest number that is or was in a pack."""
+        return int(self._db.execute("SELECT coalesce(max(last_number), 0) FROM packs").fetchone()[0])
+
+    @cached_property
+    def newest_utc_ns(self) -> int:
+        """When the newest packed record was sensed, or later; -1: there is none."""
+        return max((entry.newest_utc_ns for entry in self.entries), default=-1)
+
+    def opened(self, entry: PackEntry) -> OpenPack:
+        """A pack. :raises PackDamaged: its head is."""
+        pack = self._open.pop(entry.content, None) or OpenPack(self._db, entry)
+        self._open[entry.content] = pack
+        if len(self._open) > self._most_open:
+            self._open.popitem(last=False)
+        return pack
+
+    def with_number(self, number: int) -> PackableRecord | None:
+        """The record with a number; None: it is in no pack."""
+        found = bisect_right(self.entries, number, key=attrgetter("first_number")) - 1
+        if found < 0 or self.entries[found].last_number < number:
+            return None
+        pack = self.opened(self.entries[found])
+        at = pack.at_number(number)
+        return None if at is None else pack.record(at)
+
+    def named(self, origin: str, sequence: int) -> PackableRecord | None:
+        """The record of a node with a sequence; None: it is in no pack."""
+        found = self._db.execute(
+            "SELECT packs.* FROM (SELECT last, pack FROM pack_ranges WHERE origin = ? AND first <= ?"
+            " ORDER BY first DESC LIMIT 1) AS near JOIN packs USING (pack) WHERE near.last >= ?",
+            (origin, sequence, sequence),
+        ).fetchone()
+        if found is None or not PackEntry._make(found).records:
+            return None
+        pack = self.opened(PackEntry._make(found))
+        at = pack.at_sequence(origin, sequence)
+        return None if at is None else pack.record(at)
+
+    def every(self, entry: PackEntry) -> Iterator[PackableRecord]:
+        """All records of a pack, in order."""
+        pack = self.opened(entry)
+        return map(pack.record, range(entry.records))
+
+
+def origin_order(streams: list[tuple[str, str, str]], stream: Integers) -> Integers:
+    """The order in which the records of each node follow one another, node by node. Sequences and numbers are kept in
+    it, because most of them are one more than the one before."""
+    ranks: dict[str, int] = {}
+    of_stream = np.array([ranks.setdefault(origin, len(ranks)) for _, origin, _ in streams], np.int64)
+    return np.argsort(of_stream[stream], kind="stable")

@@ -1,0 +1,327 @@
+"""What retention takes away: packed records that are older than a rule lets them be, and the oldest ones beyond a size.
+
+The age of a record counts from when the relay received it, by the relay's own clock, so no clock of a node decides what
+is kept. Records go pack by pack: a stream leaves a pack once the newest record of the pack is old enough. So a record
+may stay a little longer than its rule says, never shorter; packs are made short enough for that to be an eighth at
+most.
+
+What is left of a deleted record is its sequence: it counts as deleted and not as lost, and if it comes again it is
+acknowledged and not stored again. A receipt stays as long as a record of its time may need it.
+"""
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from cloud_relay.store.packs.bodies import PackableRecord
+from cloud_relay.store.packs.making import PackMaker
+from cloud_relay.store.packs.packing import Job, PackingPolicy
+from cloud_relay.store.packs.reading import PackReader
+from cloud_relay.store.packs.tables import GONE, PackEntry, place_of
+from cloud_relay.store.rows import KEY_COLUMN
+from protocols.base.keys import matches
+from protocols.base.limits import SECOND
+
+LATENESS: Final = 8
+"""A record stays at most one in so many parts longer than its rule says."""
+_SLICE_ROWS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """How long records are kept whose keys an expression matches."""
+
+    keys: str
+    max_age_s: float | None
+    """None: for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What is kept. The first rule that matches a key decides; keys that none matches are kept for ever."""
+
+    rules: tuple[RetentionRule, ...] = ()
+    max_bytes: int | None = None
+    """The size of the store's file beyond which the oldest packs are deleted, whatever the rules say."""
+
+    def max_age_ns(self, key: str) -> int | None:
+        """How old records of a key become; None: as old as they like."""
+        for rule in self.rules:
+            if matches(rule.keys, key):
+                return None if rule.max_age_s is None else int(rule.max_age_s * SECOND)
+        return None
+
+    def packing(self, policy: PackingPolicy) -> PackingPolicy:
+        """A policy that packs early enough for the rules, in packs that are short enough."""
+        ages_s = [rule.max_age_s for rule in self.rules if rule.max_age_s is not None]
+        if not ages_s:
+            return policy
+        least_s = min(ages_s)
+        return PackingPolicy(
+            min(policy.after_s, least_s / 2), policy.beyond_rows, min(policy.span_s, least_s / LATENESS),
+            policy.pack_records, policy.clock,
+        )  # fmt: skip
+
+
+class Removal(NamedTuple):
+    """What leaves one pack."""
+
+    entry: PackEntry
+    streams: frozenset[tuple[str, str, str]]
+    """Key, node and rule of what leaves it."""
+    records: int
+    size_bytes: int
+    """About what the disk gets back."""
+    why: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pack goes as a whole."""
+        return self.records == self.entry.records
+
+
+def removals(db: sqlite3.Connection, policy: RetentionPolicy, now_utc_ns: int) -> Iterator[Removal]:
+    """What retention would delete now, oldest packs first, read from one moment of the store.
+
+    :raises sqlite3.Error: the store can't be read.
+    """
+    excess_bytes = 0 if policy.max_bytes is None else used_bytes(db) - policy.max_bytes
+    for entry in PackReader(db).entries:
+        size_bytes = pack_bytes(db, entry)
+        if excess_bytes > 0:
+            names = _streams_of(db, entry)
+            excess_bytes -= size_bytes
+            yield Removal(entry, frozenset(names), entry.records, size_bytes, "the store is larger than max_bytes")
+        elif policy.rules:
+            names = _streams_of(db, entry)
+            old = {name for name in names if _is_old(policy, name[0], entry, now_utc_ns)}
+            if old:
+                records = sum(names[name] for name in old)
+                share = records / entry.records
+                yield Removal(entry, frozenset(old), records, int(size_bytes * share), "older than their rule says")
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """The bytes of the store's file that hold something."""
+    pages, free, size_bytes = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size_bytes)
+
+
+def pack_bytes(db: sqlite3.Connection, entry: PackEntry) -> int:
+    """The bytes of the blocks of a pack and of the receipts of its time."""
+    blocks, receipts = db.execute(
+        "SELECT (SELECT total(length(data)) FROM pack_blocks WHERE place >= ? AND place < ?),"
+        " (SELECT total(length(receipt) + length(leaves)) FROM receipts WHERE number BETWEEN ? AND ?)",
+        (place_of(entry.content, 0), place_of(entry.content + 1, 0), entry.first_receipt, entry.last_receipt),
+    ).fetchone()
+    return int(blocks + receipts)
+
+
+def _streams_of(db: sqlite3.Connection, entry: PackEntry) -> dict[tuple[str, str, str], int]:
+    rows = db.execute("SELECT key, origin, rule, records FROM pack_streams WHERE pack = ?", (entry.pack,))
+    return {(key, origin, rule): records for key, origin, rule, records in rows}
+
+
+def _is_old(policy: RetentionPolicy, key: str, entry: PackEntry, now_utc_ns: int) -> bool:
+    max_age_ns = policy.max_age_ns(key)
+    return max_age_ns is not None and entry.last_received_utc_ns + max_age_ns <= now_utc_ns
+
+
+# --- deleting --------------------------------------------------------------------------------------------------------
+class Remover:
+    """Deletes what retention names, in slices of the writer. ``write`` does a slice and says whether it was done."""
+
+    def __init__(
+        self, db: sqlite3.Connection, write: Callable[[Job], bool],
+        write_blocks: Callable[[int, Iterable[tuple[int, bytes]]], bool],
+    ) -> None:  # fmt: skip
+        """``db`` is for reading."""
+        self._db, self._write, self._write_blocks = db, write, write_blocks
+
+    def remove(self, removal: Removal, content: int) -> bool:
+        """Delete what leaves a pack. ``content``: for the blocks of what stays. Returns whether it was done."""
+        if removal.is_whole:
+            pack = removal.entry.pack
+            return self._write(lambda db: db.execute("UPDATE packs SET records = 0 WHERE pack = ?", (pack,)))
+        return self._rewrite(removal, content)
+
+    def settle(self) -> bool:
+        """Let the tables follow packs that are gone. It goes on where a relay that was killed left off."""
+        packs = self._db.execute(
+            "SELECT * FROM packs WHERE records = 0 AND (pack IN (SELECT pack FROM pack_ranges)"
+            " OR pack IN (SELECT pack FROM pack_streams))"
+        ).fetchall()
+        for entry in map(PackEntry._make, packs):
+            self._forget_receipts(entry)
+            if not (self._repeated(_leave_streams, entry.pack) and self._repeated(_leave_ranges, entry.pack)):
+                return False
+        return True
+
+    def _repeated(self, step: "Callable[[sqlite3.Connection, int, _Done], None]", pack: int) -> bool:
+        """Do a step, slice by slice, until it is done. Returns whether it is."""
+        done = _Done()
+        while not done.is_done:
+            if not self._write(lambda db: step(db, pack, done)):
+                return False
+        return True
+
+    def _forget_receipts(self, entry: PackEntry) -> None:
+        needed = {
+            number
+            for (number,) in self._db.execute(
+                "SELECT DISTINCT receipt FROM receipted WHERE receipt BETWEEN ? AND ?",
+                (entry.first_receipt, entry.last_receipt),
+            )
+        }
+        others = self._db.execute(
+            "SELECT first_receipt, last_receipt FROM packs WHERE records > 0 AND last_receipt >= ?"
+            " AND first_receipt <= ?",
+            (entry.first_receipt, entry.last_receipt),
+        ).fetchall()
+        numbers = self._db.execute(
+            "SELECT number FROM receipts WHERE number BETWEEN ? AND ?", (entry.first_receipt, entry.last_receipt)
+        ).fetchall()
+        unneeded = [
+            (number,)
+            for (number,) in numbers
+            if number not in needed and not any(first <= number <= last for first, last in others)
+        ]
+        for at in range(0, len(unneeded), _SLICE_ROWS):
+            some = unneeded[at : at + _SLICE_ROWS]
+            if not self._write(_deleting(some)):
+                return
+
+    def _rewrite(self, removal: Removal, content: int) -> bool:
+        entry, reader = removal.entry, PackReader(self._db)
+        deleted: defaultdict[str, list[tuple[int, bool]]] = defaultdict(list)
+
+        def staying() -> Iterator[PackableRecord]:
+            for record in reader.every(entry):
+                if (record.row[KEY_COLUMN], record.origin, record.rule) in removal.streams:
+                    deleted[record.origin].append((record.sequence, record.receipt > 0))
+                else:
+                    yield record
+
+        maker = PackMaker()
+        if not self._write_blocks(content, maker.blocks(staying())):
+            return False
+        made = maker.entry(entry.pack, content, entry.first_number, entry.last_number)
+        counts = self._range_counts(entry.pack, deleted)
+
+        def replace(db: sqlite3.Connection) -> None:
+            values = (made.content, *made[4:12], entry.pack)  # records to best_quality
+            db.execute(
+                "UPDATE packs SET content = ?, records = ?, oldest_utc_ns = ?, newest_utc_ns = ?, south = ?, west = ?,"
+                " north = ?, east = ?, best_quality = ? WHERE pack = ?", values,
+            )  # fmt: skip
+            db.executemany(
+                "UPDATE pack_ranges SET deleted = deleted + ?, receipted = receipted - ?"
+                " WHERE origin = ? AND first = ?",
+                counts,
+            )
+            for origin, sequences in deleted.items():
+                _forget_late_receipts(db, origin, [sequence for sequence, _ in sequences])
+            for name in removal.streams:
+                _leave_stream(db, entry.pack, name)
+
+        return self._write(replace)
+
+    def _range_counts(self, pack: int, deleted: dict[str, list[tuple[int, bool]]]) -> list[tuple[int, int, str, int]]:
+        """How many records leave each range, and how many of them had a receipt."""
+        rows = self._db.execute("SELECT origin, first, last FROM pack_ranges WHERE pack = ?", (pack,)).fetchall()
+        ranges: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        for origin, first, last in rows:
+            ranges[origin].append((first, last))
+        found: list[tuple[int, int, str, int]] = []
+        for origin, sequences in deleted.items():
+            records, receipted = Counter[int](), Counter[int]()
+            for sequence, has_receipt in sequences:
+                first = next(first for first, last in ranges[origin] if first <= sequence <= last)
+                records[first] += 1
+                receipted[first] += has_receipt
+            found += [(count, receipted[first], origin, first) for first, count in records.items()]
+        return found
+
+
+def _deleting(numbers: list[tuple[int]]) -> Job:
+    return lambda db: db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
+
+
+@dataclass(slots=True)
+class _Done:
+    is_done: bool = False
+
+
+def _leave_streams(db: sqlite3.Connection, pack: int, done: _Done) -> None:
+    names = db.execute(
+        "SELECT key, origin, rule FROM pack_streams WHERE pack = ? LIMIT ?", (pack, _SLICE_ROWS)
+    ).fetchall()
+    for name in names:
+        _leave_stream(db, pack, name)
+    done.is_done = len(names) < _SLICE_ROWS
+
+
+def _leave_stream(db: sqlite3.Connection, pack: int, name: tuple[str, str, str]) -> None:
+    """A stream leaves a pack: it has fewer records then, perhaps none, and its newest may be another one."""
+    named = "key = ? AND origin = ? AND rule = ?"
+    left = db.execute(f"SELECT records, newest_utc_ns FROM pack_streams WHERE {named} AND pack = ?", (*name, pack))  # noqa: S608
+    records, newest_utc_ns = left.fetchone() or (0, -1)
+    db.execute(f"DELETE FROM pack_streams WHERE {named} AND pack = ?", (*name, pack))  # noqa: S608 - our text
+    known = db.execute(f"SELECT records, newest_utc_ns FROM streams WHERE {named}", name).fetchone()  # noqa: S608
+    if known is None:
+        return
+    if known[0] <= records:
+        db.execute(f"DELETE FROM streams WHERE {named}", name)  # noqa: S608 - our text
+        return
+    newest = known[1]
+    if newest == newest_utc_ns:
+        newest = db.execute(
+            f"SELECT max(coalesce((SELECT max(newest_utc_ns) FROM pack_streams WHERE {named}), 0), coalesce((SELECT"  # noqa: S608
+            " event_utc_ns FROM records INDEXED BY records_in_streams WHERE key = ? AND origin = ? AND rule = ?"
+            " ORDER BY event_utc_ns DESC LIMIT 1), 0))",
+            (*name, *name),
+        ).fetchone()[0]
+    db.execute(
+        f"UPDATE streams SET records = records - ?, newest_utc_ns = ? WHERE {named}", (records, newest, *name)  # noqa: S608
+    )  # fmt: skip
+
+
+def _leave_ranges(db: sqlite3.Connection, pack: int, done: _Done) -> None:
+    """Sequences of a pack that is gone become part of those that are gone."""
+    rows = db.execute(
+        "SELECT origin, first, last FROM pack_ranges WHERE pack = ? LIMIT ?", (pack, _SLICE_ROWS)
+    ).fetchall()
+    for origin, first, last in rows:
+        db.execute("DELETE FROM receipted WHERE origin = ? AND sequence BETWEEN ? AND ?", (origin, first, last))
+        beside = db.execute(
+            "SELECT first, last FROM pack_ranges WHERE origin = ? AND pack = ? AND (last = ? OR first = ?)"
+            " AND first BETWEEN coalesce((SELECT max(first) FROM pack_ranges WHERE origin = ? AND first < ?), 0) AND ?",
+            (origin, GONE, first - 1, last + 1, origin, first, last + 1),
+        ).fetchall()
+        low = min([first, *(near_first for near_first, _ in beside)])
+        high = max([last, *(near_last for _, near_last in beside)])
+        db.executemany(
+            "DELETE FROM pack_ranges WHERE origin = ? AND first = ?",
+            [(origin, first), *((origin, near_first) for near_first, _ in beside)],
+        )
+        db.execute(
+            "INSERT INTO pack_ranges VALUES (?, ?, ?, ?, ?, 0)", (origin, low, high, GONE, high - low + 1)
+        )  # fmt: skip
+    done.is_done = len(rows) < _SLICE_ROWS
+
+
+def _forget_late_receipts(db: sqlite3.Connection, origin: str, sequences: list[int]) -> None:
+    """Receipts that came after a pack was made are not in it."""
+    low, high = min(sequences), max(sequences)
+    late: list[tuple[Any, ...]] = db.execute(
+        "SELECT sequence FROM receipted WHERE origin = ? AND sequence BETWEEN ? AND ?", (origin, low, high)
+    ).fetchall()
+    gone = set(sequences)
+    db.executemany(
+        "DELETE FROM receipted WHERE origin = ? AND sequence = ?",
+        [(origin, sequence) for (sequence,) in late if sequence in gone],
+    )
