@@ -19,6 +19,7 @@ from cloud_relay.datasets.commands import dataset
 from cloud_relay.export.aggregates import aggregates
 from cloud_relay.export.commands import export, filter_options
 from cloud_relay.http.commands import token
+from cloud_relay.keeping import retention
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
 from cloud_relay.query.searching import COLUMNS, select
@@ -184,6 +185,7 @@ main.add_command(export)
 main.add_command(sinks)
 main.add_command(dataset)
 main.add_command(aggregates)
+main.add_command(retention)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:
@@ -191,8 +193,8 @@ def _store_of(config_path: Path, store_path: Path | None) -> Path:
 
 
 def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:
-    fields = ("origin", "issued", "stored", "with_receipt", "expired", "evicted", "refused", "outstanding", "missing",
-              "conflicts")  # fmt: skip
+    fields = ("origin", "issued", "stored", "deleted", "with_receipt", "expired", "evicted", "refused", "outstanding",
+              "missing", "conflicts")  # fmt: skip
     _print_columns(fields, ([str(getattr(account, field)) for field in fields] for account in accounts))
     for account in accounts:
         if account.gaps:

@@ -14,6 +14,13 @@
 
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
+    pack_after_s = 86400        # records that are older are packed, and take a tenth of the space
+    pack_beyond = 262144        # and all but so many of the newest, however old they are
+    max_mb = 0                  # beyond so many megabytes the oldest packed records are deleted; 0: never
+
+    [[retention]]               # how long records are kept; the first whose keys match decides, and others are kept
+    keys = "veh/*/debug/**"
+    max_age_s = 604800          # since the relay received them; 0: for ever
 
     [ingest]
     receipts = "accepted"       # "required": records without a receipt are refused
@@ -61,6 +68,7 @@ from meshnode.links.transport import CredentialFiles
 from protocols.access import AccessRule, AccessTable
 from protocols.base.errors import ConfigError, InvalidKey, InvalidName, LocalProtocolError
 from protocols.base.ids import NodeId, node_id
+from protocols.base.keys import checked_expression
 
 DEFAULT_PORT = 7450
 DEFAULT_HTTP_PORT = 8480
@@ -70,14 +78,18 @@ MAX_CONFIG_BYTES = 1024 * 1024
 _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
     "identity": ("certificate", "key", "authority", "sealing_key"),
-    "store": ("path",),
+    "store": ("path", "pack_after_s", "pack_beyond", "max_mb"),
     "ingest": ("receipts",),
     "releases": ("folder",),
     "http": ("host", "port", "tokens", "certificate", "key", "certificates", "operators"),
     "access": ("rules",),
 }
-_LISTS = ("aggregate", "sink")
+_LISTS = ("aggregate", "retention", "sink")
 """Tables that may be there several times. Whoever uses them checks them."""
+_RETENTION_KEYS = ("keys", "max_age_s")
+MAX_RETENTION_RULES = 256
+"""Each is compared with each key that a pack has."""
+MAX_SECONDS = 100 * 366 * 86_400
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
 
@@ -107,6 +119,18 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepingConfig:
+    """How records are kept."""
+
+    pack_after_s: int
+    pack_beyond: int
+    max_bytes: int | None
+    """None: the store may have any size."""
+    retention: tuple[tuple[str, int | None], ...]
+    """Key expressions, each with the seconds that records are kept; None: for ever."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """What ``cloud-relay run`` needs."""
 
@@ -118,6 +142,7 @@ class RelayConfig:
     sealing_key: Path
     """The key that opens batches which nodes carry for others. It is made when it is not there."""
     store: Path
+    keeping: KeepingConfig
     receipts_required: bool
     """Whether batches with records have to have a receipt."""
     releases: Path
@@ -184,6 +209,7 @@ class _Parser:
                 authority,
             ),
             store=store,
+            keeping=self._keeping(),
             sealing_key=self._file("identity", "sealing_key", str(state_dir / "sealing.key")),
             receipts_required=self._choice("ingest", "receipts", ("accepted", "required")) == "required",
             releases=self._file("releases", "folder", str(state_dir / "releases")),
@@ -199,6 +225,43 @@ class _Parser:
             return untrusted_definitions(self._tables.get("aggregate", []))
         except LocalProtocolError as error:
             raise ConfigError(f"{self._path}: {error}") from error
+
+    def _keeping(self) -> KeepingConfig:
+        max_mb = self._number("store", "max_mb", 0, 2**40)
+        rules = self._tables.get("retention", [])
+        if not isinstance(rules, list) or len(rules) > MAX_RETENTION_RULES:
+            raise ConfigError(
+                f"{self._path}: retention is {_shown(rules)}: write at most {MAX_RETENTION_RULES} tables, [[retention]]"
+            )
+        return KeepingConfig(
+            pack_after_s=self._number("store", "pack_after_s", 86_400, MAX_SECONDS),
+            pack_beyond=self._number("store", "pack_beyond", 262_144, 2**40),
+            max_bytes=max_mb * 1_000_000 or None,
+            retention=tuple(self._retention_rule(number, rule) for number, rule in enumerate(rules, 1)),
+        )
+
+    def _retention_rule(self, number: int, rule: object) -> tuple[str, int | None]:
+        name = f"retention, number {number}"
+        if not isinstance(rule, dict):
+            raise ConfigError(f"{self._path}: {name}: is {_shown(rule)}: write a table, [[retention]]")
+        self._check_names(f"{name}: ", rule, _RETENTION_KEYS)
+        keys, max_age_s = rule.get("keys", "**"), rule.get("max_age_s")
+        if type(max_age_s) is not int or not 0 <= max_age_s <= MAX_SECONDS:
+            raise ConfigError(
+                f"{self._path}: {name}: max_age_s is {_shown(max_age_s)}: write a whole number of seconds up to "
+                f"{MAX_SECONDS}; 0 keeps records for ever"
+            )
+        try:
+            checked = checked_expression(keys if isinstance(keys, str) else "")
+        except InvalidKey as error:
+            raise ConfigError(f"{self._path}: {name}: keys is {_shown(keys)}: {error}") from error
+        return checked, max_age_s or None
+
+    def _number(self, table: str, key: str, default: int, most: int) -> int:
+        value = self._value(table, key, default)
+        if not 0 <= value <= most:
+            raise ConfigError(f"{self._path}: {table}.{key} is {value}: use 0 to {most}")
+        return value
 
     def _http(self, store: Path, state_dir: Path, authority: Path) -> HttpConfig:
         given = self._tables["http"]

@@ -15,6 +15,7 @@ from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.carried import CarriedIngest, with_carried
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
+from cloud_relay.keeping import keeper_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
 from cloud_relay.query.nodes import NodeQuestions, with_questions
@@ -78,6 +79,9 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         closing.callback(store.close)
         sinks = Sinks(settings_of_sinks, config.store, config.state_dir)
         closing.callback(sinks.close)
+        keeper = keeper_of(config, store)
+        closing.callback(keeper.close)
+        keeper.start()
         receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
         ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
@@ -102,6 +106,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 "releases": releases.statistics(),
                 "sinks": sinks.statistics(),
                 "questions": questions.statistics(),
+                "keeping": keeper.statistics(),
             }
 
         if config.http is not None:
