@@ -58,7 +58,7 @@ _DAY_NS: Final = 86_400 * SECOND
 _BASE_NS: Final = 1_700_000_000 * SECOND
 _BATCH: Final = 256
 _LIVE_SHARE: Final = 0.05
-_PACK_TABLES: Final = ("packs", "pack_blocks", "pack_streams", "pack_ranges", "receipts")
+PACK_TABLES: Final = ("packs", "pack_blocks", "pack_streams", "pack_ranges", "receipts")
 
 
 def record_of(node: int, number: int, last: int, random: Random) -> StorableRecord:
@@ -119,7 +119,7 @@ def packed(path: Path) -> dict[str, float]:
     took_s = time.process_time() - began_s
     with closing(open_for_reading(path)) as db:
         (left,) = db.execute("SELECT count(*) FROM records").fetchone()
-        size_bytes = sum(_table_bytes(db).get(name, 0) for name in _PACK_TABLES)
+        size_bytes = sum(table_bytes(db).get(name, 0) for name in PACK_TABLES)
     return {
         "packing_us": took_s / packer.packed * 1e6,
         "packing_slice_ms": max(slices_s) * 1e3,
@@ -129,7 +129,7 @@ def packed(path: Path) -> dict[str, float]:
     }
 
 
-def _table_bytes(db: Connection) -> dict[str, int]:
+def table_bytes(db: Connection) -> dict[str, int]:
     """The bytes of each table, its indexes among them."""
     try:
         rows = db.execute(

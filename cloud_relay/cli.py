@@ -201,6 +201,8 @@ def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:
             listed = ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in account.gaps[:10])
             more = ", …" if len(account.gaps) > 10 else ""
             click.echo(f"{account.origin}: missing {listed}{more}")
+        if account.deleted:
+            click.echo(f"{account.origin}: {account.deleted} records were stored, and deleted since by retention")
         if account.conflicts:
             click.echo(
                 f"{account.origin}: {account.conflicts} sequences came with two contents; do two nodes use this id?"

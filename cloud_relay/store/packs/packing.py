@@ -233,7 +233,7 @@ class Packer:
         if free <= max(_FREE_PAGES, pages // _FREE_SHARE) or db.execute("PRAGMA auto_vacuum").fetchone() != (2,):
             return
         for _ in range((free - _FREE_PAGES) // _SLICE_PAGES):
-            if not self.write(lambda writing: writing.execute(f"PRAGMA incremental_vacuum({_SLICE_PAGES})").fetchall()):
+            if not self.write(_give_back_pages):
                 return
 
 
@@ -281,6 +281,11 @@ def _delete_rows(first: int, last: int, last_receipt: int) -> Job:
         db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", (first, last))
 
     return delete
+
+
+def _give_back_pages(db: sqlite3.Connection) -> None:
+    for _ in range(_SLICE_PAGES):  # the statement gives one page back each time it is stepped, and sqlite3 steps once
+        db.execute("PRAGMA incremental_vacuum(1)")
 
 
 def _delete_unfinished(table: str, newest: int) -> Job:

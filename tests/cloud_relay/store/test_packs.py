@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,11 +27,15 @@ from cloud_relay.query.selection import Query
 from cloud_relay.store.packs import bodies
 from cloud_relay.store.packs.bodies import PackableRecord, PackBody
 from cloud_relay.store.packs.columns import floats_packed, floats_unpacked, integers_packed, integers_unpacked
+from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.making import PackMaker
+from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
+from cloud_relay.store.packs.retention import RetentionPolicy
 from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, place_of
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
+from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
@@ -360,3 +365,51 @@ def test_proofs_of_packed_records_hold(tmp_path: Path) -> None:
     assert all(record["has_receipt"] for record in relay.records())
     assert relay.account().with_receipt == 5
     relay.store.close()
+
+
+def test_full_disk_stops_packing_and_loses_nothing(relay: RelayInProcess) -> None:
+    """Packing needs room before it gives room back. Rows stay rows until there is some."""
+    random = Random(2)
+    for begin in range(1, 101, 5):
+        relay.send(batch(*range(begin, begin + 5), value=random.randbytes(4_000)))
+    before = everything(relay.path)
+    (pages,) = relay.store._db.execute("PRAGMA page_count").fetchone()
+    relay.store._db.execute(f"PRAGMA max_page_count = {pages + 4}")
+    with pytest.raises(StorageError, match="free space"):
+        relay.pack(50)
+    assert everything(relay.path) == before
+    relay.store._db.execute("PRAGMA max_page_count = 1000000")
+    assert relay.send(batch(101)) == Acknowledgement((101,))
+    assert relay.pack(50) == 3
+    assert everything(relay.path)[1:] == before
+
+
+def test_space_of_rows_is_given_back(relay: RelayInProcess) -> None:
+    """A store that packs a large backlog must not keep its size for ever."""
+    for begin in range(1, 4_001, 250):
+        relay.send(batch(*range(begin, begin + 250), value="x" * 3_000))
+    with closing(open_for_reading(relay.path)) as db:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+    relay.pack(1_000)
+    with closing(open_for_reading(relay.path)) as db:
+        assert db.execute("PRAGMA page_count").fetchone()[0] < pages * 0.8
+
+
+def test_keeper_packs_in_the_background_while_batches_come(relay: RelayInProcess) -> None:
+    """The whole arrangement of a relay: its thread packs, its writer takes batches, and who asks sees all of them."""
+    policy = PackingPolicy(0.0, 0, pack_records=32)
+    keeper = StoreKeeper(lambda: open_for_reading(relay.path), relay.store.maintain, policy, RetentionPolicy())
+    keeper.start()
+    try:
+        for number in range(1, 301, 3):
+            assert relay.send(batch(number, number + 1, number + 2)) == Acknowledgement(
+                (number, number + 1, number + 2)
+            )
+        deadline_s = time.monotonic() + 60
+        while keeper.statistics()["packed"] < 288 and time.monotonic() < deadline_s:
+            assert len(relay.records(limit=1_000)) == 300
+    finally:
+        keeper.close()
+    assert keeper.statistics()["packed"] >= 288
+    assert [row["sequence"] for row in relay.records(limit=1_000)] == list(range(300, 0, -1))
+    assert relay.account().adds_up
