@@ -149,9 +149,9 @@ def _tag(store: Path, name: str, version: object) -> str:
 
 
 def _records_version(db: Connection) -> object:
-    """It differs whenever a record was added, or a receipt, which shows in records too, or retention deleted records.
-    Packing changes no answer."""
+    """It differs whenever a record was added, or a receipt, which shows in records too, or retention deleted records:
+    while there is no newer pack, what is left in packs only becomes less."""
     return db.execute(
-        "SELECT max((SELECT coalesce(max(rowid), 0) FROM records), (SELECT coalesce(max(last_number), 0) FROM packs)),"
-        " (SELECT max(number) FROM receipts), (SELECT total(last_number - first_number + 1 - records) FROM packs)"
+        "SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts), (SELECT max(pack) FROM packs),"
+        " (SELECT total(records) FROM packs)"
     ).fetchone()

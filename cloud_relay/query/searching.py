@@ -2,8 +2,8 @@
 
 A page is bounded in records, in bytes and in the time that is spent looking for them. It may have fewer records than
 were asked for, even none, and still be followed by another one; only a page without a cursor is the last. Records are
-never changed or deleted, so whoever goes on until there is no cursor gets each record that was there at the beginning
-exactly once.
+never changed, so whoever goes on until there is no cursor gets each record that was there at the beginning exactly
+once, unless retention deleted it meanwhile.
 """
 
 import sqlite3

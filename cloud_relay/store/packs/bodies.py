@@ -150,6 +150,7 @@ class PackBody:
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from error
         self._profiles, self._odd, self._values = columns.profiles, columns.odd, columns.values
+        self.size_bytes = len(columns.values) + sum(len(encoded) for _, encoded in columns.odd.values())
         self._floats = [floats_unpacked(data) for data in columns.floats]
         (
             self._profile, self._uncertainty_ns, self._received_utc_ns, self._reading_sequence, self._receipt,

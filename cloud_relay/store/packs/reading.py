@@ -36,7 +36,8 @@ from protocols.base.errors import StorageError
 MAX_OPEN_PACKS: Final = 8
 """Packs that one question keeps open, with up to 2 MB each."""
 MAX_OPEN_BODIES: Final = 16
-"""Bodies of a pack that are kept expanded."""
+MAX_OPEN_BODY_BYTES: Final = 1024 * 1024
+"""Bodies of a pack that are kept expanded, and the values in them."""
 ResultT = TypeVar("ResultT")
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
@@ -62,6 +63,7 @@ class OpenPack:
         self._db, self.entry = db, entry
         self._bodies: OrderedDict[int, PackBody] = OrderedDict()
         self._expected: dict[int, int] = {}
+        self._of_origin: tuple[str, dict[int, int]] | None = None
         head: PackHead = self._block(HEAD, lambda data: msgspec.msgpack.decode(expanded(data), type=PackHead))
         self.streams, self._starts = head.streams, head.starts
 
@@ -129,7 +131,10 @@ class OpenPack:
         part = FIRST_BODY + start
         body = self._bodies.pop(start, None) or self._block(part, PackBody)
         self._bodies[start] = body
-        if len(self._bodies) > MAX_OPEN_BODIES:
+        while len(self._bodies) > 1 and (
+            len(self._bodies) > MAX_OPEN_BODIES
+            or sum(body.size_bytes for body in self._bodies.values()) > MAX_OPEN_BODY_BYTES
+        ):
             self._bodies.popitem(last=False)
         event_utc_ns, _, sequence = self.place(at)
         try:
@@ -142,10 +147,11 @@ class OpenPack:
 
     def at_sequence(self, origin: str, sequence: int) -> int | None:
         """Where the record of a node with a sequence is; None: it was deleted."""
-        for at in np.flatnonzero(self.sequence == sequence):
-            if self.streams[self.stream[at]][1] == origin:
-                return int(at)
-        return None
+        if self._of_origin is None or self._of_origin[0] != origin:
+            of_stream = np.array([name == origin for _, name, _ in self.streams], np.bool_)
+            positions = np.flatnonzero(of_stream[self.stream])
+            self._of_origin = origin, dict(zip(self.sequence[positions].tolist(), positions.tolist(), strict=True))
+        return self._of_origin[1].get(sequence)
 
     def at_number(self, number: int) -> int | None:
         """Where the record with a number is; None: it was deleted."""

@@ -3,7 +3,7 @@
 The age of a record counts from when the relay received it, by the relay's own clock, so no clock of a node decides what
 is kept. Records go pack by pack: a stream leaves a pack once the newest record of the pack is old enough. So a record
 may stay a little longer than its rule says, never shorter; packs are made short enough for that to be an eighth at
-most.
+most, or a minute.
 
 What is left of a deleted record is its sequence: it counts as deleted and not as lost, and if it comes again it is
 acknowledged and not stored again. A receipt stays as long as a record of its time may need it.
@@ -12,7 +12,7 @@ acknowledged and not stored again. A receipt stays as long as a record of its ti
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from cloud_relay.store.packs.bodies import PackableRecord
@@ -26,6 +26,8 @@ from protocols.base.limits import SECOND
 
 LATENESS: Final = 8
 """A record stays at most one in so many parts longer than its rule says."""
+MIN_SPAN_S: Final = 60.0
+"""Packs are not made shorter than this, or rules about seconds would make one of each few records."""
 _SLICE_ROWS: Final = 256
 
 
@@ -59,10 +61,8 @@ class RetentionPolicy:
         if not ages_s:
             return policy
         least_s = min(ages_s)
-        return PackingPolicy(
-            min(policy.after_s, least_s / 2), policy.beyond_rows, min(policy.span_s, least_s / LATENESS),
-            policy.pack_records, policy.clock,
-        )  # fmt: skip
+        span_s = min(policy.span_s, max(least_s / LATENESS, MIN_SPAN_S))
+        return replace(policy, after_s=min(policy.after_s, least_s / 2), span_s=span_s)
 
 
 class Removal(NamedTuple):
@@ -159,7 +159,7 @@ class Remover:
             self._forget_receipts(entry)
             if not (self._repeated(_leave_streams, entry.pack) and self._repeated(_leave_ranges, entry.pack)):
                 return False
-        return True
+        return self._write(lambda db: db.execute(_FORGET_PACKS)) if packs else True
 
     def _repeated(self, step: "Callable[[sqlite3.Connection, int, _Done], None]", pack: int) -> bool:
         """Do a step, slice by slice, until it is done. Returns whether it is."""
@@ -212,7 +212,7 @@ class Remover:
         made = maker.entry(entry.pack, content, entry.first_number, entry.last_number)
         counts = self._range_counts(entry.pack, deleted)
 
-        def replace(db: sqlite3.Connection) -> None:
+        def exchange(db: sqlite3.Connection) -> None:
             values = (made.content, *made[4:12], entry.pack)  # records to best_quality
             db.execute(
                 "UPDATE packs SET content = ?, records = ?, oldest_utc_ns = ?, newest_utc_ns = ?, south = ?, west = ?,"
@@ -228,7 +228,7 @@ class Remover:
             for name in removal.streams:
                 _leave_stream(db, entry.pack, name)
 
-        return self._write(replace)
+        return self._write(exchange)
 
     def _range_counts(self, pack: int, deleted: dict[str, list[tuple[int, bool]]]) -> list[tuple[int, int, str, int]]:
         """How many records leave each range, and how many of them had a receipt."""
@@ -249,6 +249,13 @@ class Remover:
 
 def _deleting(numbers: list[tuple[int]]) -> Job:
     return lambda db: db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
+
+
+_FORGET_PACKS: Final = (
+    "DELETE FROM packs WHERE records = 0 AND pack < (SELECT max(pack) FROM packs)"
+    " AND pack NOT IN (SELECT pack FROM pack_ranges)"
+)
+"""The newest one stays: it says which numbers were given."""
 
 
 @dataclass(slots=True)

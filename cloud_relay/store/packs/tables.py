@@ -3,7 +3,7 @@
 A *pack* holds the records of a range of numbers, in the order in which records are shown: by time of sensing, node and
 sequence. It becomes part of the store when its row in ``packs`` is there, in one transaction, and from then on the rows
 of ``records`` up to :func:`packed_up_to` are remains that nobody looks at. So each record is found once, whenever the
-relay is killed. Packs follow one another without a gap, and their rows stay when their records were deleted.
+relay is killed. The row of the newest pack stays when its records were deleted: it says which numbers were given.
 
 ``pack_blocks`` holds the *blocks* of each pack: a head, seven columns of all its records, and bodies of up to 512
 records each. ``pack_streams`` says how many records of which stream are in a pack, and ``pack_ranges`` which sequences

@@ -16,10 +16,12 @@ from cloud_relay.http import answering
 from cloud_relay.http.openapi import described
 from cloud_relay.query import sources
 from cloud_relay.query.searching import COLUMNS
+from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.schema import open_for_reading
 from protocols.base.limits import SECOND
 from protocols.wire.codec import encode_frame
 from protocols.wire.tensors import tensor_of
-from tests.tools.relay_fixture import BASE_NS, RelayProcess, batch
+from tests.tools.relay_fixture import BASE_NS, RelayInProcess, RelayProcess, batch
 from tests.tools.relay_http_fixture import EventStream, RelayWeb, asked, given_web, raw_answer  # noqa: F401 -- a fixture
 
 
@@ -242,3 +244,26 @@ def test_relay_process_answers_over_http_what_a_node_sent(tmp_path: Path) -> Non
             relay.process.terminate()
             assert stream.event() is None
             assert relay.process.wait(30) == 0
+
+
+def test_entity_tag_changes_when_retention_deletes(tmp_path: Path) -> None:
+    """A client that is told 304 would go on showing what was deleted."""
+    relay, tags = RelayInProcess(tmp_path / "relay.sqlite"), []
+
+    def note() -> None:
+        with closing(open_for_reading(relay.path)) as db:
+            tags.append(answering._tag(relay.path, db, "all"))
+
+    for number in range(1, 5):
+        relay.send(batch(number))
+    relay.pack(1, 2)
+    note()
+    relay.pack(1)
+    relay.retain(RetentionPolicy((RetentionRule("**", 60.0),)), 61.0)
+    note()
+    relay.send(batch(5))
+    note()
+    relay.pack(1)
+    note()
+    relay.store.close()
+    assert len(set(tags)) == len(tags)
