@@ -9,9 +9,9 @@ from typing import Final, Protocol
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import GONE, PackEntry
 
-MAX_PACKS_PER_BATCH: Final = 4
-"""Packs that are opened for one batch, about 3 ms each. The records of a batch that comes again are in one or two. What
-is beyond is left out of the acknowledgement, and the node sends it again."""
+MAX_PACKS_PER_BATCH: Final = 2
+"""Packs that are opened for one batch, up to 15 ms each. The records of a batch that comes again are in one or two.
+What is beyond is left out of the acknowledgement, and the node sends it again."""
 _NEAR: Final = (
     "SELECT first, last, pack FROM pack_ranges WHERE origin = :origin AND first <= :last AND first >="
     " coalesce((SELECT max(first) FROM pack_ranges WHERE origin = :origin AND first <= :first), 0) ORDER BY first"

@@ -18,6 +18,7 @@ from cloud_relay.query.arrivals import arrivals_after
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Box, Query
+from cloud_relay.store.packs import known
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy
@@ -58,9 +59,12 @@ class PackedTwin(RuleBasedStateMachine):
         self._folder = TemporaryDirectory()
         self._plain = RelayInProcess(Path(self._folder.name) / "plain.sqlite")
         self._packed = RelayInProcess(Path(self._folder.name) / "packed.sqlite")
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(known, "MAX_PACKS_PER_BATCH", 1_000)  # beyond, a node is told less, and comes again
         self._next = {"v-1": 1, "v-2": 1}
 
     def teardown(self) -> None:
+        self._patch.undo()
         self._plain.store.close()
         self._packed.store.close()
         self._folder.cleanup()
