@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cloud_relay.store.packs.columns import zstandard
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy, next_content
+from cloud_relay.store.packs.reading import PackDamaged
 from cloud_relay.store.packs.retention import Removal, Remover, RetentionPolicy, removals
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
@@ -92,8 +93,13 @@ class StoreKeeper:
             remover = Remover(db, self._packer.write, self._packer.write_blocks)
             remover.settle()
             for removal in list(removals(db, self._retention, self._clock())):
-                if not remover.remove(removal, next_content(db)) or not remover.settle():
-                    break
+                try:
+                    if not remover.remove(removal, next_content(db)) or not remover.settle():
+                        break
+                except PackDamaged as error:  # it goes once all of it may go, and until then holds up no other one
+                    self._failures += 1
+                    _log.error("retention can't take a part out of a pack: %s", error)
+                    continue
                 self._deleted += removal.records
                 self._packer.has_remains = True
                 _tell(removal)

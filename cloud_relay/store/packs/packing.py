@@ -35,8 +35,8 @@ _SLICE_BYTES: Final = 512 * 1024
 """Blocks that are written at once. A block alone may be larger by a little."""
 _SLICE_ROWS: Final = 1_000
 """Rows of tables that are written at once."""
-_SLICE_DELETED: Final = 512
-"""Rows of records that are deleted at once, at most: each is in four indexes."""
+_SLICE_DELETED: Final = (128, 1_024)
+"""Rows of records that are deleted at once, at least and at most: each is in four indexes."""
 SLICE_S: Final = 0.02
 """What a slice should take. One that took longer is followed by a smaller one."""
 _FREE_SHARE: Final = 8
@@ -199,13 +199,12 @@ class Packer:
         """Delete the rows of packed records, and what is left of packs that were not finished."""
         up_to = packed_up_to(db)
         (last_receipt,) = db.execute("SELECT coalesce(max(last_receipt), 0) FROM packs").fetchone()
-        most = _SLICE_DELETED // 2
+        most = _SLICE_DELETED[0]
         while (first := db.execute("SELECT min(number) FROM records").fetchone()[0]) is not None and first <= up_to:
-            begun_s = time.monotonic()
-            if not self.write(_delete_rows(first, min(first + most - 1, up_to), last_receipt)):
+            slice_ = _DeleteRows(first, min(first + most - 1, up_to), last_receipt)
+            if not self.write(slice_):
                 return
-            took_s = time.monotonic() - begun_s
-            most = max(16, most // 2) if took_s > SLICE_S else min(_SLICE_DELETED, most * 2)
+            most = max(_SLICE_DELETED[0], most // 2) if slice_.took_s > SLICE_S else min(_SLICE_DELETED[1], most * 2)
         (newest,) = db.execute("SELECT coalesce(max(pack), 0) FROM packs").fetchone()
         for table in ("pack_streams", "pack_ranges"):
             while db.execute(f"SELECT 1 FROM {table} WHERE pack > ? LIMIT 1", (newest,)).fetchone():  # noqa: S608
@@ -269,18 +268,23 @@ def _inserting(statement: str, rows: list[Any]) -> Job:
     return lambda db: db.executemany(statement, rows)
 
 
-def _delete_rows(first: int, last: int, last_receipt: int) -> Job:
+class _DeleteRows:
     """Deletes rows that are in packs. Receipts that came after their pack was made are in no pack, and stay."""
 
-    def delete(db: sqlite3.Connection) -> None:
+    def __init__(self, first: int, last: int, last_receipt: int) -> None:
+        self._numbers, self._last_receipt = (first, last), last_receipt
+        self.took_s = 0.0
+        """How long it kept the writer, without the time that it waited for its turn."""
+
+    def __call__(self, db: sqlite3.Connection) -> None:
+        begun_s = time.monotonic()
         db.execute(
             "DELETE FROM receipted WHERE receipt <= ? AND (origin, sequence) IN"
             " (SELECT origin, sequence FROM records NOT INDEXED WHERE number BETWEEN ? AND ?)",
-            (last_receipt, first, last),
+            (self._last_receipt, *self._numbers),
         )
-        db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", (first, last))
-
-    return delete
+        db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", self._numbers)
+        self.took_s = time.monotonic() - begun_s
 
 
 def _give_back_pages(db: sqlite3.Connection) -> None:

@@ -16,6 +16,7 @@ from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals, used_bytes
+from cloud_relay.store.packs.tables import FIRST_BODY, place_of
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import LocalProtocolError
@@ -195,6 +196,18 @@ def test_relay_that_is_killed_while_it_deletes_goes_on_with_it(relay: RelayInPro
                 assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
             assert db.execute("SELECT first, last, pack FROM pack_ranges").fetchall() == [(1, 20, 0)]
         later.store.close()
+
+
+def test_damaged_pack_holds_up_no_other_one_and_goes_as_a_whole(relay: RelayInProcess) -> None:
+    """What can't be read can't be written again, but it can be deleted."""
+    mixed(relay)
+    with closing(sqlite3.connect(relay.path)) as db:
+        db.execute("UPDATE pack_blocks SET data = x'00' WHERE place = ?", (place_of(1, FIRST_BODY),))
+        db.commit()
+    assert relay.retain(DEBUG_FOR_A_DAY, DAY_S) == 5
+    assert sequences(relay, since_utc_ns=BASE_NS + 11 * SECOND) == list(range(11, 21, 2))
+    assert relay.retain(ALL_FOR_A_DAY, DAY_S) == 15
+    assert relay.account().deleted == 20
 
 
 def test_rules_are_kept_to_within_an_eighth() -> None:
