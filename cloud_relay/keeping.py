@@ -35,7 +35,7 @@ def keeper_of(config: RelayConfig, store: Store) -> StoreKeeper:
               help="The relay's configuration.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Said for clarity: this command never deletes.")
 def retention(config_path: Path, dry_run: bool) -> None:
-    """Show which packed records retention would delete now. The relay itself deletes, about once a minute."""
+    """Show which packed records retention would delete now. The relay itself deletes, every five minutes."""
     del dry_run
     config = load_config(config_path)
     policy, total, total_bytes = retention_policy(config.keeping), 0, 0

@@ -18,8 +18,9 @@ from protocols.base.limits import SECOND
 
 LOOK_S: Final = 1.0
 """The time between two looks at whether there is something to pack."""
-RETAIN_S: Final = 60.0
-"""The time between two looks at whether retention deletes something."""
+RETAIN_S: Final = 300.0
+"""The time between two looks at whether retention deletes something. One reads the streams of each pack that is old
+enough for some rule, in 4 ms for 4,000 streams."""
 RETRY_S: Final = 30.0
 """The time until the next look after something failed."""
 _log = logging.getLogger(__name__)

@@ -88,19 +88,26 @@ def removals(db: sqlite3.Connection, policy: RetentionPolicy, now_utc_ns: int) -
     :raises sqlite3.Error: the store can't be read.
     """
     excess_bytes = 0 if policy.max_bytes is None else used_bytes(db) - policy.max_bytes
+    max_age_ns: dict[str, int | None] = {}
+    least_ns = min((int(rule.max_age_s * SECOND) for rule in policy.rules if rule.max_age_s is not None), default=None)
     for entry in PackReader(db).entries:
-        size_bytes = pack_bytes(db, entry)
+        age_ns = now_utc_ns - entry.last_received_utc_ns
         if excess_bytes > 0:
-            names = _streams_of(db, entry)
+            size_bytes = pack_bytes(db, entry)
             excess_bytes -= size_bytes
-            yield Removal(entry, frozenset(names), entry.records, size_bytes, "the store is larger than max_bytes")
-        elif policy.rules:
+            why = "the store is larger than [store] max_mb says"
+            yield Removal(entry, frozenset(_streams_of(db, entry)), entry.records, size_bytes, why)
+        elif least_ns is not None and age_ns >= least_ns:
             names = _streams_of(db, entry)
-            old = {name for name in names if _is_old(policy, name[0], entry, now_utc_ns)}
+            for key in {key for key, _, _ in names} - max_age_ns.keys():
+                max_age_ns[key] = policy.max_age_ns(key)
+            old = frozenset(
+                name for name in names if (most_ns := max_age_ns[name[0]]) is not None and age_ns >= most_ns
+            )
             if old:
                 records = sum(names[name] for name in old)
-                share = records / entry.records
-                yield Removal(entry, frozenset(old), records, int(size_bytes * share), "older than their rule says")
+                size_bytes = pack_bytes(db, entry) * records // entry.records
+                yield Removal(entry, old, records, size_bytes, "older than their rule says")
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
@@ -124,11 +131,6 @@ def pack_bytes(db: sqlite3.Connection, entry: PackEntry) -> int:
 def _streams_of(db: sqlite3.Connection, entry: PackEntry) -> dict[tuple[str, str, str], int]:
     rows = db.execute("SELECT key, origin, rule, records FROM pack_streams WHERE pack = ?", (entry.pack,))
     return {(key, origin, rule): records for key, origin, rule, records in rows}
-
-
-def _is_old(policy: RetentionPolicy, key: str, entry: PackEntry, now_utc_ns: int) -> bool:
-    max_age_ns = policy.max_age_ns(key)
-    return max_age_ns is not None and entry.last_received_utc_ns + max_age_ns <= now_utc_ns
 
 
 # --- deleting --------------------------------------------------------------------------------------------------------
