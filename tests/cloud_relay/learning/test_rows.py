@@ -1,0 +1,116 @@
+"""Rows out of exported records: their order, their paths, and all that can be wrong with data."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloud_relay.learning.recipe import Recipe, RecipeData, RecipeModel, RecipeTarget, read_recipe
+from cloud_relay.learning.rows import read_rows
+from protocols.base.errors import ConfigError, LocalProtocolError, MeshError, StorageError
+from tests.tools.exported_fixture import passage, passages, write_export, write_recipe
+
+MODEL = RecipeModel(estimator="ridge")
+
+
+def recipe_for(path: str, target: str = "value.y", kind: str = "classes", **data: Any) -> Recipe:
+    return Recipe(
+        name="x", features={"a": path}, target=RecipeTarget(path=target, kind=kind),  # type: ignore[arg-type]
+        data=RecipeData(**data), model=MODEL,
+    )  # fmt: skip
+
+
+def rows_with(folder: Path, *values: Any, recipe: Recipe | None = None, **context: Any) -> Any:
+    file = write_export(
+        folder / "a.parquet", [passage(n + 1, "v", n, each, **context) for n, each in enumerate(values)]
+    )
+    return read_rows(file, recipe or recipe_for("value.x"))
+
+
+def test_rows_are_the_same_whatever_the_order_in_the_file(tmp_path: Path) -> None:
+    """An export of the same records by another relay would otherwise give another model."""
+    recipe, told = read_recipe(write_recipe(tmp_path)), passages(200)
+    first = read_rows(write_export(tmp_path / "a.parquet", told), recipe)
+    random.Random(1).shuffle(told)
+    second = read_rows(write_export(tmp_path / "b.parquet", told), recipe)
+    assert first.digest() == second.digest()
+    assert first.labels == ("false", "true")
+    assert first.features.shape == (200, 3)
+    assert (np.diff(first.time_ns) >= 0).all()
+    told[0]["latitude_deg"] += 1
+    assert read_rows(write_export(tmp_path / "c.parquet", told), recipe).digest() != first.digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "context", "read"),
+    [
+        ("value.x", {"x": 3, "y": 1}, {}, 3.0),
+        ("value.x", {"x": True, "y": 1}, {}, 1.0),
+        ("value.deep.1.x", {"deep": [0, {"x": 2.5}], "y": 1}, {}, 2.5),
+        ("value.$odd", {"$odd": 4, "y": 1}, {}, 4.0),
+        ("latitude_deg", {"y": 1}, {"latitude_deg": -33.5}, -33.5),
+        ("cell.row", {"y": 1}, {"latitude_deg": -0.005}, -1.0),
+        ("time.hour", {"y": 1}, {"event_utc_ns": 86_400 * 10**9 * 20_000 + 5_400 * 10**9}, 1.5),
+        ("time.weekday", {"y": 1}, {"event_utc_ns": 0}, 3.0),
+        ("has_receipt", {"y": 1}, {}, 1.0),
+    ],
+)  # fmt: skip
+def test_path_leads_to_a_number(tmp_path: Path, path: str, value: Any, context: dict[str, Any], read: float) -> None:
+    rows = rows_with(tmp_path, value, {**value, "y": 0}, recipe=recipe_for(path), **context)
+    assert rows.features[0, 0] == pytest.approx(read, rel=1e-6)
+
+
+def test_whole_values_are_read_as_numbers_truths_and_texts(tmp_path: Path) -> None:
+    """A key with one number is the usual reading."""
+    rows = rows_with(tmp_path, "wet", "dry", "wet", recipe=recipe_for("quality", "value"))
+    assert (rows.labels, rows.target.tolist()) == (("dry", "wet"), [1, 0, 1])
+    assert rows_with(tmp_path, 2.5, 3, recipe=recipe_for("quality", "value", "number")).target.tolist() == [2.5, 3.0]
+    assert rows_with(tmp_path, True, False, recipe=recipe_for("quality", "value")).labels == ("false", "true")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), 1e39, 2**2000])
+def test_rows_that_lack_something_are_dropped_and_counted_or_refused(tmp_path: Path, missing: Any) -> None:
+    """A model that is trained on a made-up number learns it."""
+    values = [{"x": 1, "y": 0}, {"x": missing, "y": 1}, {"x": 2, "y": 1}, {"y": 1}]
+    rows = rows_with(tmp_path, *values)
+    assert (len(rows), rows.dropped) == (2, 2)
+    with pytest.raises(LocalProtocolError, match=r"record 2 of v has no a \(value\.x\)"):
+        rows_with(tmp_path, *values, recipe=recipe_for("value.x", missing="refuse"))
+    with pytest.raises(LocalProtocolError, match=r"2 of 4 rows lack something, 2 of them a \(value\.x\)"):
+        rows_with(tmp_path, *values, recipe=recipe_for("value.x", max_missing_share=0.4))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values", "said"),
+    [
+        (recipe_for("latitude"), [{"y": 1}], "has no 'latitude': did you mean 'latitude_deg'"),
+        (recipe_for("time.minute"), [{"y": 1}], "has no 'time.minute'"),
+        (recipe_for("key"), [{"y": 1}], "key is 'veh/v/passage' in a record, and a feature has to be a number"),
+        (recipe_for("value.x"), [{"x": [1], "y": 1}], "a feature has to be a number"),
+        (recipe_for("value.x"), [{"x": 1, "y": 1}] * 3, "all 3 rows of a.parquet have one class, 1"),
+        (recipe_for("value.x"), [{"x": 1, "y": 1}, {"x": 1, "y": "b"}], "is sometimes int, str"),
+        (recipe_for("value.x"), [{"x": 1, "y": 1.5}], "is 1.5 in a record, which is no class"),
+        (recipe_for("value.x"), [{"x": 1, "y": n} for n in range(1_001)], "has 1001 classes"),
+        (recipe_for("value.x", keys="rsu/**"), [{"x": 1, "y": 1}], "has no record for x"),
+        (recipe_for("value.x", max_rows=1), [{"x": 1, "y": n} for n in range(3)], "more than 1 rows"),
+    ],
+)
+def test_data_that_can_not_be_learned_from_are_named(
+    tmp_path: Path, recipe: Recipe, values: list[Any], said: str
+) -> None:  # fmt: skip
+    with pytest.raises(MeshError) as raised:
+        rows_with(tmp_path, *values, recipe=recipe)
+    assert isinstance(raised.value, ConfigError | LocalProtocolError)
+    assert said in str(raised.value)
+
+
+def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+    """Also one that was cut off, and one whose data are damaged behind a good footer."""
+    file = write_export(tmp_path / "a.parquet", passages(50))
+    whole, recipe = file.read_bytes(), read_recipe(write_recipe(tmp_path))
+    for content in (b"", b"hello", whole[:-9], whole[:4] + bytes(2_000) + whole[2_004:]):
+        file.write_bytes(content)
+        with pytest.raises(StorageError, match="can't be read as Parquet"):
+            read_rows(file, recipe)
