@@ -49,6 +49,9 @@
     name = "lake"
     kind = "parquet"
     url = "s3://records/mesh"
+    [[training]]                # when a model is trained again: see cloud_relay.learning.retraining.triggers
+    recipe = "hotspot.toml"
+    records = 10_000
 
 Relative paths are relative to the file. An unknown key is an error, because a misspelt one would be ignored in silence
 otherwise.
@@ -84,7 +87,7 @@ _KEYS = {
     "http": ("host", "port", "tokens", "certificate", "key", "certificates", "operators"),
     "access": ("rules",),
 }
-_LISTS = ("aggregate", "retention", "sink")
+_LISTS = ("aggregate", "retention", "sink", "training")
 """Tables that may be there several times. Whoever uses them checks them."""
 _RETENTION_KEYS = ("keys", "max_age_s")
 MAX_RETENTION_RULES = 256
@@ -152,6 +155,8 @@ class RelayConfig:
     """None: there is no server."""
     path: Path
     """The file that this is in."""
+    trainings: tuple[dict[str, Any], ...]
+    """The tables ``[[training]]`` as they are. ``cloud_relay.learning.retraining.triggers`` checks them."""
     sinks: tuple[dict[str, Any], ...]
     """The tables ``[[sink]]`` as they are. :func:`cloud_relay.sinks.settings.sinks_of` checks them."""
     aggregates: tuple[AggregateDefinition, ...] = ()
@@ -216,6 +221,7 @@ class _Parser:
             access=self._access(),
             http=self._http(store, state_dir, authority) if "http" in self._tables else None,
             path=self._path,
+            trainings=self._list("training"),
             sinks=self._list("sink"),
             aggregates=self._aggregates(),
         )

@@ -19,6 +19,8 @@ from cloud_relay.keeping import keeper_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
 from cloud_relay.query.nodes import NodeQuestions, with_questions
+from cloud_relay.learning.retraining.background import TrainingProcess
+from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
@@ -74,6 +76,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
             "that you may write to"
         ) from error
     settings_of_sinks = sinks_of(config)
+    triggers = triggers_of(config)
     with ExitStack() as closing:
         store = Store(config.store, aggregates=config.aggregates)
         closing.callback(store.close)
@@ -119,6 +122,8 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
             closing.callback(http.close)
             store.at_commit = http.stored
             answers(http.port)
+        if triggers:
+            closing.callback(TrainingProcess(config.path).close)
         ready(responder.port)
         renew_if_due(config.releases)
         while not stop.wait(RENEW_S):

@@ -41,7 +41,7 @@ from cloud_relay.learning.scoring import compared, measured, without_model
 from cloud_relay.learning.splitting import split
 from meshnode.models import ModelSpec, load_model
 from meshnode.models.children import end_with, is_about_memory
-from protocols.base.errors import MeshError
+from protocols.base.errors import LocalProtocolError, MeshError
 
 _ESTIMATORS: Final = ("sklearn.ensemble", "skl2onnx")
 _LOWEST: Final = 19
@@ -107,7 +107,10 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
             not_released = f"it can't be compared with {order.serving_name}: {error}"
     comparison = None
     if not not_released:
-        comparison = compared(outputs, against, test, recipe.metric, recipe.evaluation, recipe.seed)
+        try:
+            comparison = compared(outputs, against, test, recipe.metric, recipe.evaluation, recipe.seed)
+        except LocalProtocolError as error:
+            not_released = str(error)
     return {
         "recipe": recipe.digest(), "code": code, "seed": recipe.seed, "versions": library_versions(), "data": used,
         "metric": recipe.metric, "metrics": metrics, "without_model": measured(naive, test),

@@ -1,9 +1,10 @@
 """``cloud-relay train`` and ``cloud-relay runs``."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,6 +13,7 @@ from cloud_relay.config import load_config
 from cloud_relay.learning.card import told_comparison
 from cloud_relay.learning.launching import release_candidate, train
 from cloud_relay.learning.recipe import read_recipe
+from cloud_relay.learning.retraining.watching import RUNS_FOLDER, watch
 from cloud_relay.learning.runs import CARD_FILE, TrainingRun, alone, keep_run, run_called, runs_in
 from cloud_relay.learning.sources import source_of_data
 from cloud_relay.releases.commands.opening import changed, folder_of, published_last, signing
@@ -21,7 +23,6 @@ from protocols.base.errors import LocalProtocolError
 if TYPE_CHECKING:
     from cloud_relay.releases.repository import ReleaseRepository
 
-RUNS_FOLDER: Final = "training"
 _RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Where runs are kept; default: training in the relay's state folder.",
@@ -41,13 +42,22 @@ _CONFIG = click.option(
 @click.option("--alone", "is_alone", is_flag=True, help="Compare it with no release; a repository is not read.")
 @click.option("--background", is_flag=True, help="Use only processor time that nobody else wants.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--watch", "watches", is_flag=True, help="Train by the tables [[training]] of the relay, until Ctrl-C.")
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
 def train_command(
     config_path: Path, folder: Path | None, keys: tuple[Path, ...], runs: Path | None, data: Path | None,
-    publishes: bool, is_alone: bool, background: bool, as_json: bool, recipe: Path,
+    publishes: bool, is_alone: bool, background: bool, as_json: bool, watches: bool,
+    recipe: Path | None,
 ) -> None:  # fmt: skip
     """Train the model of RECIPE on exported records, measure it on rows that it has not seen beside the release that
     serves, and with --publish make a release of it if it is surely better. The exit status is 1 when the run failed."""
+    if watches:
+        if recipe is not None:
+            raise click.UsageError("--watch trains by the tables [[training]] of the relay: leave RECIPE out")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        watch(load_config(config_path))
+    if recipe is None:
+        raise click.UsageError("name a RECIPE")
     if publishes and is_alone:
         raise click.UsageError("--publish needs the release that serves: leave --alone out")
     parsed = read_recipe(recipe)

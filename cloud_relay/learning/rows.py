@@ -99,7 +99,7 @@ def read_rows(path: Path, recipe: Recipe) -> LearningRows:
     for row, values in selected(path, recipe, paths):
         seen += 1
         numbers = [number_of(value, at) for value, at in zip(values[:-1], paths, strict=False)]
-        target = _target(values[-1], recipe)
+        target = target_of(values[-1], recipe)
         missing = [name for name, value in zip(names, [*numbers, target], strict=True) if value is None]
         if missing and recipe.data.missing == "refuse":
             raise LocalProtocolError(
@@ -198,6 +198,12 @@ def _within(value: Any, steps: Sequence[str]) -> Any:
     return value
 
 
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """What a row of an export has at a path. :raises ConfigError: the path leads nowhere."""
+    read = _reader(path, tuple(row), Path("a record"))
+    return read({**row, "value": msgspec.json.decode(row["value"])} if path.startswith("value.") else row)
+
+
 def number_of(value: Any, path: str) -> float | None:
     """A value as a finite number that 32 bits hold; None: there is none. :raises ConfigError: it is no number."""
     if value is None or isinstance(value, dict):  # {"$float": "nan"} and what else JSON lacks
@@ -208,7 +214,8 @@ def number_of(value: Any, path: str) -> float | None:
     return number if abs(number) < 3.4e38 else None  # NaN compares false
 
 
-def _target(value: Any, recipe: Recipe) -> Any:
+def target_of(value: Any, recipe: Recipe) -> Any:
+    """The target of a record; None: there is none. :raises ConfigError: it is no class."""
     target = recipe.target
     if target.kind == "number" or target.above is not None:
         number = number_of(value, target.path)

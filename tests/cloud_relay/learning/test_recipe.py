@@ -18,6 +18,7 @@ from cloud_relay.learning.recipe import (
     RecipeTarget,
     read_recipe,
 )
+from cloud_relay.learning.retraining.triggers import TrainingTrigger
 from protocols.base.errors import ConfigError
 from tests.tools.exported_fixture import RECIPE, write_recipe
 
@@ -72,5 +73,6 @@ def test_reference_has_each_key_and_each_estimator() -> None:
         Recipe, RecipeData, RecipeTarget, RecipeSplit, RecipeModel, RecipeCommand, RecipeLimits, RecipeEvaluation,
     )  # fmt: skip
     keys = [name for section in sections for name in section.__struct_fields__]
+    keys += TrainingTrigger.__struct_fields__
     wanted = [*keys, *CLASSIFIERS, *REGRESSORS, *CLASS_METRICS, *NUMBER_METRICS]
     assert [name for name in wanted if name not in page] == []
