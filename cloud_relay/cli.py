@@ -20,6 +20,7 @@ from cloud_relay.export.aggregates import aggregates
 from cloud_relay.export.commands import export, filter_options
 from cloud_relay.http.commands import token
 from cloud_relay.keeping import retention
+from cloud_relay.learning.applying.commands import infer
 from cloud_relay.learning.commands import runs_group, train_command
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
@@ -187,6 +188,7 @@ main.add_command(sinks)
 main.add_command(dataset)
 main.add_command(aggregates)
 main.add_command(retention)
+main.add_command(infer)
 main.add_command(train_command)
 main.add_command(runs_group)
 

@@ -73,14 +73,7 @@ def outputs_of(model: LoadedModel, features: "NDArray[Any]") -> dict[str, Any]:
     from protocols.base.errors import InferenceError
 
     parts: dict[str, list[Any]] = {}
-    wanted = [name for name in (LABEL, PROBABILITY, VALUE) if name in {output.name for output in model.outputs}]
-    if not wanted or [each.name for each in model.inputs] != [INPUT]:
-        takes = ", ".join(each.name for each in model.inputs)
-        gives = ", ".join(each.name for each in model.outputs)
-        raise ModelInvalid(
-            f"a model of a recipe takes {INPUT!r} and gives {LABEL!r} and {PROBABILITY!r}, or {VALUE!r}; this one "
-            f"takes {takes} and gives {gives}: name its tensors so"
-        )
+    wanted = check_form(model)
     try:
         for begin in range(0, len(features), ROWS_AT_ONCE):
             for name, array in model.run({INPUT: features[begin : begin + ROWS_AT_ONCE]}, wanted):
@@ -90,6 +83,26 @@ def outputs_of(model: LoadedModel, features: "NDArray[Any]") -> dict[str, Any]:
     except InferenceError as error:
         raise ModelInvalid(f"the model can't compute rows that were held out: {error}") from error
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def check_form(model: LoadedModel, features: int | None = None) -> list[str]:
+    """The outputs of a model that a recipe's has. ``features``: how many it has to take; None: any.
+
+    :raises ModelInvalid: it takes or gives something else.
+    """
+    names: tuple[str, ...] = (LABEL, PROBABILITY, VALUE)
+    wanted = [name for name in names if name in {output.name for output in model.outputs}]
+    if not wanted or [each.name for each in model.inputs] != [INPUT]:
+        takes = ", ".join(each.name for each in model.inputs)
+        gives = ", ".join(each.name for each in model.outputs)
+        raise ModelInvalid(
+            f"a model of a recipe takes {INPUT!r} and gives {LABEL!r} and {PROBABILITY!r}, or {VALUE!r}; this one "
+            f"takes {takes} and gives {gives}: name its tensors so"
+        )
+    width = model.inputs[0].shape[-1:] if model.inputs[0].shape else ()
+    if features is not None and width and width[0] not in (None, features):
+        raise ModelInvalid(f"the model takes {width[0]} features, and {features} are named")
+    return wanted
 
 
 def check_comparable(serving: Path, labels: tuple[str, ...], recipe: Recipe, given: Mapping[str, str] | None) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from cloud_relay.learning.recipe import Recipe
-from cloud_relay.learning.tables import opened_table
+from cloud_relay.learning.tables import ParquetTable, opened_table
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.keys import matches
 from protocols.base.limits import SECOND
@@ -134,19 +134,32 @@ def selected(path: Path, recipe: Recipe, paths: Sequence[str]) -> Iterator[tuple
     :raises ConfigError: a path leads nowhere in this file. :raises StorageError: it can't be read.
     """
     with opened_table(path) as table:
-        readers = [_reader(each, table.columns, path) for each in paths]
-        wanted = {*_CONTEXT, *(column for each in paths for column in _columns(each))}
-        has_fields = any(each.startswith("value.") for each in paths)
-        for row in table.rows([name for name in table.columns if name in wanted], BATCH_ROWS):
-            if not _is_selected(row, recipe):
-                continue
-            known = {**row, "value": msgspec.json.decode(row["value"])} if has_fields else row
-            yield row, [read(known) for read in readers]
+        yield from _read(table, paths, recipe.data.keys, recipe.data.rule, 0, table.count)
 
 
-def _is_selected(row: Mapping[str, Any], recipe: Recipe) -> bool:
-    data = recipe.data
-    return (data.rule is None or row["rule"] == data.rule) and (data.keys is None or matches(data.keys, row["key"]))
+def features_in(
+    table: ParquetTable, paths: Sequence[str], keys: str | None, rule: str | None, begin: int, end: int
+) -> Iterator[tuple[Mapping[str, Any], list[float | None]]]:
+    """The context of each record among some rows of a file whose key and rule are the wanted ones, with its features;
+    None where it lacks one.
+
+    :raises ConfigError: a path leads nowhere, or to what is no number. :raises StorageError: the file can't be read.
+    """
+    for row, values in _read(table, paths, keys, rule, begin, end):
+        yield row, [number_of(value, path) for value, path in zip(values, paths, strict=True)]
+
+
+def _read(
+    table: ParquetTable, paths: Sequence[str], keys: str | None, rule: str | None, begin: int, end: int
+) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
+    readers = [_reader(each, table.columns, table.path) for each in paths]
+    wanted = {*_CONTEXT, *(column for each in paths for column in _columns(each))}
+    has_fields = any(each.startswith("value.") for each in paths)
+    for row in table.rows([name for name in table.columns if name in wanted], BATCH_ROWS, begin, end):
+        if (rule is not None and row["rule"] != rule) or (keys is not None and not matches(keys, row["key"])):
+            continue
+        known = {**row, "value": msgspec.json.decode(row["value"])} if has_fields else row
+        yield row, [read(known) for read in readers]
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ pyarrow."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from protocols.base.errors import ConfigError, StorageError
 
@@ -16,7 +16,7 @@ class ParquetTable:
     """A file that is open for reading."""
 
     def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file = path, file
+        self.path, self._file = path, file
         self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
         self.count: int = file.metadata.num_rows
 
@@ -46,7 +46,7 @@ class ParquetTable:
                 if low < high:
                     yield from some.slice(low, high - low).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise _unreadable(self._path, error) from error
+            raise _unreadable(self.path, error) from error
 
 
 @contextmanager
@@ -63,13 +63,59 @@ def opened_table(path: Path) -> Iterator[ParquetTable]:
         yield ParquetTable(path, file)
 
 
-def write_table(path: Path, columns: "Mapping[str, NDArray[Any]]", about: Mapping[str, str] | None = None) -> None:
-    """Write columns of one length as a file, zstd. :raises OSError: it can't be written."""
+def write_table(
+    path: Path, columns: "Mapping[str, NDArray[Any] | list[Any]]", about: Mapping[str, str] | None = None,
+    types: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write columns of one length as a file, zstd. ``types``: of columns, as Arrow calls them.
+
+    :raises OSError: it can't be written.
+    """
     with needing_pyarrow():
         import pyarrow as pa
         import pyarrow.parquet as pq
-    table = pa.table({name: pa.array(array) for name, array in columns.items()})
+    known = types or {}
+    table = pa.table({name: pa.array(each, _type_of(known.get(name))) for name, each in columns.items()})
     pq.write_table(table.replace_schema_metadata(dict(about or {})), path, compression="zstd")
+
+
+def _type_of(name: str | None) -> Any:
+    import pyarrow as pa
+
+    if name is None:
+        return None
+    return pa.list_(pa.float32()) if name == "list<float>" else pa.type_for_alias(name)
+
+
+class Joining:
+    """Puts Parquet files of one form behind one another into an open file. Call ``close`` at the end."""
+
+    def __init__(self, out: IO[bytes], about: Mapping[str, str]) -> None:
+        self._out, self._about = out, dict(about)
+        self._writer: Any = None
+        self.rows = self.skipped = 0
+
+    def add(self, path: Path) -> None:
+        """Add the rows of a file. :raises StorageError: it can't be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+        self.skipped += int((table.schema.metadata or {}).get(b"skipped", b"0"))
+        self.rows += table.num_rows
+        table = table.replace_schema_metadata(self._about)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._out, table.schema, compression="zstd", version="2.6")
+        if table.num_rows:
+            self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Write the end. Without a file before, nothing is written."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 @contextmanager
