@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from cloud_relay.learning.applying.chunks import ApplyOrder
+from cloud_relay.learning.applying.cluster import on_ray
 from cloud_relay.learning.applying.processes import on_processes
 from cloud_relay.learning.applying.work import Applied, Computing, apply_model
 from cloud_relay.learning.candidate import check_form
@@ -40,10 +41,13 @@ _TOLD_EACH_S: Final = 0.5
               help="Says which records are meant, and the features of a model that does not name them.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1, 1_024), default=os.cpu_count() or 1, show_default="the cores there are",
               help="Processes that compute.")  # fmt: skip
+@click.option(
+    "--ray", metavar="ADDRESS", help="Compute on this Ray cluster, as HOST:6379 or auto; needs meshnode[ray]."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 def infer(
     config_path: Path, folder: Path | None, model: str, data: Path, out: Path, recipe: Path | None, jobs: int,
-    overwrite: bool,
+    ray: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Run MODEL over all records of a file and write a prediction for each that has all features. An interrupted call
     goes on where it was when it is repeated."""
@@ -52,6 +56,8 @@ def infer(
         order = order_for(file, name, data, parsed)
 
         def compute(order: ApplyOrder, numbers: "list[int]", parts: Path) -> Iterator[tuple[int, int, int]]:
+            if ray is not None:
+                return on_ray(order, numbers, parts, ray)
             return on_processes(order, numbers, parts, min(jobs, max(len(numbers), 1)))
 
         computing: Computing = compute  # type: ignore[assignment]
