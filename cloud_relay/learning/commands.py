@@ -15,7 +15,7 @@ from cloud_relay.learning.launching import release_candidate, train
 from cloud_relay.learning.recipe import read_recipe
 from cloud_relay.learning.retraining.watching import RUNS_FOLDER, watch
 from cloud_relay.learning.runs import CARD_FILE, TrainingRun, alone, keep_run, run_called, runs_in
-from cloud_relay.learning.sources import source_of_data
+from cloud_relay.learning.sources import data_of
 from cloud_relay.releases.commands.opening import changed, folder_of, published_last, signing
 from cloud_relay.releases.shown import BUNDLE_FILE
 from protocols.base.errors import LocalProtocolError
@@ -61,9 +61,8 @@ def train_command(
     if publishes and is_alone:
         raise click.UsageError("--publish needs the release that serves: leave --alone out")
     parsed = read_recipe(recipe)
-    source = source_of_data(parsed, recipe.parent, data)
     place = _runs_of(config_path, runs)
-    with alone(place):
+    with alone(place), data_of(parsed, recipe.parent, data, config_path, place) as source:
         repository = None if is_alone else _repository(config_path, folder)
         if publishes and repository is None:
             published_last(config_path, folder)  # says why there is none

@@ -54,12 +54,14 @@ def model_by_command(
     told = {"data": str(data), "out": str(out), "seed": str(recipe.seed)}
     words = [word.replace("{data}", told["data"]).replace("{out}", told["out"]).replace("{seed}", told["seed"])
              for word in command.run]  # fmt: skip
-    status = _carried_out(words, folder / OUTPUT_FILE, beside, told)
+    try:
+        status = _carried_out(words, folder / OUTPUT_FILE, beside, told)
+    finally:
+        data.unlink(missing_ok=True)  # the rows are in the store; a copy in each run would fill the disk
     if status:
         raise LocalProtocolError(
             f"the command {words[0]!r} {how_it_exited(status)}: {_last_words(folder / OUTPUT_FILE)}"
         )
-    data.unlink(missing_ok=True)
     model = out / MODEL_FILE
     if not model.is_file():
         raise LocalProtocolError(f"the command {words[0]!r} ended well and wrote no {MODEL_FILE} into {{out}}")

@@ -6,6 +6,7 @@ runs, whoever starts it.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -64,6 +65,7 @@ def train(
             began_utc_s=began_utc_s, took_s=round(time.monotonic() - began_s, 3), recipe=recipe.digest(),
         )  # fmt: skip
         keep_run(folder, run)
+    shutil.rmtree(folder / SERVING_FOLDER, ignore_errors=True)
     forget_old_runs(runs, recipe.name)
     return run, folder
 

@@ -25,7 +25,7 @@ import msgspec
 
 from cloud_relay.learning.recipe import Recipe
 from cloud_relay.learning.tables import ParquetTable, opened_table
-from protocols.base.errors import ConfigError, LocalProtocolError
+from protocols.base.errors import ConfigError, LocalProtocolError, StorageError
 from protocols.base.keys import matches
 from protocols.base.limits import SECOND
 
@@ -152,14 +152,24 @@ def features_in(
 def _read(
     table: ParquetTable, paths: Sequence[str], keys: str | None, rule: str | None, begin: int, end: int
 ) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
+    for name in _CONTEXT:
+        if name not in table.columns:
+            raise ConfigError(f"{table.path} has no column {name!r}: name a file of 'cloud-relay export'")
     readers = [_reader(each, table.columns, table.path) for each in paths]
     wanted = {*_CONTEXT, *(column for each in paths for column in _columns(each))}
     has_fields = any(each.startswith("value.") for each in paths)
     for row in table.rows([name for name in table.columns if name in wanted], BATCH_ROWS, begin, end):
         if (rule is not None and row["rule"] != rule) or (keys is not None and not matches(keys, row["key"])):
             continue
-        known = {**row, "value": msgspec.json.decode(row["value"])} if has_fields else row
-        yield row, [read(known) for read in readers]
+        try:
+            known = {**row, "value": msgspec.json.decode(row["value"])} if has_fields else row
+            values = [read(known) for read in readers]
+        except (TypeError, ValueError, ArithmeticError) as error:  # another program may write anything
+            raise StorageError(
+                f"{table.path}: record {row['sequence']} of {str(row['origin'])[:60]!r} is not as an export has it "
+                f"({error}): export it again"
+            ) from error
+        yield row, values
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------

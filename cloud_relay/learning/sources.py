@@ -1,11 +1,23 @@
-"""Where the data of a recipe are. This is the one place that knows whether they are a file or a version of a
-dataset."""
+"""Where the data of a recipe are. This is the one place that knows whether they are a file or a version of a dataset.
 
+A version of a dataset is written into a file by the command that people use for that, ``cloud-relay dataset export``,
+so it is the same file that they would get.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cloud_relay.learning.recipe import Recipe
+from meshnode.identity.private_files import make_private_folder
+from meshnode.models.children import child_command, child_environment
 from protocols.base.errors import ConfigError, StorageError
+
+_CARD: Final = ".card.json"
+_SAID_CHARS: Final = 400
 
 
 class DataSource(NamedTuple):
@@ -17,19 +29,53 @@ class DataSource(NamedTuple):
     """What people call them: the file, or the dataset with its version."""
 
 
-def source_of_data(recipe: Recipe, beside: Path, given: Path | None) -> DataSource:
-    """The data of a recipe. ``beside``: the folder of the recipe. ``given``: a file that takes their place.
+@contextmanager
+def data_of(recipe: Recipe, beside: Path, given: Path | None, config_path: Path, place: Path) -> Iterator[DataSource]:
+    """The data of a recipe, while the block runs. ``beside``: the folder of the recipe. ``given``: a file that takes
+    their place. ``place``: where a dataset may be written.
 
-    :raises ConfigError: neither was named, or a dataset was. :raises StorageError: there is no such file.
+    :raises ConfigError: none were named, or there is no such dataset. :raises StorageError: there is no such file, or a
+        dataset can't be written.
     """
     if given is None and recipe.data.dataset is not None:
-        raise ConfigError(
-            f"data.dataset is {recipe.data.dataset!r}, and datasets are not read here yet: export it to a file and "
-            "name that with --data"
-        )
+        with _exported(recipe.data.dataset, config_path, place / f".{recipe.name}.parquet") as source:
+            yield source
+        return
     path = given if given is not None else beside / recipe.data.file if recipe.data.file is not None else None
     if path is None:
-        raise ConfigError("there are no data: name a Parquet file with --data, or as data.file in the recipe")
+        raise ConfigError(
+            "there are no data: name a Parquet file with --data, or data.file or data.dataset in the recipe"
+        )
     if not path.is_file():
         raise StorageError(f"{path} is no file: make one with 'cloud-relay export {path.name}'")
-    return DataSource(path.resolve(), path.name)
+    yield DataSource(path.resolve(), path.name)
+
+
+@contextmanager
+def _exported(dataset: str, config_path: Path, file: Path) -> Iterator[DataSource]:
+    try:
+        make_private_folder(file.parent)
+        command = child_command(
+            "cloud_relay", "dataset", "export", "--config", config_path, "--overwrite", dataset, file
+        )
+        done = subprocess.run(  # noqa: S603 - a command of ours
+            command, env=child_environment(), capture_output=True, text=True, errors="replace", check=False
+        )
+        if done.returncode:
+            said = " ".join((done.stderr or done.stdout).split())[-_SAID_CHARS:]
+            raise ConfigError(f"the dataset {dataset!r} can't be had: {said}")
+        yield DataSource(file.resolve(), _version_in(file, dataset))
+    except OSError as error:
+        raise StorageError(f"{file} can't be written ({error.strerror or error}): free space on that disk") from error
+    finally:
+        for each in file.parent.glob(f"{file.name}*"):
+            each.unlink(missing_ok=True)
+
+
+def _version_in(file: Path, dataset: str) -> str:
+    """The dataset with its version, as the card says, also where the newest one was asked for."""
+    try:
+        told = json.loads(file.with_name(file.name + _CARD).read_text("utf-8"))["meshnode"]
+        return f"{told['dataset']}@{told['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return dataset

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cloud_relay.learning.recipe import Recipe, RecipeData, RecipeModel, RecipeTarget, read_recipe
@@ -104,6 +106,30 @@ def test_data_that_can_not_be_learned_from_are_named(
         rows_with(tmp_path, *values, recipe=recipe)
     assert isinstance(raised.value, ConfigError | LocalProtocolError)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": "{"}, "record 1 of 'v' is not as an export has it"),
+        ({"event_utc_ns": None}, "record 1 of 'v' is not as an export has it"),
+        ({"origin": None}, "has no column 'origin'"),
+        ({"latitude_deg": "north"}, "record 1 of 'v' is not as an export has it"),
+    ],
+)
+def test_table_of_another_program_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """It may lack columns, or have anything in them."""
+    (name, cell), file = next(iter(change.items())), tmp_path / "a.parquet"
+    columns = {key: [each] for key, each in passage(1, "v", 1, {"x": 1, "y": 1}).items()} | {name: [cell]}
+    if name == "origin":
+        del columns[name]
+    pq.write_table(pa.table(columns), file)
+    recipe = Recipe(
+        name="x", features={"a": "value.x", "b": "time.hour", "c": "cell.row"}, target=RecipeTarget(path="value.y"),
+        model=MODEL,
+    )  # fmt: skip
+    with pytest.raises(MeshError, match=said):
+        read_rows(file, recipe)
 
 
 def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:

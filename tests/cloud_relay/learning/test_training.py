@@ -9,15 +9,17 @@ import msgspec
 import psutil
 import pytest
 
+from cloud_relay.cli import main
 from cloud_relay.learning.estimators import as_onnx, fitted
 from cloud_relay.learning.recipe import read_recipe
 from cloud_relay.learning.rows import read_rows
-from cloud_relay.learning.runs import RECIPE_FILE, alone, runs_in
+from cloud_relay.learning.runs import RECIPE_FILE, TrainingRun, alone, runs_in
 from cloud_relay.learning.splitting import split
 from cloud_relay.releases.publishing import description_of
 from cloud_relay.releases.repository import ReleaseRepository
 from meshnode.models import ModelSpec, load_model
 from tests.tools.exported_fixture import RECIPE
+from tests.tools.stored_fixture import store_passages
 from tests.tools.trained_fixture import Trainer, given_trainer
 
 __all__ = ["given_trainer"]
@@ -150,6 +152,24 @@ def test_wrong_words_are_named_before_anything_is_read(trainer: Trainer) -> None
     assert "is no file" in trainer.train(recipe, trainer.folder / "none.parquet", status=2)
     assert "there is no" in trainer.train(recipe, data, "--publish", status=2)
     assert "there are no data" in trainer("train", recipe, "--runs", trainer.runs, status=2)
+    named = trainer.recipe(("[data]", "[data]\ndataset = 'passages@3'"))
+    assert "the dataset 'passages@3' can't be had" in trainer("train", named, "--runs", trainer.runs, status=2)
+    assert list(trainer.runs.glob(".hotspot*")) == []
+
+
+@pytest.mark.skipif("dataset" not in main.commands, reason="this relay has no datasets")
+def test_version_of_a_dataset_is_what_is_learned_from(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, and without a trace of the file that it was written into."""
+    store_passages(trainer.folder / "state" / "relay.sqlite", 300)
+    (trainer.folder / "relay.toml").write_text('[relay]\nid = "relay-1"\n')
+    monkeypatch.chdir(trainer.folder)
+    trainer("dataset", "create", "passages", "--rule", "passage")
+    recipe = trainer.recipe(("[data]", '[data]\ndataset = "passages"'), ('by = "origin"', 'by = "time"'))
+    out = trainer("train", recipe, "--json")
+    run = msgspec.json.decode(out[out.index("{\n") :], type=TrainingRun)
+    assert run.data is not None
+    assert (run.data.name, run.data.rows) == ("passages@1", 300)
+    assert list((trainer.folder / "state" / "training").glob(".hotspot*")) == []
 
 
 def test_run_without_a_library_says_what_to_install(trainer: Trainer) -> None:
