@@ -4,7 +4,6 @@ The process computes; signing keys, the repository and the decision stay here. O
 runs, whoever starts it.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from protocols.releases.catalogue import Description
 
 SERVING_FOLDER: Final = "serving"
+_KILLS: Final = 200
+_BETWEEN_KILLS_S: Final = 0.01
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """With more, sums come in another order, and the last bits of a model would depend on the computer."""
 
@@ -50,7 +51,7 @@ def train(
     Returns what came of it, also when it failed, and its folder. :raises StorageError: the folder can't be written.
     """
     run_id, folder = new_run(runs, recipe.name, recipe_path.read_bytes(), recipe.digest())
-    serving = None if repository is None else serving_release(repository, f"models/{recipe.name}")
+    serving = None if repository is None else release_to_beat(repository, f"models/{recipe.name}")
     order = TrainingOrder(str(recipe_path.resolve().parent), str(source.path), source.name, is_background=is_background)
     if serving is not None and repository is not None:
         model = unpacked(repository, serving, folder / SERVING_FOLDER)
@@ -83,12 +84,38 @@ def _carried_out(folder: Path, recipe: Recipe) -> str:
     except subprocess.TimeoutExpired:
         return f"it took longer than the {recipe.limits.timeout_s:g} s of limits.timeout_s, and was ended"
     finally:
-        # Whatever it has started goes with it. The group outlives its first process, so its id can't be another's.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill_group(process)
     said = f"the process {how_it_exited(status)}: see {OUTPUT_FILE} of the run"
     return "" if status in (0, 1) else f"{said}, or raise limits.memory_mib if it was short of memory"
+
+
+def _kill_group(leader: "subprocess.Popen[bytes]") -> None:
+    """Kill a process with all that it has started, until nobody is left: a shell that is just starting something leaves
+    that behind when its group is killed once."""
+    for _ in range(_KILLS):
+        try:
+            os.killpg(leader.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            break
+        leader.poll()
+        time.sleep(_BETWEEN_KILLS_S)
+    leader.wait()
+
+
+def release_to_beat(repository: "ReleaseRepository", path: str) -> "Description | None":
+    """What a candidate is compared with: the release that serves, or a newer one that no order has named yet. Otherwise
+    a relay would publish the same improvement again and again until somebody rolls it out. None: there is none."""
+    from cloud_relay.releases.ordering import orders_in
+    from cloud_relay.releases.publishing import description_of, listed_releases
+
+    serving = serving_release(repository, path)
+    named = {order.counter for order in orders_in(repository) if order.path == path}
+    least = 0 if serving is None else serving.counter
+    waiting = [
+        counter for each, counter in listed_releases(repository)
+        if each == path and counter > least and counter not in named
+    ]  # fmt: skip
+    return description_of(repository, path, waiting[-1]) if waiting else serving
 
 
 def serving_release(repository: "ReleaseRepository", path: str) -> "Description | None":
@@ -126,13 +153,15 @@ def release_candidate(repository: "ReleaseRepository", run: TrainingRun, folder:
     """
     from cloud_relay.releases.publishing import publish
 
-    now = serving_release(repository, f"models/{run.name}")
+    now = release_to_beat(repository, f"models/{run.name}")
     if not run.is_better:
         assert run.comparison is not None or run.not_released or run.state == "failed"
         return replace(run, not_released=run.not_released or "it is not surely better")
     if run.serving != ("" if now is None else f"release {now.counter}"):
-        raise ReleaseInvalid(f"release {now.counter if now else 0} serves by now, and {run.id} was compared with "
-                             f"{run.serving or 'none'}: train again")  # fmt: skip
+        raise ReleaseInvalid(
+            f"release {now.counter if now else 0} is to be beaten by now, and {run.id} was compared with "
+            f"{run.serving or 'none'}: train again"
+        )
     assert run.comparison is not None
     gain = run.comparison
     described = publish(
