@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud_relay.learning.candidate import write_candidate
+from cloud_relay.learning.candidate import check_comparable, write_candidate
 from cloud_relay.learning.estimators import (
     CLASSIFIERS,
     REGRESSORS,
@@ -99,6 +99,22 @@ def test_model_that_answers_something_else_than_its_estimator_is_refused() -> No
     answers[:3] += 1.0
     with pytest.raises(ModelInvalid, match="for 3 of 200 rows"):
         check_same(made, {"value": answers}, rows)
+
+
+def test_model_that_nodes_would_feed_or_read_wrongly_is_not_comparable(tmp_path: Path) -> None:
+    """The numbers of the old features are not those of the new ones, and its classes not the old classes."""
+    recipe = recipe_of("decision_tree_classifier")
+    rows = rows_for(recipe)
+    content = as_onnx(fitted(recipe, recipe.model, rows)[0], recipe)  # type: ignore[arg-type]
+    write_candidate(tmp_path, content, recipe, rows)
+    serving = tmp_path / "x.onnx"
+    check_comparable(serving, ("a", "b", "c"), recipe, features_of(content))
+    check_comparable(serving, ("a", "b", "c"), recipe, None)
+    with pytest.raises(ModelInvalid, match="its classes are a, b and those of the release that serves a, b, c"):
+        check_comparable(serving, ("a", "b"), recipe, None)
+    for other in ({"b": "value.b", "a": "quality"}, {"a": "quality", "b": "value.c"}, {"a": "quality"}):
+        with pytest.raises(ModelInvalid, match="it takes other features than the release that serves"):
+            check_comparable(serving, ("a", "b", "c"), recipe, other)
 
 
 def test_model_with_other_tensors_is_refused_by_name(tmp_path: Path) -> None:
