@@ -20,7 +20,7 @@ from typing import Final
 
 from cloud_relay.learning.recipe import Recipe, RecipeCommand
 from cloud_relay.learning.rows import LearningRows
-from cloud_relay.learning.runs import OUTPUT_FILE
+from cloud_relay.learning.runs import DATA_FILE, OUTPUT_FILE
 from cloud_relay.learning.tables import write_table
 from meshnode.models.children import end_with, how_it_exited
 from protocols.base.errors import ConfigError, LocalProtocolError
@@ -44,7 +44,7 @@ def model_by_command(
     :raises ConfigError: it can't be started. :raises LocalProtocolError: it ended with another status than 0, or wrote
         no model.
     """
-    out, data = folder / "made", folder / "training.parquet"
+    out, data = folder / "made", folder / DATA_FILE
     out.mkdir(exist_ok=True)
     columns = {name: training.features[:, number] for number, name in enumerate(recipe.features)}
     write_table(data, {
@@ -57,7 +57,7 @@ def model_by_command(
     try:
         status = _carried_out(words, folder / OUTPUT_FILE, beside, told)
     finally:
-        data.unlink(missing_ok=True)  # the rows are in the store; a copy in each run would fill the disk
+        data.unlink(missing_ok=True)  # a copy of the rows in each run would fill the disk
     if status:
         raise LocalProtocolError(
             f"the command {words[0]!r} {how_it_exited(status)}: {_last_words(folder / OUTPUT_FILE)}"

@@ -9,7 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +20,7 @@ from msgspec.structs import replace
 
 from cloud_relay.learning.recipe import Recipe
 from cloud_relay.learning.runs import (
+    DATA_FILE,
     ORDER_FILE,
     OUTPUT_FILE,
     TrainingOrder,
@@ -58,7 +62,12 @@ def train(
         order = replace(order, serving=str(model), serving_name=f"release {serving.counter}")
     (folder / ORDER_FILE).write_bytes(msgspec.json.encode(order))
     began_s, began_utc_s = time.monotonic(), time.time()
-    why = _carried_out(folder, recipe)
+    try:
+        with _ends_by_signals():
+            why = _carried_out(folder, recipe)
+    finally:
+        shutil.rmtree(folder / SERVING_FOLDER, ignore_errors=True)
+        (folder / DATA_FILE).unlink(missing_ok=True)
     run = read_run(folder)
     if run is None:
         run = TrainingRun(
@@ -66,7 +75,6 @@ def train(
             began_utc_s=began_utc_s, took_s=round(time.monotonic() - began_s, 3), recipe=recipe.digest(),
         )  # fmt: skip
         keep_run(folder, run)
-    shutil.rmtree(folder / SERVING_FOLDER, ignore_errors=True)
     forget_old_runs(runs, recipe.name)
     return run, folder
 
@@ -87,6 +95,22 @@ def _carried_out(folder: Path, recipe: Recipe) -> str:
         _kill_group(process)
     said = f"the process {how_it_exited(status)}: see {OUTPUT_FILE} of the run"
     return "" if status in (0, 1) else f"{said}, or raise limits.memory_mib if it was short of memory"
+
+
+@contextmanager
+def _ends_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit meanwhile, as Ctrl-C raises KeyboardInterrupt, so that what was started ends
+    too. Call it on the main thread."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _kill_group(leader: "subprocess.Popen[bytes]") -> None:

@@ -231,7 +231,7 @@ def number_of(value: Any, path: str) -> float | None:
     """A value as a finite number that 32 bits hold; None: there is none. :raises ConfigError: it is no number."""
     if value is None or isinstance(value, dict):  # {"$float": "nan"} and what else JSON lacks
         return None
-    if isinstance(value, str | list):
+    if not isinstance(value, int | float):
         raise ConfigError(f"{path} is {str(value)[:40]!r} in a record, and a feature has to be a number: leave it out")
     number = float(value) if not isinstance(value, int) or abs(value) < 2**1000 else math.inf
     return number if abs(number) < 3.4e38 else None  # NaN compares false

@@ -32,6 +32,8 @@ RECIPE_FILE: Final = "recipe.toml"
 RELEASE_FOLDER: Final = "release"
 OUTPUT_FILE: Final = "output.txt"
 CARD_FILE: Final = "card.md"
+DATA_FILE: Final = "training.parquet"
+"""The rows for a command, while it runs."""
 MAX_RUNS_KEPT: Final = 200
 """Of one name. Older ones are removed, because a trigger may train every hour."""
 _MAX_RUN_BYTES: Final = 4 * 1024 * 1024

@@ -17,7 +17,8 @@ _FIRST_PAUSE_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 600.0
 _SETTLED_S: Final = 600.0
 """Who ran so long begins again with the first pause."""
-_GRACE_S: Final = 5.0
+_GRACE_S: Final = 10.0
+"""Longer than it gives to a run."""
 _log = logging.getLogger(__name__)
 
 

@@ -6,6 +6,7 @@ The relay starts it if its configuration has a table ``[[training]]``; ``cloud-r
 terminal. A run is a process of its own below this one, ``cloud-relay train``. All of them end with the relay.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NoReturn
 
 from cloud_relay.config import RelayConfig, load_config
 from cloud_relay.learning.launching import serving_release, unpacked
@@ -38,6 +38,8 @@ from protocols.base.errors import MeshError
 LOOK_S: Final = 5.0
 """Between two looks. A look costs what the new records cost."""
 RUNS_FOLDER: Final = "training"
+GRACE_S: Final = 3.0
+"""How long a run may take to end what it has started."""
 _WATCH_FOLDER: Final = ".watch"
 _LOWEST: Final = 19
 _SAID_CHARS: Final = 600
@@ -157,17 +159,28 @@ class TrainingWatch:
         return told or f"'cloud-relay {words[0]}' ended with status {process.returncode}"
 
     def close(self) -> None:
-        """End the run that is under way."""
-        if self._process is not None:
-            self._process.kill()
+        """End the run that is under way, with all that it has started."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            process.kill()
 
 
-def watch(config: RelayConfig, wait: Callable[[float], Any] = time.sleep) -> None:
-    """Look again and again. ``wait``: called with the time until the next look.
+def watch(config: RelayConfig) -> NoReturn:
+    """Look again and again until SIGTERM or SIGINT, which end a run that is under way. Call it on the main thread.
 
     :raises ConfigError: a table or a recipe is wrong.
     """
     watching, said = TrainingWatch(config), ""
+
+    def end(number: int, _: object) -> None:
+        watching.close()
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     while True:
         try:
             watching.look()
@@ -176,19 +189,13 @@ def watch(config: RelayConfig, wait: Callable[[float], Any] = time.sleep) -> Non
             if str(error) != said:
                 _log.error("triggers of training: %s", error)
             said = str(error)
-        wait(LOOK_S)
+        time.sleep(LOOK_S)
 
 
-def _end(number: int, _: object) -> None:
-    os._exit(128 + number)  # the kernel ends the run with this process
-
-
-def main(config_path: Path, parent: int) -> None:
+def main(config_path: Path, parent: int) -> NoReturn:
     """Watch until it is told to end, or its parent ends."""
     end_with(parent)
     os.nice(_LOWEST)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     watch(load_config(config_path))
 

@@ -91,6 +91,8 @@ def test_rows_that_lack_something_are_dropped_and_counted_or_refused(tmp_path: P
         (recipe_for("time.minute"), [{"y": 1}], "has no 'time.minute'"),
         (recipe_for("key"), [{"y": 1}], "key is 'veh/v/passage' in a record, and a feature has to be a number"),
         (recipe_for("value.x"), [{"x": [1], "y": 1}], "a feature has to be a number"),
+        (recipe_for("event_time"), [{"y": 1}], "event_time is '2026-09-21"),
+        (recipe_for("geometry"), [{"y": 1}], "a feature has to be a number"),
         (recipe_for("value.x"), [{"x": 1, "y": 1}] * 3, "all 3 rows of a.parquet have one class, 1"),
         (recipe_for("value.x"), [{"x": 1, "y": 1}, {"x": 1, "y": "b"}], "is sometimes int, str"),
         (recipe_for("value.x"), [{"x": 1, "y": 1.5}], "is 1.5 in a record, which is no class"),

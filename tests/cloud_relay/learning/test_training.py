@@ -1,8 +1,8 @@
 """``cloud-relay train``: from exported records to a release, and everything that may go wrong on the way."""
 
 import os
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from cloud_relay.learning.splitting import split
 from cloud_relay.releases.publishing import description_of
 from cloud_relay.releases.repository import ReleaseRepository
 from meshnode.models import ModelSpec, load_model
+from tests.tools.eventually import eventually
 from tests.tools.exported_fixture import RECIPE
 from tests.tools.stored_fixture import store_passages
 from tests.tools.trained_fixture import Trainer, given_trainer
@@ -26,6 +27,14 @@ __all__ = ["given_trainer"]
 pytestmark = pytest.mark.processes
 
 COMMAND_RECIPE = RECIPE[: RECIPE.index("[model]")]
+
+
+def lives(process_id: int) -> bool:
+    """Whether a process is there and has not ended; nobody may have asked for its status."""
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def by_command(trainer: Trainer, program: str, *more: str) -> Path:
@@ -113,12 +122,30 @@ def test_command_that_hangs_is_ended_with_all_that_it_started(trainer: Trainer) 
     assert "longer than the 5 s of limits.timeout_s" in run.error
     child = trainer.folder / "child"
     if child.exists():  # on a busy machine the libraries alone may take so long
-        ends_s = time.monotonic() + 60
-        while psutil.pid_exists(pid := int(child.read_text())) and time.monotonic() < ends_s:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                break
-            time.sleep(0.05)
-        assert time.monotonic() < ends_s
+        eventually(lambda: not lives(int(child.read_text())), lambda: "all have ended", 60)
+
+
+def test_training_that_is_told_to_end_takes_all_with_it(trainer: Trainer) -> None:
+    """By SIGTERM, as when the relay stops: also what a command has started, and the rows that were written for it."""
+    program = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open('child.part', 'w').write(str(child.pid))\n"
+        "import os; os.rename('child.part', 'child')\n"
+        "time.sleep(600)\n"
+    )
+    words = ("train", by_command(trainer, program), "--data", trainer.data(200), "--runs", trainer.runs, "--alone")
+    process = subprocess.Popen([sys.executable, "-P", "-m", "cloud_relay", *map(str, words)], env=dict(os.environ))
+    child = trainer.folder / "child"
+    try:
+        eventually(child.exists, lambda: f"it runs: {process.poll()}", 120)
+        process.terminate()
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+    eventually(lambda: not lives(int(child.read_text())), lambda: "all have ended", 60)
+    assert list(trainer.runs.glob("hotspot/*/training.parquet")) == []
+    assert list(runs_in(trainer.runs)) == []
 
 
 def test_run_beyond_its_memory_says_so(trainer: Trainer) -> None:
