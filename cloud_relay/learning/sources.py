@@ -38,7 +38,7 @@ def data_of(recipe: Recipe, beside: Path, given: Path | None, config_path: Path,
         dataset can't be written.
     """
     if given is None and recipe.data.dataset is not None:
-        with _exported(recipe.data.dataset, config_path, place / f".{recipe.name}.parquet") as source:
+        with exported_dataset(recipe.data.dataset, config_path, place / f".{recipe.name}.parquet") as source:
             yield source
         return
     path = given if given is not None else beside / recipe.data.file if recipe.data.file is not None else None
@@ -52,7 +52,12 @@ def data_of(recipe: Recipe, beside: Path, given: Path | None, config_path: Path,
 
 
 @contextmanager
-def _exported(dataset: str, config_path: Path, file: Path) -> Iterator[DataSource]:
+def exported_dataset(dataset: str, config_path: Path, file: Path) -> Iterator[DataSource]:
+    """A version of a dataset, ``NAME@VERSION`` or the newest of ``NAME``, as a file, while the block runs. ``file``:
+    where; what is there is replaced, and removed at the end.
+
+    :raises ConfigError: there is no such dataset. :raises StorageError: it can't be written.
+    """
     try:
         make_private_folder(file.parent)
         command = child_command(

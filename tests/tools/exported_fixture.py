@@ -15,10 +15,15 @@ from protocols.base.limits import SECOND
 BEGIN_NS: Final = 1_790_000_000 * SECOND
 HOTSPOTS: Final = ((48.7650, 11.4240), (48.7700, 11.4300))
 
+USUAL: Final = {"text": "x", "texts": [], "real": 0.0, "truth": False}
+"""By kind of column; other kinds are integers."""
+
 
 def passage(number: int, origin: str, at_s: float, value: Any, **context: Any) -> dict[str, Any]:
     """A row of an export."""
-    usual: dict[str, Any] = {column.name: "x" if column.kind == "text" else None for column in EXPORTED}
+    usual: dict[str, Any] = {
+        column.name: None if column.nullable else USUAL.get(column.kind, 0) for column in EXPORTED
+    }  # fmt: skip
     is_number = type(value) in (int, float)
     return usual | {
         "origin": origin, "sequence": number, "key": f"veh/{origin}/passage", "rule": "passage",

@@ -21,6 +21,7 @@ from cloud_relay.learning.estimators import features_of
 from cloud_relay.learning.launching import unpacked
 from cloud_relay.learning.recipe import Recipe, read_recipe
 from cloud_relay.learning.runs import sha256_of
+from cloud_relay.learning.sources import exported_dataset
 from cloud_relay.learning.tables import opened_table
 from cloud_relay.releases.commands.opening import places, published_last
 from meshnode.models import ModelSpec, load_model
@@ -34,8 +35,8 @@ _TOLD_EACH_S: Final = 0.5
 @places
 @click.option("--model", required=True, metavar="MODEL",
               help="An ONNX file, or a release as NAME@COUNTER.")  # fmt: skip
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="A Parquet file of 'cloud-relay export'.")  # fmt: skip
+@click.option("--data", required=True, metavar="DATA",
+              help="A Parquet file of 'cloud-relay export', or a dataset as NAME@VERSION.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Where predictions go.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE",
               help="Says which records are meant, and the features of a model that does not name them.")  # fmt: skip
@@ -46,14 +47,14 @@ _TOLD_EACH_S: Final = 0.5
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 def infer(
-    config_path: Path, folder: Path | None, model: str, data: Path, out: Path, recipe: Path | None, jobs: int,
+    config_path: Path, folder: Path | None, model: str, data: str, out: Path, recipe: Path | None, jobs: int,
     ray: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Run MODEL over all records of a file and write a prediction for each that has all features. An interrupted call
+    """Run MODEL over all records of DATA and write a prediction for each that has all features. An interrupted call
     goes on where it was when it is repeated."""
     parsed = None if recipe is None else read_recipe(recipe)
-    with _file_of(model, config_path, folder) as (file, name):
-        order = order_for(file, name, data, parsed)
+    with _file_of(model, config_path, folder) as (file, name), _data_of(data, config_path, out) as path:
+        order = order_for(file, name, path, parsed)
 
         def compute(order: ApplyOrder, numbers: "list[int]", parts: Path) -> Iterator[tuple[int, int, int]]:
             if ray is not None:
@@ -99,6 +100,17 @@ def _file_of(model: str, config_path: Path, folder: Path | None) -> Iterator[tup
     with tempfile.TemporaryDirectory(prefix="model-") as place:
         release = description_of(repository, f"models/{found[1]}", int(found[2]))
         yield unpacked(repository, release, Path(place) / "release"), found[1]
+
+
+@contextmanager
+def _data_of(data: str, config_path: Path, out: Path) -> Iterator[Path]:
+    """The file of the data. A version of a dataset is written anew each time, with the same bytes, so a call that is
+    repeated goes on."""
+    if Path(data).exists() or not _RELEASE.fullmatch(data):
+        yield Path(data)
+        return
+    with exported_dataset(data, config_path, out.with_name(f".{out.name}.data.parquet")) as source:
+        yield source.path
 
 
 class _Progress:

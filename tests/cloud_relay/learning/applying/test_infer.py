@@ -25,6 +25,7 @@ from cloud_relay.learning.rows import read_rows
 from meshnode.models import ModelSpec, load_model
 from protocols.base.errors import InferenceError, LocalProtocolError, MeshError
 from tests.tools.exported_fixture import passage, passages, write_export, write_recipe
+from tests.tools.stored_fixture import store_passages
 
 
 @pytest.fixture(name="model", scope="module")
@@ -169,6 +170,23 @@ def test_command_that_is_killed_goes_on_when_it_is_repeated(model: Path, tmp_pat
     assert "600 predictions of hotspot" in result.output
     assert "1 records lack a feature" in result.output
     assert pq.read_table(out).num_rows == 600
+
+
+@pytest.mark.processes
+@pytest.mark.skipif("dataset" not in main.commands, reason="this relay has no datasets")
+def test_version_of_a_dataset_is_computed_over(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name; the file that it is written into is removed."""
+    store_passages(tmp_path / "state" / "relay.sqlite", 120)
+    (tmp_path / "relay.toml").write_text('[relay]\nid = "relay-1"\n')
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["dataset", "create", "passages", "--rule", "passage"],
+        ["infer", "--model", str(model), "--data", "passages@1", "--out", "p.parquet", "--jobs", "1"],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+    assert pq.read_table("p.parquet").num_rows == 120
+    assert sorted(each.name for each in tmp_path.glob(".p*")) == []
 
 
 def test_wrong_words_are_named(model: Path, tmp_path: Path) -> None:
