@@ -16,11 +16,11 @@ from cloud_relay.ingest.carried import CarriedIngest, with_carried
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
 from cloud_relay.keeping import keeper_of
+from cloud_relay.learning.retraining.background import TrainingProcess
+from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
 from cloud_relay.query.nodes import NodeQuestions, with_questions
-from cloud_relay.learning.retraining.background import TrainingProcess
-from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
