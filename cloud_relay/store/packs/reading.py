@@ -259,5 +259,6 @@ def origin_order(streams: list[tuple[str, str, str]], stream: Integers) -> Integ
     """The order in which the records of each node follow one another, node by node. Sequences and numbers are kept in
     it, because most of them are one more than the one before."""
     ranks: dict[str, int] = {}
-    of_stream = np.array([ranks.setdefault(origin, len(ranks)) for _, origin, _ in streams], np.int64)
+    # NumPy sorts integers of 16 bits by radix, much faster. A pack has at most 32,768 records, and so as many nodes.
+    of_stream = np.array([ranks.setdefault(origin, len(ranks)) for _, origin, _ in streams], np.uint16)
     return np.argsort(of_stream[stream], kind="stable")
