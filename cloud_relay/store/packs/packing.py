@@ -35,7 +35,7 @@ _SLICE_BYTES: Final = 512 * 1024
 """Blocks that are written at once. A block alone may be larger by a little."""
 _SLICE_ROWS: Final = 1_000
 """Rows of tables that are written at once."""
-_SLICE_DELETED: Final = (128, 1_024)
+_SLICE_DELETED: Final = (128, 512)
 """Rows of records that are deleted at once, at least and at most: each is in four indexes."""
 SLICE_S: Final = 0.02
 """What a slice should take. One that took longer is followed by a smaller one."""
