@@ -11,27 +11,28 @@ Readings and heartbeats are nearly all frames, and have a short way of their own
 The engine is not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Final, TypeVar
 
 from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
-from protocols.base.errors import LocalProtocolError, RemoteProtocolError
+from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.limits import FREE_READINGS_BYTES
+from protocols.datagrams.carrying import datagrams_of
 from protocols.gossip.carrying import carry_entries, kinds_heard
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes
 from protocols.links.queues import LaneQueue
-from protocols.machine import Machine, Message, by_frame
+from protocols.machine import Machine, Message, by_frame, machine_of
 from protocols.membership.events import HangUp, NeighbourDead, NeighbourLeft, NeighbourMet
 from protocols.membership.lives import Lives
 from protocols.membership.machine import Membership
 from protocols.membership.neighbour import Neighbour, State
-from protocols.peers import PeerView, views
+from protocols.peers import PeerView, totals, views
 from protocols.readings.events import Delivery
 from protocols.readings.machine import Router
 from protocols.readings.streams import Peer
@@ -71,12 +72,13 @@ class Engine:
             self.drops,
         )  # fmt: skip
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
+        self.datagrams = datagrams_of(settings, access, self.drops, self.lanes, self.membership, decode)
         self.readings = Router(
             settings.node, settings.role, settings.first_sequence, access, self.drops, self.lanes.touched,
             self.lanes.wanted, settings.reading_seal, self.gossip.certificate_of,
         )  # fmt: skip
         self.inference = Inference(settings.node, access, self.membership.reachable, self.drops, random)
-        further = tuple(machines)
+        further = (*machines, *(() if self.datagrams is None else self.datagrams.serve(self.readings)))
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
         self.gossip.heard_kinds = kinds_heard(self._machines)
         self._machine_of = by_frame(self._machines)
@@ -95,10 +97,7 @@ class Engine:
 
     def machine(self, kind: type[_M]) -> _M:
         """Return the machine of that class. :raises LocalProtocolError: when there is none."""
-        for machine in self._machines:
-            if isinstance(machine, kind):
-                return machine
-        raise LocalProtocolError(f"this node has no machine {kind.__name__}: pass it when the node is opened")
+        return machine_of(self._machines, kind)
 
     # --- what happened on the links --------------------------------------------------------------------------------
     def inbound_closed(self, pipe: int, now: int) -> None:
@@ -239,7 +238,6 @@ class Engine:
         self._more = True
 
     def _reached(self) -> list[NodeId]:
-        """The neighbours to which a realtime lane is open."""
         neighbours = self.membership.neighbours
         return [node for node in sorted(self._lives.present) if node in neighbours and neighbours[node].realtime]
 
@@ -262,20 +260,25 @@ class Engine:
             for machine in news:
                 messages.extend(machine.messages())
                 self._events.extend(machine.events())
-            for event in events:
-                if type(event) is NeighbourDead or type(event) is NeighbourLeft:
-                    self._gone(event.node, "neighbour_gone", now)
-                elif type(event) is NeighbourMet:
-                    for machine in self._machines:
-                        machine.neighbour_met(event.node, event.role, now)
-            self._events.extend(events)
+            self._tell_of_neighbours(events, now)
             for node, frame in messages:
                 for reached in [node] if node is not None else self._reached():
                     self._put(reached, frame, now)
+            if self.datagrams is not None:
+                self.datagrams.carry()
             if self.readings.interest_changed:
                 self._tell_interest(now)
         if self._wanted:
             self._dial_bulk()
+
+    def _tell_of_neighbours(self, events: Sequence[Event], now: int) -> None:
+        for event in events:
+            if type(event) is NeighbourDead or type(event) is NeighbourLeft:
+                self._gone(event.node, "neighbour_gone", now)
+            elif type(event) is NeighbourMet:
+                for machine in self._machines:
+                    machine.neighbour_met(event.node, event.role, now)
+        self._events.extend(events)
 
     def _tell_interest(self, now: int) -> None:
         for node in self.readings.untold(self._reached(), now):
@@ -293,6 +296,8 @@ class Engine:
             self.readings.handle_timer(now)
             for machine in self._machines:
                 machine.handle_timer(now)
+        if self.datagrams is not None:
+            self.datagrams.touch()
         self.carry(now)
         if self.membership.forgot:
             self.membership.forgot = False
@@ -341,10 +346,5 @@ class Engine:
 
     def statistics(self) -> dict[str, int]:
         """Counters by name, where those of a machine begin with its name. They only grow, except gauges of parts."""
-        counters = {"frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable,
-                    **self.membership.counters()}  # fmt: skip
-        machines = ((machine.name, machine.counters()) for machine in self._machines)
-        for name, counts in ((self.readings.name, self.readings.counters()), *machines):
-            counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
-        cuts = {"pace_cuts": self.lanes.pace.cuts, "room_cuts": self.lanes.room.cuts}
-        return {**counters, "drops": self.drops.total, **cuts}
+        counters = {"frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable}
+        return {**counters, **totals(self.membership, self.readings, self._machines, self.drops, self.lanes)}

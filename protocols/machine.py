@@ -21,7 +21,7 @@ Any neighbour may be hostile, so every machine follows these rules (docs/adr/002
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from protocols.base.compiling import mypyc_attr
 from protocols.base.effects import Effect, Event
@@ -29,6 +29,8 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.wire.frame import Frame
+
+_M = TypeVar("_M")
 
 Message = tuple[NodeId | None, Frame]
 """A frame and the neighbour that it is for. None stands for every neighbour to which a lane is open."""
@@ -146,3 +148,11 @@ def by_frame(machines: Sequence[Machine]) -> dict[type[Frame], Machine]:
                 )
             owners[frame] = machine
     return owners
+
+
+def machine_of(machines: Sequence[Machine], kind: type[_M]) -> _M:
+    """The machine of that class. :raises LocalProtocolError: when there is none."""
+    for machine in machines:
+        if isinstance(machine, kind):
+            return machine
+    raise LocalProtocolError(f"this node has no machine {kind.__name__}: pass it when the node is opened")

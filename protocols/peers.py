@@ -1,5 +1,6 @@
 """Views of neighbours for people and programs, which put together what several machines know."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
@@ -8,8 +9,10 @@ from protocols.base.ids import Lane, NodeId, Role
 from protocols.inference.machine import Inference
 from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes, Queues
+from protocols.machine import Machine
 from protocols.membership.machine import Membership
 from protocols.membership.neighbour import State
+from protocols.readings.machine import Router
 from protocols.wire.inference import Offer
 
 _NONE: Final = Queues(NodeId("none"), Drops(), 0)
@@ -59,3 +62,14 @@ def views(membership: Membership, lanes: Lanes, inference: Inference, now: int) 
             round(sum(lane.shortfall.frames_per_s(now) for lane in both), 1),
         ))  # fmt: skip
     return shown
+
+
+def totals(
+    membership: Membership, readings: Router, machines: Iterable[Machine], drops: Drops, lanes: Lanes
+) -> dict[str, int]:
+    """Counters by name, where those of a machine begin with its name."""
+    counters = membership.counters()
+    named = ((machine.name, machine.counters()) for machine in machines)
+    for name, counts in ((readings.name, readings.counters()), *named):
+        counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
+    return {**counters, "drops": drops.total, "pace_cuts": lanes.pace.cuts, "room_cuts": lanes.room.cuts}

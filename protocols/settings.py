@@ -9,6 +9,7 @@ from protocols.base.sequences import first_sequence
 from protocols.gossip.entries import Seal
 from protocols.gossip.settings import GossipSettings
 from protocols.membership.settings import MembershipSettings
+from protocols.multicast.seal import DatagramSeal
 from protocols.readings.signing.seal import ReadingSeal
 
 
@@ -31,6 +32,8 @@ class NodeSettings(Struct, frozen=True):
     reading_seal: ReadingSeal | None = None
     """How readings that may be passed on are signed and checked. None: nobody passes this node's readings on, and it
     passes on none."""
+    datagram_seal: DatagramSeal | None = None
+    """How datagrams to all neighbours are sealed and checked. None: each neighbour gets its own frames."""
 
     @property
     def first_sequence(self) -> int:

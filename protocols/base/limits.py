@@ -350,6 +350,33 @@ SEALED_ID_BYTES: Final = 16
 SEALING_KEY_ID_BYTES: Final = 8
 """The first bytes of the SHA-256 of a relay's sealing key, which name it."""
 
+# --- multicast -----------------------------------------------------------------------------------------------------
+MAX_DATAGRAM_BYTES: Final = 1_420
+"""With UDP and IPv6 it fits the 1,500 bytes of Ethernet and 802.11p: one that is sent in pieces is lost with each."""
+MAX_SHARED_FRAME_BYTES: Final = 1_300
+"""The largest frame in a datagram: 13 bytes of head, 16 of tag and 78 of signature are left over."""
+DATAGRAM_KEY_ID_BYTES: Final = 8
+DATAGRAM_SECRET_BYTES: Final = 16
+MAX_DATAGRAM_PUBLIC_BYTES: Final = 65
+MAX_DATAGRAMS_MISSING: Final = 16
+"""Guarded frames that one ``Heard`` asks for again. Whoever missed more gets them all when it says that it is deaf."""
+DATAGRAMS_PER_S: Final = 200
+MAX_DATAGRAMS_BURST: Final = 400
+"""Datagrams of one neighbour that are opened and checked, which takes 70 µs each. Ten positions a second and a burst of
+hazards are a tenth of it."""
+FORGED_DATAGRAMS_PER_S: Final = 20
+MAX_FORGED_DATAGRAMS_BURST: Final = 40
+"""Datagrams in the name of one sender, closed by another holder of its key: each costs a check of a signature. Beyond
+it the sender is not heard, and its readings come on the link."""
+BROKEN_DATAGRAMS_PER_S: Final = 200
+MAX_BROKEN_DATAGRAMS_BURST: Final = 400
+"""Datagrams from one address that begin with a known key and were not closed with it. Opening one costs 2 µs."""
+MAX_DATAGRAM_HOSTS: Final = 256
+"""Addresses whose broken datagrams are counted."""
+DATAGRAM_REPAIRS_PER_S: Final = 20
+MAX_DATAGRAM_REPAIRS_BURST: Final = 64
+"""Frames that are sent again to one neighbour, which says that it missed them."""
+
 # --- local applications --------------------------------------------------------------------------------------------
 MAX_LOCAL_APPLICATIONS: Final = 16
 """Applications connected at once. Each may hold a queue of ``MAX_QUEUE_BYTES`` and a frame that is being received."""

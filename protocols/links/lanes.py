@@ -58,6 +58,8 @@ class Lanes:
         self.room = BackgroundRoom()
         """… and how much of the background on all bulk lanes."""
         self.of_node: dict[NodeId, Queues] = {}
+        self.shared: LaneQueue | None = None
+        """The queue of what goes once to all who listen; None: nothing does."""
         self._drops, self._max_readings = drops, max_readings
 
     def queues_of(self, node: NodeId) -> Queues:
@@ -189,6 +191,8 @@ class Lanes:
             queues = self.of_node.get(node)
             if queues is not None:
                 self.touch(queues.realtime)
+            elif self.shared is not None:
+                self.touch(self.shared)
         for node in self.room.ready(now):
             queues = self.of_node.get(node)
             if queues is not None:

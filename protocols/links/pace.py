@@ -29,7 +29,9 @@ Lanes take turns in the order in which they began to wait. A turn is one segment
 goes along in it, and what is longer costs more. Urgent readings don't wait, but count; a quarter of the rate is left
 for turns however many there are. What waits for the same neighbour goes along with an urgent reading too, so that lane
 is the last in line then. Otherwise, in a crowd that sends many hazards, the turns that are left go to lanes that have
-just had a hazard, and a lane that gets none waits for half a minute.
+just had a hazard, and a lane that gets none waits for half a minute. What goes once to all who listen
+(:mod:`protocols.datagrams.audience`) is worth as many frames as there are listeners, so it has every second turn if it
+needs them.
 """
 
 from typing import Final
@@ -99,13 +101,17 @@ def crowd_gap_ns(lanes: int) -> int:
     return longest_gap_ns(lanes) if lanes >= _CROWD else 0
 
 
+EVERYBODY: Final = NodeId("*")
+"""Stands for all listeners where a peer is named. No node has this id."""
+
+
 class Pace:
     """The pace of one node. All instants are monotonic nanoseconds."""
 
     __slots__ = (
         "_cut_ns", "_filled_ns", "_good_ns", "_granted", "_new", "_peak", "_round_ns", "_samples", "_sent", "_tokens",
-        "_truce_ns", "_turned_ns", "_turns", "_vain_ns", "_votes", "_waiting", "active", "cuts", "ended", "lanes",
-        "rate",
+        "_truce_ns", "_turned_ns", "_turns", "_vain_ns", "_votes", "_waiting", "_was_shared", "active", "cuts", "ended",
+        "lanes", "rate",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -127,6 +133,7 @@ class Pace:
         self._good_ns: dict[NodeId, int] = {}  # when the lane to a neighbour was good last
         self._waiting: dict[NodeId, None] = {}
         self._granted: dict[NodeId, None] = {}
+        self._was_shared = False  # whether the last turn was that of all who listen
         self._new: set[NodeId] = set()  # those that got nothing yet
         self._turns = 1.0  # the part of the last frames that had turns
 
@@ -257,6 +264,9 @@ class Pace:
         granted: list[NodeId] = []
         while self._waiting and (self._tokens >= 1.0 or now >= self._reserved_ns() or not self.active):
             node = next(iter(self._waiting))
+            if EVERYBODY in self._waiting and not self._was_shared:
+                node = EVERYBODY
+            self._was_shared = node == EVERYBODY
             del self._waiting[node]
             self._granted[node] = None
             self._take_token(now)

@@ -73,9 +73,10 @@ class LaneQueue:
         control_priority: int = _MOST_URGENT,
         pace: Pace | None = None,
         room: BackgroundRoom | None = None,
+        frame_bytes: int = limits.MAX_REALTIME_FRAME_BYTES,
     ) -> None:
         """Frames of :meth:`put_control` evict readings up to ``control_priority``. ``pace``: that of the node; None for
-        a lane that does not keep one."""
+        a lane that does not keep one. ``frame_bytes``: how large frames of several readings become."""
         # What each reading needs comes first, so that it lies together in memory when it is compiled.
         self.dial = 0
         """The dial id of the open lane that it is for; 0: no lane is open."""
@@ -84,7 +85,7 @@ class LaneQueue:
         self.touched = False
         """Whether the driver has yet to be told that something waits."""
         self._pace = _NO_PACE if pace is None else pace
-        self._room = room
+        self._room, self._frame_bytes = room, frame_bytes
         self._behind_ns = 0  # since when something waits that the lane did not take; 0: it took all
         self._many = _MANY  # from how many on older readings are left out before their turn comes
         self._newer = False  # whether a reading for which older ones may give way came since they were left out last
@@ -417,7 +418,7 @@ class LaneQueue:
         self.waiting_bytes -= len(frame)
         return frame
 
-    def _take_readings(self, now: int, room_bytes: int = limits.MAX_REALTIME_FRAME_BYTES) -> bytes | None:
+    def _take_readings(self, now: int, room_bytes: int = limits.MAX_FRAME_BYTES) -> bytes | None:
         if self._lone is not None:
             frame = self._lone
             self._lone = None
@@ -431,8 +432,7 @@ class LaneQueue:
             return frame
         if not self.waiting_readings:
             return None
-        if self.is_behind:
-            room_bytes = min(room_bytes, _SLOW_FRAME_BYTES)
+        room_bytes = min(room_bytes, _SLOW_FRAME_BYTES if self.is_behind else self._frame_bytes)
         joined = self._join(now, now + self.delay_ns, 0, room_bytes)
         if not self.waiting_readings:
             self._highest = 0

@@ -26,6 +26,8 @@ _QUIET_GAPS: Final = 2
 """On a full channel a heartbeat is sent to a neighbour that got nothing for so many times the usual gap …"""
 _ECHO_RESTS: Final = 4
 """… and in any case after so many times that time, because it carries an echo."""
+_CASTS_REST: Final = 2
+"""When nothing went to all listeners for so many intervals, each gets heartbeats again."""
 _MOST_BEATS: Final = limits.MAX_HEARTBEATS_A_ROUND  # looked up once, because each heartbeat is compared with it
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
 
@@ -41,6 +43,10 @@ class Heartbeats:
         """How far apart frames to one neighbour are, because this node keeps a pace; 0: it does not."""
         self.line_ns = 0
         """How long a lane waits for its turn then; 0 as above."""
+        self.listeners: frozenset[NodeId] = frozenset()
+        """Neighbours that hear what is sent once for all …"""
+        self.cast_ns = -NEVER
+        """… and when something was. It proves to them that this node lives."""
         self.suspected: dict[NodeId, Neighbour] = {}
         """Neighbours under suspicion. Membership adds and removes them."""
         self.flooding: list[Neighbour] = []
@@ -64,6 +70,8 @@ class Heartbeats:
                 continue
             if neighbour.suspicion is not None and neighbour.since_ns == now:
                 continue  # a heartbeat that asks it for an answer waits in its queue, and this one would replace it
+            if neighbour.node in self.listeners and not self._is_owed(neighbour, now):
+                continue
             if self.gap_ns and not self._is_needed(neighbour, now):
                 continue
             # Any frame is a sign of life, and only few heartbeats have to carry echoes.
@@ -73,6 +81,14 @@ class Heartbeats:
                     neighbour.heartbeat_sent += 1
                     continue
             self.send(neighbour, now, suspects)
+
+    def _is_owed(self, neighbour: Neighbour, now: int) -> bool:
+        """Whether a neighbour that hears what is sent once for all needs a heartbeat of its own: nothing was sent to
+        all, or it has had no echo for long. All listeners together get four a second."""
+        if now - self.cast_ns > _CASTS_REST * self._interval_ns:
+            return True
+        rest_ns = max(_ECHO_RESTS * HEARTBEATS_A_ROUND * self._interval_ns, len(self.listeners) * self._interval_ns)
+        return now - neighbour.beat_ns >= rest_ns
 
     def _is_needed(self, neighbour: Neighbour, now: int) -> bool:
         """Whether a heartbeat to a neighbour is worth its place on a full channel: nothing else went there lately, or

@@ -13,7 +13,8 @@ from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.readings.matching import KeyPattern
 from protocols.readings.queueing import Queueing
-from protocols.readings.streams import Asked, Peer, Stream, expiry_utc_ns, one_hop_less
+from protocols.readings.streams import Asked, Peer, Stream, one_hop_less
+from protocols.wire.readings import expiry_utc_ns
 
 _SENT_STEPS = 64
 """What it costs to encode and queue a small value, in steps of matching …"""

@@ -42,24 +42,24 @@ from protocols.readings.interest import (
     share_wants,
     wants_to_ask_for,
 )
-from protocols.readings.publication import Publication, parcels_of, without
+from protocols.readings.publication import Publication, checked_context, parcels_of
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
 from protocols.readings.signing.authorship import Authorship, of_nobody
 from protocols.readings.signing.seal import Certified, ReadingSeal
-from protocols.readings.streams import IMMUTABLE, LocalSubscription, Peer, Stream, check_time, due_now, expiry_utc_ns
+from protocols.readings.streams import IMMUTABLE, LocalSubscription, Peer, Stream, check_time, due_now
 from protocols.readings.table import StreamTable
 from protocols.readings.work import Work
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, SignedReadings, check_position
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, SignedReadings, expiry_utc_ns
 
 _MS: Final = limits.MS
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
+_MAX_SHARED_BYTES: Final = limits.MAX_SHARED_FRAME_BYTES
 
 
 class Router:
-    """The machine of one node. The engine calls it directly, because nothing is as frequent. Of
-    :class:`~protocols.machine.Machine` it has the parts that concern readings."""
+    """The machine of one node. The engine calls it directly, because nothing is as frequent."""
 
     name: Final = "readings"
     frames: Final = FRAMES
@@ -79,6 +79,7 @@ class Router:
         self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
         self._version = 0
+        self.share: Callable[[Stream], None] | None = None  # see protocols.datagrams.audience
         self._table = StreamTable(self._subscriptions)
         self._streams, self._deadlines = self._table.first_hand, self._table.deadlines
         self._checked_where: Position | None = None
@@ -187,6 +188,10 @@ class Router:
         if peer is not None and (share_wants(self._peers.values(), self._drops) or peer.passed_on):
             self._change_interest()
 
+    def audience_changed(self) -> None:
+        """Note that others hear what is sent once for all, so that routes are decided anew."""
+        self._version += 1
+
     def forget_origin(self, node: NodeId, sequence: int) -> None:
         """Forget what a node said in other lives, as :meth:`StreamTable.forget_origin` does."""
         self._table.forget_origin(node, sequence)
@@ -256,18 +261,18 @@ class Router:
         if stream.routes:
             touched, bulk = self._touched, len(sent) > _BULK_THRESHOLD_BYTES
             expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
-            for route in stream.routes:
+            for route in stream.routes if not stream.shared or len(sent) > _MAX_SHARED_BYTES else stream.shared:
                 if route.min_interval_ns and not self._queueing.is_due(route, key, now):
-                    dropped += 1
+                    dropped += route.count
                     continue
                 queue = self._queueing.bulk_of(route.peer) if bulk else route.realtime
                 if not queue.touched:
                     queue.touched = True
                     touched.append(queue)
                 if queue.put_reading(key, sent, priority, expires_ns, route.conflate, route.every):
-                    queued += 1
+                    queued += route.count
                 else:
-                    dropped += 1
+                    dropped += route.count
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *due_now(stream, now, self._drops))
         return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None, data
 
@@ -303,12 +308,12 @@ class Router:
             is_wanted = bool(stream.routes)
             parcels = [(self._authorship.sign(parcel[-1], data, is_wanted), parcel) for data, parcel in parcels]
         self.next_sequence = first + len(readings)
-        kept = [reading for parcel in parcels for reading in parcel[1]]
+        kept, queued = [reading for parcel in parcels for reading in parcel[1]], 0
         self._table.note(stream, kept[-1], 0, now)
         self._published += len(kept)
-        queued = 0
-        for route in stream.routes:
-            queued += self._queueing.put_parcels(route, parcels, now, utc_now)
+        largest = max([len(data) for data, _ in parcels]) if stream.shared else 0
+        for route in stream.routes if not stream.shared or largest > _MAX_SHARED_BYTES else stream.shared:
+            queued += route.count * self._queueing.put_parcels(route, parcels, now, utc_now)
         deliveries: list[Delivery] = []
         for reading in kept if stream.numbers or stream.limited else ():
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *due_now(stream, now, self._drops))
@@ -319,14 +324,7 @@ class Router:
     def _own_stream(self, publication: Publication, where: Position | None, when: EventTime | None, now: int) -> Stream:
         """The stream that a publication goes to. It raises what :meth:`publish` raises, except for the value."""
         key = publication.key
-        if where is None:
-            raise without(key, "where", "Set [node] position, or pass where=")
-        if where is not self._checked_where:
-            check_position(where)
-            self._checked_where = where
-        if when is None:
-            raise without(key, "when", "Pass when=")
-        check_time(when)
+        self._checked_where = checked_context(key, where, when, self._checked_where)
         stream = self._streams.get((self._node, key))
         if stream is None:
             stream = Stream(self._node, key, self._node)
@@ -335,6 +333,8 @@ class Router:
             self._decide(stream, self._role)
         if stream.routes_version != self._version:
             decide_routes(stream, self._peers.values(), self._version, own=True)
+            if self.share is not None:
+                self.share(stream)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream

@@ -6,9 +6,9 @@ from msgspec import Struct
 from protocols.base import limits
 from protocols.base.errors import ContextMissing, ValueUnsupported
 from protocols.base.keys import checked_key
-from protocols.readings.streams import IMMUTABLE
+from protocols.readings.streams import IMMUTABLE, check_time
 from protocols.wire.parcels import decode_alone, encode_alone, encode_together
-from protocols.wire.readings import Position, Provenance, Reading, check_position, check_provenance
+from protocols.wire.readings import EventTime, Position, Provenance, Reading, check_position, check_provenance
 
 
 class Publication(Struct, frozen=True):
@@ -49,7 +49,20 @@ def checked_publication(
     return Publication(key, how, where, priority, lifespan_ms, hops)
 
 
-def without(key: str, what: str, advice: str) -> ContextMissing:
+def checked_context(key: str, where: Position | None, when: EventTime | None, known: Position | None) -> Position:
+    """Check where and when a reading on ``key`` was sensed. ``known``: a position that was checked before. Returns
+    ``where``. :raises ContextMissing: without one of them. :raises ValueUnsupported: when one is out of range."""
+    if where is None:
+        raise _without(key, "where", "Set [node] position, or pass where=")
+    if where is not known:
+        check_position(where)
+    if when is None:
+        raise _without(key, "when", "Pass when=")
+    check_time(when)
+    return where
+
+
+def _without(key: str, what: str, advice: str) -> ContextMissing:
     """The error for a reading on ``key`` that lacks ``what``."""
     return ContextMissing(
         f"a reading on {key!r} has no {what!r}: a value without its context is of no use to others. {advice}"

@@ -13,9 +13,9 @@ from protocols.links.drops import Drops
 from protocols.links.queues import LaneQueue
 from protocols.readings.signing.authorship import Authorship
 from protocols.readings.signing.held import Signed
-from protocols.readings.streams import Peer, Route, expiry_utc_ns, one_hop_less
+from protocols.readings.streams import Peer, Route, one_hop_less
 from protocols.wire.parcels import encode_alone
-from protocols.wire.readings import Reading
+from protocols.wire.readings import Reading, expiry_utc_ns
 
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 

@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 class Route:
     """A neighbour that wants a key, with all its matching wants taken together. Where they differ, it gets more."""
 
-    __slots__ = ("conflate", "every", "hops", "last_ns", "min_interval_ns", "peer", "realtime")
+    __slots__ = ("conflate", "count", "every", "hops", "last_ns", "min_interval_ns", "peer", "realtime", "wants")
 
     def __init__(self, peer: "Peer", wants: list[Want]) -> None:
         self.peer, self.realtime = peer, peer.realtime
@@ -57,6 +57,8 @@ class Route:
             self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)
             self.conflate = self.conflate and want.conflate
         self.last_ns = -NEVER
+        self.wants, self.count = wants, 1
+        """The wants, and how many neighbours have them."""
 
 
 class Stream:
@@ -64,8 +66,8 @@ class Stream:
 
     __slots__ = (
         "held_bytes", "how", "is_decided", "is_hearsay", "key", "kind", "last", "last_ns", "limited", "limited_last",
-        "missed", "newest", "numbers", "origin", "payer", "permitted", "role", "routes", "routes_version", "size",
-        "version",
+        "missed", "newest", "numbers", "origin", "payer", "permitted", "role", "routes", "routes_version", "shared",
+        "size", "version",
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str, payer: NodeId, is_hearsay: bool = False) -> None:
@@ -91,6 +93,8 @@ class Stream:
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
         self.routes_version = -1
+        self.shared: tuple[Route, ...] = ()
+        """Its routes for what fits a datagram, one of which leads to all who listen; empty: they are the same."""
         self.held_bytes = 0
         self.payer, self.is_hearsay = payer, is_hearsay
 
@@ -151,11 +155,6 @@ def due_now(stream: Stream, now: int, drops: Drops) -> list[int]:
         else:
             drops.count("", stream.key, "rate_limited")
     return due
-
-
-def expiry_utc_ns(reading: Reading) -> int:
-    """When the reading becomes worthless, in UTC nanoseconds of a correct clock."""
-    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
 
 
 def one_hop_less(reading: Reading) -> Reading:

@@ -149,6 +149,11 @@ def check_provenance(how: Provenance) -> None:
         )
 
 
+def expiry_utc_ns(reading: Reading) -> int:
+    """When the reading becomes worthless, in UTC nanoseconds of a correct clock."""
+    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
+
+
 def travelling_reading(reading: Reading) -> Reading:
     """Return the reading as the encoder needs it. :raises ValueUnsupported: when its value can't travel."""
     if type(reading.value) in COMPOSITE:

@@ -10,6 +10,7 @@ from protocols.wire import gossip, inference, membership, readings, records, rel
 from protocols.wire.asking import frames as asking
 from protocols.wire.carrying import frames as carrying
 from protocols.wire.frame import Frame
+from protocols.wire.multicast import frames as multicast
 
 NODE_FRAMES: Final[tuple[type[Frame], ...]] = (
     *membership.FRAMES,
@@ -18,6 +19,7 @@ NODE_FRAMES: Final[tuple[type[Frame], ...]] = (
     *gossip.FRAMES,
     *releases.FRAMES,
     *carrying.FRAMES,
+    *multicast.FRAMES,
 )
 """The frames between nodes."""
 RELAY_FRAMES: Final[tuple[type[Frame], ...]] = (

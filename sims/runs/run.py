@@ -142,11 +142,12 @@ class Run:
             counters["trace_rows_left_out"] = world.places.left_out.rows
         result.counters.update(sorted(counters.items()))
         result.drops = dict(sorted(drops.items()))
+        frames = driver.pipes.frames + driver.casts.heard
         result.figures.update({
             "events": float(driver.events_run),
-            "frames": float(driver.pipes.frames),
+            "frames": float(frames),
             "factor": result.virtual_s / self._wall_s if self._wall_s else 0.0,
-            "wall_us_per_frame": 1e6 * self._wall_s / driver.pipes.frames if driver.pipes.frames else 0.0,
+            "wall_us_per_frame": 1e6 * self._wall_s / frames if frames else 0.0,
             "readings_lost": float(world.readings_lost()),
             **world.records.figures(),
             **(world.releases.figures() if world.releases is not None else {}),

@@ -187,6 +187,8 @@ class Group(Part, frozen=True):
     """Whether these nodes send records to the relay."""
     accept_stages: bool = False
     """Whether these nodes run stages of models that other nodes have cut."""
+    multicast: bool = False
+    """Whether these nodes send one datagram to all neighbours who listen, and hear those of others."""
     rules: RuleFiles | None = None
     """The files of rules that these nodes run; None: those of ``curation``."""
 

@@ -171,7 +171,7 @@ class SimNode:
         self.dialled: dict[int, Pipe] = {}
         self.inbound: dict[int, Pipe] = {}
         self._heard_ns: dict[NodeId, int] = {}
-        """By neighbour: when the last frame came in on pipes that are gone by now."""
+        """By neighbour: when the last datagram, or the last frame on pipes that are gone by now, came in."""
         self.events: list[tuple[int, Event]] = []
         self.received: list[tuple[int, Reading]] = []
         self.on_reading: Callable[[Reading], None] | None = None
@@ -204,6 +204,10 @@ class SimNode:
         if pipe is not None and pipe.heard_ns > self._heard_ns.get(pipe.from_name, -1):
             self._heard_ns[pipe.from_name] = pipe.heard_ns
         return pipe
+
+    def note_heard(self, name: NodeId, now: int) -> None:
+        """Note that a datagram of another node came in."""
+        self._heard_ns[name] = now
 
     def heard_ns(self, name: NodeId) -> int:
         """When the last frame of another node came in, in virtual time; -1 when none came in this life."""

@@ -53,6 +53,8 @@ class Pipes:
         self._newest = END
         self.radio: Air | None = None
         """When it is set, all frames go through it. It gives the same times as the simulation's links, and faster."""
+        self.on_shared: Callable[[SimNode], None] | None = None
+        """Sends what waits for all listeners of a node."""
         self.woken: dict[int, list[SimNode]] = {}
         """The nodes that take in their frames in each tick …"""
         self.ticks: list[int] = []
@@ -82,6 +84,8 @@ class Pipes:
             if not isinstance(pipe, Pipe):
                 pipe = lane.link = node.dialled.get(lane.dial)
                 if pipe is None:  # the lane is not open
+                    if lane.dial < 0 and self.on_shared is not None:
+                        self.on_shared(node)
                     continue
                 pipe.replaceable = node.engine.lanes.is_realtime(lane.dial)
             if pipe.aside or pipe.full:

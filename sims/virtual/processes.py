@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from protocols.base.time import NEVER
 from protocols.wire.membership import Hello
-from protocols.wire.readings import Reading
 from sims.media.contract import Links
-from sims.virtual.arrivals import Issue, marked
+from sims.virtual.arrivals import marked
 from sims.virtual.connections import Connections
 from sims.virtual.frames import Decode, SharedDecoder, SimFrame
 from sims.virtual.inbox import put_back, taken
+from sims.virtual.multicast.casts import Casts
 from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.pipes import TICK_NS, Pipes
 from sims.virtual.processors import Processors
@@ -36,6 +36,8 @@ class Processes(Simulation):
         self.decoder = SharedDecoder(decode)
         self.pipes = Pipes(self, self.decoder)
         self.connections = Connections(self, self.pipes)
+        self.casts = Casts(self, self.decoder)
+        self.pipes.on_shared = self.casts.flush
 
     # --- what comes in ---------------------------------------------------------------------------------------------
     def wake(self, nodes: Iterable[SimNode]) -> None:
@@ -94,7 +96,7 @@ class Processes(Simulation):
                     for _, reading in deliveries:
                         issue = frame.issue
                         if issue is None or issue.reading is not reading:
-                            issue = self._issue_in(frame, reading)
+                            issue = self.issue_in(frame, reading)
                         arrived.append((at_ns, issue))
                 if not engine.is_settled():
                     pipes.late += at_ns < now - TICK_NS
@@ -124,20 +126,6 @@ class Processes(Simulation):
         pipe.greeted = True
         identity, hello = pipe.identity, frame.decoded
         pipe.verified = identity.mesh == MESH and type(hello) is Hello and hello.node == identity.node
-
-    def _issue_in(self, frame: SimFrame, reading: Reading) -> Issue:
-        """The issue of a reading in a frame, made once for all receivers."""
-        if frame.issue is None:
-            frame.issue = self.issue_of(reading)
-            return frame.issue
-        if frame.others is None:
-            frame.others = []
-        for issue in frame.others:
-            if issue.reading is reading:
-                return issue
-        issue = self.issue_of(reading)
-        frame.others.append(issue)
-        return issue
 
     def give_up(self, pipe: Pipe) -> None:
         """See :class:`Simulation`."""

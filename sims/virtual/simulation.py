@@ -9,6 +9,7 @@ from protocols.base.ids import NodeId
 from protocols.wire.readings import Reading
 from sims.media.contract import Links
 from sims.virtual.arrivals import Arrival, Issue, Series
+from sims.virtual.frames import SimFrame
 from sims.virtual.node import Pipe, SimNode
 from sims.virtual.processors import Processors
 from sims.virtual.timeline import Timeline
@@ -60,6 +61,20 @@ class Simulation(Timeline, metaclass=ABCMeta):
         if node is None:
             return Issue(reading, series, -1, -1)
         return Issue(reading, series, node.number, node.sent_at(reading.sequence), node.followed)
+
+    def issue_in(self, frame: SimFrame, reading: Reading) -> Issue:
+        """The issue of a reading in a frame, made once for all receivers."""
+        if frame.issue is None:
+            frame.issue = self.issue_of(reading)
+            return frame.issue
+        if frame.others is None:
+            frame.others = []
+        for issue in frame.others:
+            if issue.reading is reading:
+                return issue
+        issue = self.issue_of(reading)
+        frame.others.append(issue)
+        return issue
 
     # --- asked of the processes ------------------------------------------------------------------------------------
     @abstractmethod

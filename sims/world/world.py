@@ -25,6 +25,7 @@ from protocols.inference.events import Answered
 from protocols.membership.events import NeighbourMet
 from protocols.membership.neighbour import Neighbour
 from protocols.membership.settings import MembershipSettings
+from protocols.multicast.seal import DatagramSeal
 from protocols.peers import PeerView
 from protocols.readings.events import Put
 from protocols.readings.quality import Quality
@@ -72,7 +73,7 @@ class World:
         processors: Processors | None = None, capabilities: Sequence[Capability] = (),
     ) -> None:  # fmt: skip
         """:raises ScenarioError: when a check is not known. :raises TraceError: when a trace can't be used."""
-        self.scenario, self.settings = scenario, MembershipSettings()
+        self.scenario, self.settings, self._seed = scenario, MembershipSettings(), seed
         self.names: Sequence[str] = scenario.names
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
@@ -189,7 +190,15 @@ class World:
             settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP,
             reading_seal=self.authors.reading_seal(settings.node),
             access=settings.access if self.releases is None else self.releases.access,
+            datagram_seal=self._datagram_seal(settings),
         )  # fmt: skip
+
+    def _datagram_seal(self, settings: NodeSettings) -> DatagramSeal | None:
+        """How a node seals datagrams to all its neighbours; None: it sends none."""
+        group = settings.node.rpartition("-")[0]
+        if not any(each.name == group and each.multicast for each in self.scenario.groups):
+            return None
+        return self.driver.casts.seal(Random(f"{self._seed}/multicast/{settings.node}/{settings.incarnation}"))
 
     # --- what happens: Observer ------------------------------------------------------------------------------------
     def life_began(self, node: SimNode) -> None:
@@ -378,10 +387,13 @@ class World:
 
     def readings_under_way(self) -> int:
         """See :class:`sims.checks.contract.WorldView`."""
-        waiting = 0
+        waiting = self.driver.casts.readings_under_way
         for node in self.driver.numbered:
             if not node.running:
                 continue
+            if node.engine.datagrams is not None:
+                audience = node.engine.datagrams.audience
+                waiting += audience.lane.waiting_readings * len(audience.listeners)
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
             waiting += readings_in([coming.frame for coming in all_of(node)])
             for pipe in node.inbound.values():
@@ -393,4 +405,4 @@ class World:
 
     def readings_lost(self) -> int:
         """See :class:`sims.checks.contract.WorldView`."""
-        return self.driver.pipes.readings_lost + self.lost_with_nodes
+        return self.driver.pipes.readings_lost + self.driver.casts.readings_lost + self.lost_with_nodes

@@ -41,6 +41,8 @@ from protocols.wire.inference import (
     TensorKind,
 )
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.multicast.datagrams import MAX_COUNTER
+from protocols.wire.multicast.frames import Heard, SenderKey
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.records import (
@@ -142,6 +144,8 @@ _WANTS = st.builds(Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.inte
 
 _FINGERPRINTS = st.lists(U64, max_size=32).map(encode_fingerprints)
 
+_DATAGRAM_KEY_IDS = st.binary(min_size=limits.DATAGRAM_KEY_ID_BYTES, max_size=limits.DATAGRAM_KEY_ID_BYTES)
+
 NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     Hello: st.builds(Hello, U64, U64, IDS, U64, st.integers(0, 65_535), st.sampled_from(["realtime", "bulk"]), _NAMES),
     Heartbeat: st.builds(Heartbeat, U64, U64, U64, U64, U64, st.lists(IDS, max_size=8).map(tuple), st.booleans()),
@@ -195,6 +199,15 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     SealedBatch: st.builds(SealedBatch, _KEY_IDS, st.binary(min_size=1, max_size=64)),
     SealedState: st.builds(SealedState, _SEALED_IDS, TEXT),
     RelayReply: st.builds(RelayReply, _SEALED_IDS, st.binary(min_size=1, max_size=64)),
+    SenderKey: st.builds(
+        SenderKey,
+        _DATAGRAM_KEY_IDS,
+        st.binary(min_size=16, max_size=16),
+        st.binary(max_size=65),
+        st.integers(0, MAX_COUNTER),
+        U64,
+    ),
+    Heard: st.builds(Heard, _DATAGRAM_KEY_IDS, st.booleans(), U64, st.lists(U64, max_size=16).map(tuple)),
 }
 
 

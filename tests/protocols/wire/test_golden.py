@@ -46,6 +46,7 @@ from protocols.wire.inference import (
     TensorKind,
 )
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.multicast.frames import Heard, SenderKey
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.receipts import encode_receipt, receipt_statement, record_leaf
@@ -148,6 +149,8 @@ FRAMES: dict[str, Frame] = {
     "28-sealed-batch": SealedBatch(bytes(range(8)), b"(sealed)"),
     "29-sealed-state": SealedState(bytes(range(16)), "taken"),
     "30-relay-reply": RelayReply(bytes(range(16)), encode_reply(REPLY)),
+    "31-sender-key": SenderKey(bytes(range(8)), bytes(range(16)), b"(point of P-256)", 41, 7),
+    "32-heard": Heard(bytes(range(8)), True, 7, (5, 6)),
     "64-batch": Batch(1, 0, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),)),
     "64-batch-receipt": Batch(
         1, 7, "veh-1", 1_700_000_000, 8, (BRAKE_RECORD,), (Fate(1, 5, "expired"),), RECEIPT, b"(certificate)"

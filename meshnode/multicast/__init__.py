@@ -1,0 +1,1 @@
+"""Datagrams to all neighbours who listen, in a running node."""

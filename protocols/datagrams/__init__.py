@@ -1,0 +1,1 @@
+"""Datagrams to all neighbours who listen, as part of an engine."""

@@ -1,0 +1,1 @@
+"""Multicast datagrams of simulated nodes."""
