@@ -62,6 +62,8 @@ class Driver:
         self._pace, self._room = self.engine.lanes.pace, self.engine.lanes.room
         self._transport: Transport
         self._handlers: dict[int, ReadingCallback] = {}
+        self._in_turn = threading.RLock() if self.engine.datagrams is not None else None
+        """Readings that come on links and in datagrams are delivered one after the other, so each stream in order."""
         self._timer_due_ns = 0
         self._timer_wake = threading.Event()
         self._closing = False
@@ -136,7 +138,7 @@ class Driver:
         else:
             for lane in flushes:
                 self._outbound.kick(lane.dial, now)
-            if sooner or self._pace.active:  # the pace may have begun just now
+            if sooner or self._pace.active or self._in_turn is not None:  # the pace may have begun just now
                 self._set_timer()
         if delivery is not None:
             self._deliver((delivery,))
@@ -157,7 +159,7 @@ class Driver:
         else:
             for lane in flushes:
                 self._outbound.kick(lane.dial, now, put.count)
-            if sooner or self._pace.active:  # the pace may have begun just now
+            if sooner or self._pace.active or self._in_turn is not None:  # the pace may have begun just now
                 self._set_timer()
         if deliveries:
             self._deliver(deliveries)
@@ -188,6 +190,10 @@ class Driver:
         counters.update({f"link_{name}": value for name, value in self._transport.statistics().items()})
         counters["callbacks_failed"] = self.callbacks_failed
         return counters
+
+    def cast_with(self, send: Callable[[bytes], object] | None) -> None:
+        """Send datagrams to all who listen with ``send``, from any thread. None: there is no socket any more."""
+        self._outbound.send_datagram = send
 
     def link_failures(self) -> list[FailedLink]:
         """See ``Transport.failures``."""
@@ -224,6 +230,13 @@ class Driver:
 
     def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """The hot path: decode, accept, call back, forward."""
+        if self._in_turn is not None:
+            with self._in_turn:
+                self._take_in(pipe, frame)
+        else:
+            self._take_in(pipe, frame)
+
+    def _take_in(self, pipe: int, frame: bytes | bytearray) -> None:
         engine = self.engine
         now = time.monotonic_ns()
         with self._lock:
@@ -238,6 +251,25 @@ class Driver:
             self.settle()
         elif sooner or self._pace.active:
             self._set_timer()
+
+    def datagram_received(self, datagram: bytes, host: str) -> None:
+        """As :meth:`frame_received`, for a datagram of anybody, on a thread of its own."""
+        engine, in_turn = self.engine, self._in_turn
+        if engine.datagrams is None or in_turn is None:
+            return
+        with in_turn:
+            now = time.monotonic_ns()
+            with self._lock:
+                deliveries, has_news = engine.datagrams.receive(datagram, host, now, time.time_ns())
+                if has_news:
+                    engine.carry(now)
+                flushes = None if has_news else engine.flushes()
+            for lane in flushes or ():
+                self._outbound.kick(lane.dial, now)
+            if deliveries:
+                self._deliver(deliveries)
+            if flushes is None:
+                self.settle()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
         """Let other frames follow the greeting, which has been sent."""

@@ -36,6 +36,7 @@ from meshnode.inference.running import RunningInference
 from meshnode.inference.streams import OpenStreams, StreamingInference
 from meshnode.links.interfaces import AddressWatch
 from meshnode.links.transport import FailedLink
+from meshnode.multicast.running import RunningMulticast
 from meshnode.part import Part
 from meshnode.readings.publisher import PublishedWatch, Publisher, not_open
 from meshnode.readings.subscribing import ReadingCallback
@@ -119,7 +120,7 @@ class Node(Host, StreamingInference):
         return NodeSettings(
             mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
             clock_uncertainty_ns=self._clock_uncertainty_ns, seal=self.part(RunningGossip).seal(),
-            reading_seal=self.part(RunningGossip).reading_seal(),
+            reading_seal=self.part(RunningGossip).reading_seal(), datagram_seal=self.part(RunningMulticast).seal(),
             access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
             membership=MembershipSettings(
                 heartbeat_interval_ns=membership.heartbeat_interval_ms * limits.MS,

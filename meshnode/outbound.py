@@ -10,10 +10,11 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from meshnode.links.transport import Address, OutgoingLane, Transport
 from protocols.base import limits
+from protocols.datagrams.audience import SHARED_DIAL
 from protocols.engine import Engine
 from protocols.membership.events import Dial, HangUp
 from protocols.wire.codec import encode_frame
@@ -63,6 +64,9 @@ class Outbound:
         self._links: dict[int, Link] = {}
         self._by_lane: dict[OutgoingLane, Link] = {}
         self._dialling = threading.Lock()
+        self._casting = threading.Lock()  # so that datagrams leave in the order of their counters
+        self.send_datagram: Callable[[bytes], object] | None = None
+        """Sends a datagram to all who listen; None: there is no socket."""
         self.refused: set[OutgoingLane] = set()
         """Lanes whose peer this node refused when its handshake was done."""
 
@@ -74,6 +78,8 @@ class Outbound:
         """Send what waits for a link, or let it gather in a burst. Threads race on the counters, which only guide."""
         link = self._links.get(dial)
         if link is None:
+            if dial == SHARED_DIAL:
+                self.cast()
             return
         gap_ns = now - link.kicked_ns
         if gap_ns < _BURST_GAP_NS:
@@ -126,6 +132,19 @@ class Outbound:
                     self._note_pace(link, len(frame) if waited else None)
                 elif not waits and not pace.active:
                     return  # it was the last; whoever has queued something since found ``gathered`` at 0
+
+    def cast(self) -> None:
+        """Send all that waits for those who listen."""
+        datagrams, send = self._engine.datagrams, self.send_datagram
+        if datagrams is None or send is None:
+            return
+        with self._casting:
+            while True:
+                with self._lock:
+                    datagram = datagrams.next(time.monotonic_ns(), time.time_ns())
+                if datagram is None:
+                    return
+                send(datagram)
 
     def _note_pace(self, link: Link, size_bytes: int | None) -> None:
         """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.

@@ -86,6 +86,8 @@ class Multicast(Machine):
 
     def open_untrusted(self, datagram: bytes, host: str, now: int) -> tuple[NodeId, bytes, bool] | None:
         """See :meth:`~protocols.multicast.hearing.DatagramReceiver.untrusted`."""
+        if self._sender.is_own(datagram):  # it came back to its own host
+            return None
         return self._hearing.untrusted(datagram, host, now)
 
     @property

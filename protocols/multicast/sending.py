@@ -112,6 +112,10 @@ class DatagramSender:
         """Who can open what is cast from now on, with the role that each had then."""
         return {} if self._key is None else self._key.holders
 
+    def is_own(self, datagram: bytes) -> bool:
+        """Whether a datagram names a key of this node."""
+        return self._key is not None and datagram[1 : 1 + limits.DATAGRAM_KEY_ID_BYTES] == self._key.id
+
     # --- neighbours ------------------------------------------------------------------------------------------------
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """Hand out the keys to a neighbour."""

@@ -348,7 +348,15 @@ enabled = false
 
 [log]
 level = "warning"
-{_uplink(scenario, node) if node.group.relay else ""}"""
+{_multicast(address) if node.group.multicast else ""}{_uplink(scenario, node) if node.group.relay else ""}"""
+
+
+def _multicast(address: str) -> str:
+    return f"""
+[multicast]
+enabled = true
+interfaces = ["{address}"]
+"""
 
 
 def _uplink(scenario: Scenario, node: RealNode) -> str:
