@@ -89,15 +89,18 @@ class Datagrams:
         saves as many turns as readings would take until it comes."""
         machine, audience, lanes = self.machine, self.audience, self._lanes
         for node in machine.hurried():
-            lanes.pace.opened(node)
+            if (queues := lanes.of_node.get(node)) is not None:
+                lanes.pace.opened(node)
+                queues.realtime.hurried = True
         if machine.audience_changed() and self._readings is not None:
             audience.changed(machine.listeners, machine.holders)
             self._membership.heartbeats.listeners = audience.listeners
             self._readings.audience_changed()
         for node, kept in machine.repairs():
-            queue = lanes.queues_of(node).realtime
-            queue.put_reading(kept.key, kept.frame, kept.priority, kept.expires_ns, False, True, kept.readings)
-            lanes.touch(queue)
+            if (queues := lanes.of_node.get(node)) is not None:
+                queue = queues.realtime
+                queue.put_reading(kept.key, kept.frame, kept.priority, kept.expires_ns, False, True, kept.readings)
+                lanes.touch(queue)
 
     def touch(self) -> None:
         """Have the queue for all flushed if a beacon is due."""

@@ -109,6 +109,8 @@ class LaneQueue:
         """What is sent and left out while not all that waits may go at once."""
         self.delay_ns = 0
         """How long a frame is assumed to be on its way: what expires earlier is not sent, unless it is urgent."""
+        self.hurried = False
+        """Whether what :meth:`put_latest` has goes along before all else that waits."""
         self._turn = 0
         self.peer, self._drops = peer, drops
         self._control: deque[bytes] = deque()
@@ -328,6 +330,13 @@ class LaneQueue:
         pace: a segment costs a channel more than what is in it."""
         along: list[bytes] = []
         room_bytes = _SLOW_FRAME_BYTES - size_bytes
+        for kind in list(self._latest) if self.hurried else ():
+            if len(self._latest[kind]) <= min(room_bytes, _SMALL_BYTES):
+                along.append(self._latest.pop(kind))
+                self._controls -= 1
+                self.waiting_bytes -= len(along[-1])
+                room_bytes -= len(along[-1])
+        self.hurried = False
         if self._heartbeat is not None and len(self._heartbeat) <= room_bytes:
             along.append(self._heartbeat)
             room_bytes -= len(self._heartbeat)

@@ -37,8 +37,10 @@ _REST_NS: Final = 3 * limits.SECOND
 _RENEW_NS: Final = 20 * limits.SECOND
 _RENEW_EACH_NS: Final = limits.SECOND
 _ASK_NS: Final = 20 * limits.MS
-"""The pause between two reports of missing frames to one sender. Each frame is reported once: what is asked for on the
-link comes on the link, and neither is lost there."""
+"""The pause between two reports of missing frames to one sender …"""
+_TOLD_NS: Final = limits.SECOND
+"""… which name each frame for so long, because a report takes the place of one that still waits. Nothing is reported
+again for its own sake: what is asked for on the link comes on the link."""
 
 
 class _Key:
@@ -66,8 +68,8 @@ class _Source:
         """What it was told last."""
         self.told_ns = self.asked_ns = -NEVER
         self.guarded = 0
-        self.missing: set[int] = set()
-        """The numbers of guarded frames that are missing and not reported yet."""
+        self.missing: dict[int, int] = {}
+        """Since when guarded frames were missing lately, by number."""
 
 
 class DatagramReceiver:
@@ -172,11 +174,11 @@ class DatagramReceiver:
             first = max(newest + 1, body.guarded - limits.MAX_DATAGRAMS_MISSING + 1)
             for number in range(first, body.guarded + 1):
                 if number != body.guarded or not body.is_guarded:
-                    source.missing.add(number)
+                    source.missing[number] = now
                     self.missed += 1
             source.guarded = body.guarded
         if body.is_guarded:
-            source.missing.discard(body.guarded)
+            source.missing.pop(body.guarded, None)
         if source.missing:
             self._ask(source, now)
 
@@ -185,11 +187,16 @@ class DatagramReceiver:
         missing = tuple(sorted(source.missing)[-limits.MAX_DATAGRAMS_MISSING :])
         source.hears, source.told_ns = hears, now
         self.reports.append((source.node, Heard(source.keys[-1].id, hears, source.guarded, missing)))
-        source.missing.clear()
-        self.deafened += not hears
+        if not hears:
+            source.missing.clear()
+            self.deafened += 1
 
     def _ask(self, source: _Source, now: int) -> None:
-        """Report what is missing now, or in a while."""
+        """Report what is missing, now or in a while, unless all of it has been reported."""
+        for number in [number for number, since_ns in source.missing.items() if now - since_ns > _TOLD_NS]:
+            del source.missing[number]
+        if not source.missing or max(source.missing.values()) <= source.asked_ns:
+            return
         due_ns = source.asked_ns + _ASK_NS
         if due_ns > now:
             self.ask_ns = min(self.ask_ns, due_ns)
@@ -208,9 +215,8 @@ class DatagramReceiver:
             if now - source.heard_ns > _DEAF_NS or (share is not None and share < _POOR):
                 self._tell(source, False, now)
                 continue
-            if source.missing:
-                self._ask(source, now)
-            elif now - source.told_ns >= renew_ns:
+            self._ask(source, now)
+            if now - source.told_ns >= renew_ns:
                 self._tell(source, True, now)
 
     def forgive(self, now: int) -> None:

@@ -36,6 +36,8 @@ _KEPT: Final = 64
 """Guarded frames that can be sent again …"""
 _KEPT_NS: Final = 2 * limits.SECOND
 """… for so long."""
+_HANDED_SOON_NS: Final = 150 * limits.MS
+"""So long after a key was handed over it is most often there, and a beacon shows whether its holder hears."""
 _MOST_STREAMS: Final = 256
 """Streams whose last frame is kept. With more, the one that is silent for longest gives way."""
 _LEASE_NS: Final = 60 * limits.SECOND
@@ -76,6 +78,15 @@ class _Key:
         self.holders: dict[NodeId, Role] = {}
 
 
+class _Repaired:
+    """What was sent to a neighbour again, and may be."""
+
+    def __init__(self, now: int) -> None:
+        rate, burst = limits.DATAGRAM_REPAIRS_PER_S, limits.MAX_DATAGRAM_REPAIRS_BURST
+        self.allowance = Allowance(rate, burst, now)
+        self.numbers: set[int] = set()
+
+
 class DatagramSender:
     """The casting half of one node. All instants are monotonic nanoseconds."""
 
@@ -87,7 +98,7 @@ class DatagramSender:
         self.met: dict[NodeId, Role] = {}
         """The neighbours to whom both directions are open."""
         self._leases: dict[NodeId, int] = {}
-        self._repaired: dict[NodeId, Allowance] = {}
+        self._repaired: dict[NodeId, _Repaired] = {}
         self._guarded = 0
         self._kept: dict[int, CastFrame] = {}
         self._latest: dict[str, CastFrame] = {}
@@ -126,6 +137,7 @@ class DatagramSender:
             if key is not None:
                 self._hand(key, node, role)
         self.is_changed = True
+        self._soon, self.soon_ns = max(1, self._soon), min(self.soon_ns, now + _HANDED_SOON_NS)
 
     def neighbour_gone(self, node: NodeId) -> None:
         """Forget a neighbour. It still holds the key, until there is another one."""
@@ -150,24 +162,25 @@ class DatagramSender:
         if frame.hears:
             self.is_changed = self.is_changed or node not in self._leases
             self._leases[node] = now + max(_LEASE_NS, _LEASE_EACH_NS * len(self.met))
-            self._repair(node, [self._kept[number] for number in frame.missing if number in self._kept], now)
+            self._repair(node, frame.missing, (), now)
         elif node in self._leases:
             self._release(node)
-            missed = [kept for number, kept in self._kept.items() if number > frame.guarded]
-            self._repair(node, [*missed, *self._latest.values()], now)
+            missed = [number for number in self._kept if number > frame.guarded]
+            self._repair(node, missed, self._latest.values(), now)
 
-    def _repair(self, node: NodeId, frames: Iterable[CastFrame], now: int) -> None:
-        """Have frames sent again on the link."""
-        allowance = self._repaired.get(node)
-        if allowance is None:
-            rate, burst = limits.DATAGRAM_REPAIRS_PER_S, limits.MAX_DATAGRAM_REPAIRS_BURST
-            allowance = self._repaired[node] = Allowance(rate, burst, now)
+    def _repair(self, node: NodeId, numbers: Iterable[int], others: Iterable[CastFrame], now: int) -> None:
+        """Have guarded frames, by number, and others sent again on the link. A number is sent again once."""
+        repaired = self._repaired.get(node)
+        if repaired is None:
+            repaired = self._repaired[node] = _Repaired(now)
+        new = [number for number in numbers if number in self._kept and number not in repaired.numbers]
+        repaired.numbers = {number for number in repaired.numbers if number in self._kept}.union(new)
         sent: set[bytes] = set()
-        for kept in frames:
+        for kept in (*[self._kept[number] for number in new], *others):
             if kept.expires_ns <= now or kept.frame in sent:
                 continue
             sent.add(kept.frame)
-            if not allowance.take(now):
+            if not repaired.allowance.take(now):
                 self.over_rate += 1
                 continue
             self.repaired += 1

@@ -1,6 +1,6 @@
 """The frames by which neighbours agree on multicast datagrams. They travel on the mutual-TLS link between two."""
 
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta
 
@@ -15,6 +15,8 @@ KeyId = Annotated[bytes, Meta(min_length=limits.DATAGRAM_KEY_ID_BYTES, max_lengt
 class SenderKey(SmallFrame, frozen=True, array_like=True, gc=False, tag=31):
     """The keys with which the sender's datagrams are opened and checked. Since minor 8."""
 
+    replaces: ClassVar[bool] = True
+
     key: KeyId
     """The first bytes of the SHA-256 of the sender's id, ``secret`` and ``public``."""
     secret: Annotated[bytes, Meta(min_length=limits.DATAGRAM_SECRET_BYTES, max_length=limits.DATAGRAM_SECRET_BYTES)]
@@ -28,7 +30,10 @@ class SenderKey(SmallFrame, frozen=True, array_like=True, gc=False, tag=31):
 
 
 class Heard(SmallFrame, frozen=True, array_like=True, gc=False, tag=32):
-    """Whether the sender hears the receiver's datagrams, and which guarded frames it did not hear. Since minor 8."""
+    """Whether the sender hears the receiver's datagrams, and which guarded frames it did not hear. It has all that an
+    earlier one had that may still wait. Since minor 8."""
+
+    replaces: ClassVar[bool] = True
 
     key: KeyId
     hears: bool
