@@ -268,8 +268,8 @@ class Driver:
                 self._outbound.kick(lane.dial, now)
             if deliveries:
                 self._deliver(deliveries)
-            if flushes is None:
-                self.settle()
+        if flushes is None:  # not in turn: the links' thread may wait for its turn, and hold what settling needs
+            self.settle()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
         """Let other frames follow the greeting, which has been sent."""

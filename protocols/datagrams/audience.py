@@ -43,12 +43,17 @@ class Audience:
         self.lane.dial = SHARED_DIAL
         self._peer = Peer(EVERYBODY, Role.VEHICLE, self.lane, self.lane)
         self.listeners: frozenset[NodeId] = frozenset()
+        self._known: frozenset[NodeId] = frozenset()
         self.holders: dict[NodeId, Role] = {}
         """Everybody who can open what is sent, with the role by which they may read."""
 
     def changed(self, listeners: frozenset[NodeId], holders: dict[NodeId, Role]) -> None:
-        """Take in who hears and who can open what is sent from now on."""
-        self.listeners, self.holders = listeners, holders
+        """Take in who hears and who can open what is sent from now on. What waits was put there for those before, so
+        it does not go out when somebody is to have the key who may not read everything."""
+        new = [(node, role) for node, role in holders.items() if node not in self._known]
+        if not all(self._access.permits_subscribe(role, node, "**") for node, role in new):
+            self.lane.clear("audience_changed")
+        self.listeners, self.holders, self._known = listeners, holders, frozenset(holders)
         self._drops.listeners = max(1, len(listeners))
 
     def decide(self, stream: Stream) -> None:

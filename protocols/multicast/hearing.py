@@ -100,6 +100,7 @@ class DatagramReceiver:
         source = self._sources.get(node)
         if source is None:
             source = self._sources[node] = _Source(node, now)
+        source.guarded = max(source.guarded, handed.guarded)
         key = _Key(handed, now)
         source.keys.append(key)
         self._by_id[key.id] = source, key

@@ -28,6 +28,8 @@ from protocols.wire.readings import Reading, Readings, SignedReadings, expiry_ut
 _ROTATE_NS: Final = 600 * limits.SECOND
 _HANDED_NS: Final = 10 * limits.SECOND
 """On a full channel it takes so long until all neighbours have a key."""
+_MOST_HOLDERS: Final = 4 * limits.MAX_NEIGHBOURS
+"""Everybody who has ever held a key counts, whoever has left meanwhile. With more, there is another key sooner."""
 _MOST_DATAGRAMS: Final = MAX_COUNTER // 2
 _PAUSE_NS: Final = limits.SECOND
 """A stream that was silent for so long may be silent for longer: its next frame is guarded, and its last one cast
@@ -263,7 +265,7 @@ class DatagramSender:
         if self._next is not None:
             if now - self._next.made_ns >= _HANDED_NS:
                 self._key, self._next, self.is_changed = self._next, None, True
-        elif now - key.made_ns >= _ROTATE_NS or key.counter > _MOST_DATAGRAMS:
+        elif now - key.made_ns >= _ROTATE_NS or key.counter > _MOST_DATAGRAMS or len(key.holders) > _MOST_HOLDERS:
             self._next = _Key(self._node, self._seal, now)
             for node, role in self.met.items():
                 self._hand(self._next, node, role)

@@ -167,6 +167,19 @@ def test_key_that_one_holder_may_not_read_goes_to_each_on_its_link() -> None:
     assert values(sim, "n1", "veh/n0/x") == [1]
 
 
+def test_what_waits_is_not_cast_to_a_new_holder_who_may_not_read_all() -> None:
+    """It was put into the queue when all who held the key were permitted to read it."""
+    sim = mesh(DeafWires(set()))
+    datagrams = sim.nodes[NodeId("n0")].engine.datagrams
+    assert datagrams is not None
+    audience = datagrams.audience
+    audience.lane.put_reading("veh/n0/x", b"(a reading)", 3, 1 << 60, conflate=False)
+    audience.changed(audience.listeners, {**audience.holders, NodeId("v"): Role.VEHICLE})
+    assert audience.lane.waiting_readings == 1
+    audience.changed(audience.listeners, {**audience.holders, NodeId("r"): Role.RELAY})
+    assert audience.lane.waiting_readings == 0
+
+
 def test_subscription_to_every_reading_is_served_on_the_link() -> None:
     """Ordinary readings in a lost datagram are not sent again."""
     sim = mesh(DeafWires(set(), 0.5))
