@@ -8,7 +8,7 @@ from protocols.base.ids import NodeId
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.links.flow import SLOW_NS
-from protocols.links.pace import Pace
+from protocols.links.pace import EVERYBODY, Pace
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
@@ -304,6 +304,20 @@ def test_lane_that_an_urgent_reading_has_served_is_the_last_in_line() -> None:
     pace.sent(A, now, with_all=True)
     pace.sent(B, now, with_all=False)  # what waits there did not fit
     assert next_in_line(pace, 3) == [B, C, A]
+
+
+def test_queue_for_all_who_listen_has_every_second_turn() -> None:
+    """Each of its frames serves all, and the lanes must not starve."""
+    pace = congested()
+    in_line(pace, 10 * SECOND, A, B, EVERYBODY)
+    order: list[NodeId] = []
+    while len(order) < 4:
+        now = pace.next_turn_at()
+        for node in pace.turns(now):
+            order.append(node)
+            assert pace.take_turn(node, now)  # it takes a frame, and has more
+            in_line(pace, now, node)
+    assert order == [EVERYBODY, A, EVERYBODY, B]
 
 
 def test_first_frame_on_a_lane_that_has_just_opened_has_no_line_before_it() -> None:
