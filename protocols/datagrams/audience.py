@@ -47,14 +47,16 @@ class Audience:
         self.holders: dict[NodeId, Role] = {}
         """Everybody who can open what is sent, with the role by which they may read."""
 
-    def changed(self, listeners: frozenset[NodeId], holders: dict[NodeId, Role]) -> None:
+    def changed(self, listeners: frozenset[NodeId], holders: dict[NodeId, Role]) -> bool:
         """Take in who hears and who can open what is sent from now on. What waits was put there for those before, so
-        it does not go out when somebody is to have the key who may not read everything."""
+        it does not go out when somebody is to have the key who may not read everything. Returns whether that is so."""
         new = [(node, role) for node, role in holders.items() if node not in self._known]
-        if not all(self._access.permits_subscribe(role, node, "**") for node, role in new):
+        is_narrower = not all(self._access.permits_subscribe(role, node, "**") for node, role in new)
+        if is_narrower:
             self.lane.clear("audience_changed")
         self.listeners, self.holders, self._known = listeners, holders, frozenset(holders)
         self._drops.listeners = max(1, len(listeners))
+        return is_narrower
 
     def decide(self, stream: Stream) -> None:
         """Decide which routes of a stream of this node become one. Its own routes were just decided."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError
+from protocols.base.ids import NodeId
 from protocols.datagrams.audience import Audience
 from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes
@@ -17,11 +18,13 @@ from protocols.membership.machine import Membership
 from protocols.membership.neighbour import State
 from protocols.multicast.machine import Multicast
 from protocols.multicast.seal import DatagramSeal
+from protocols.multicast.sending import CastFrame
 from protocols.readings.events import Delivery
 from protocols.readings.machine import Router
 from protocols.settings import NodeSettings
 from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.frame import Frame
+from protocols.wire.parcels import encode_alone
 from protocols.wire.readings import Readings, SignedReadings
 
 _Decode = Callable[[bytes | bytearray], Frame]
@@ -93,14 +96,28 @@ class Datagrams:
                 lanes.pace.opened(node)
                 queues.realtime.hurried = True
         if machine.audience_changed() and self._readings is not None:
-            audience.changed(machine.listeners, machine.holders)
+            if audience.changed(machine.listeners, machine.holders):
+                machine.forget_frames()
             self._membership.heartbeats.listeners = audience.listeners
             self._readings.audience_changed()
         for node, kept in machine.repairs():
-            if (queues := lanes.of_node.get(node)) is not None:
-                queue = queues.realtime
-                queue.put_reading(kept.key, kept.frame, kept.priority, kept.expires_ns, False, True, kept.readings)
-                lanes.touch(queue)
+            self._send_again(node, kept)
+
+    def _send_again(self, node: NodeId, kept: CastFrame) -> None:
+        """Queue what a neighbour has missed, as far as it asked for it and may read it."""
+        queues, readings = self._lanes.of_node.get(node), self._readings
+        if queues is None or readings is None:
+            return
+        wanted = {key for key in kept.keys if node in readings.wanted_by(key)}
+        queue = queues.realtime
+        if len(wanted) == len(kept.keys):
+            queue.put_reading(kept.keys[0], kept.frame, kept.priority, kept.expires_ns, False, True, kept.readings)
+        elif wanted and type(frame := self._decode(kept.frame)) is Readings:
+            for reading in frame.readings:
+                if reading.key in wanted:
+                    alone = encode_alone(reading)
+                    queue.put_reading(reading.key, alone, reading.priority, kept.expires_ns, False, True)
+        self._lanes.touch(queue)
 
     def touch(self) -> None:
         """Have the queue for all flushed if a beacon is due."""

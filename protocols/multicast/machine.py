@@ -110,6 +110,11 @@ class Multicast(Machine):
         changed, self._sender.is_changed = self._sender.is_changed, False
         return changed
 
+    def forget_frames(self) -> None:
+        """Cast nothing again: somebody holds the key now who may not read what was cast before."""
+        self._sender.forget_frames()
+        self._again.clear()
+
     def repairs(self) -> list[tuple[NodeId, CastFrame]]:
         """Frames to send to single neighbours on their links, decided since the last call."""
         repairs, self._sender.repairs = self._sender.repairs, []

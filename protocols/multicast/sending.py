@@ -54,7 +54,8 @@ loss of a last hazard would show after a quarter of a second."""
 class CastFrame(NamedTuple):
     """A frame that was cast, and what a queue has to know of it."""
 
-    key: str
+    keys: tuple[str, ...]
+    """Of the readings in it."""
     frame: bytes
     priority: int
     expires_ns: int
@@ -128,6 +129,10 @@ class DatagramSender:
     def is_own(self, datagram: bytes) -> bool:
         """Whether a datagram names a key of this node."""
         return self._key is not None and datagram[1 : 1 + limits.DATAGRAM_KEY_ID_BYTES] == self._key.id
+
+    def forget_frames(self) -> None:
+        """Cast and send nothing again that was cast so far, except what a neighbour that wants it has missed."""
+        self._latest.clear()
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
@@ -218,7 +223,7 @@ class DatagramSender:
             is_guarded = is_guarded or reading.priority >= URGENT or rests
         for key, reading in newest.items():
             expires_ns = now + expiry_utc_ns(reading) - utc_now if reading.lifespan_ms else NEVER
-            kept = CastFrame(key, frame, reading.priority, expires_ns, len(readings), now, is_guarded)
+            kept = CastFrame(tuple(newest), frame, reading.priority, expires_ns, len(readings), now, is_guarded)
             self._latest[key] = kept
             if is_guarded:
                 self._kept[self._guarded + 1] = kept  # of several keys in one frame the last one names it

@@ -177,7 +177,7 @@ def test_listener_that_hears_nothing_says_so_and_gets_what_it_missed() -> None:
 
     made.pass_time(1_500 * MS, cast)
     assert B not in made.machines[A].listeners
-    assert {repair[2].key for repair in made.repaired if repair[1] == B} == {"veh/a/pose", "veh/a/hazard"}
+    assert {repair[2].keys[0] for repair in made.repaired if repair[1] == B} == {"veh/a/pose", "veh/a/hazard"}
     made.pass_time(3_000 * MS)
     made.hear(B, made.beacon(A))
     assert B in made.machines[A].listeners

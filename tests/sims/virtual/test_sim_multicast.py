@@ -8,6 +8,8 @@ from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.readings.quality import Quality
 from protocols.settings import NodeSettings
+from protocols.wire.codec import encode_frame
+from protocols.wire.multicast.frames import Heard
 from sims.media.wires import Wires
 from sims.runs.run import simulate
 from sims.scenario.file import load
@@ -178,6 +180,31 @@ def test_what_waits_is_not_cast_to_a_new_holder_who_may_not_read_all() -> None:
     assert audience.lane.waiting_readings == 1
     audience.changed(audience.listeners, {**audience.holders, NodeId("r"): Role.RELAY})
     assert audience.lane.waiting_readings == 0
+
+
+def test_listener_that_lies_gets_nothing_again_that_it_did_not_ask_for() -> None:
+    """Otherwise a report would be a way around interests and the access table."""
+    sim = mesh(DeafWires(set()))
+    for name in ("n1", "n2"):
+        sim.subscribe(name, "veh/n0/*")
+    sim.run_for(SECOND)
+    sim.publish("n0", "veh/n0/x", 1, priority=7)
+    node = sim.nodes[NodeId("n0")]
+    assert node.engine.datagrams is not None
+    machine = node.engine.datagrams.machine
+    assert machine._sender._key is not None
+    key = machine._sender._key.id
+    before = sim.pipes.frames
+    for name in ("n1", "n3"):
+        lie = encode_frame(Heard(key, False, 0))
+        (pipe,) = [pipe for pipe in sim.nodes[NodeId(name)].dialled.values() if pipe.receiver is node]
+        sim.pipes.send(pipe, lie)
+    sim.run_for(100 * MS)
+    assert sim.pipes.frames > before
+    sent = node.engine.lanes.of_node
+    assert sent[NodeId("n1")].realtime.readings_ns > sent[NodeId("n3")].realtime.readings_ns
+    assert values(sim, "n3", "veh/n0/x") == []
+    assert counter(sim, "n0", "multicast_repaired") == 2
 
 
 def test_subscription_to_every_reading_is_served_on_the_link() -> None:
