@@ -11,7 +11,6 @@ the event loop that opened the node.
 
 import asyncio
 import logging
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,14 +20,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from meshnode.asking.question import RelayAnswer, relay_question
-from meshnode.asking.running import TIMEOUT_S, RunningAsking
+from meshnode.asking.elsewhere import PastAndElsewhere
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.gossip.running import RunningGossip
 from meshnode.grpc.running import RunningGrpc
-from meshnode.history.query import HistoryPage, Instant, sought
-from meshnode.history.running import RunningHistory
 from meshnode.http.running import RunningHttp
 from meshnode.identity import NodeIdentity
 from meshnode.inference.result import InferenceResult
@@ -48,7 +44,7 @@ from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.effects import Event
 from protocols.base.errors import InferenceError, LocalProtocolError
-from protocols.base.ids import Incarnation, UtcNs
+from protocols.base.ids import Incarnation
 from protocols.events import DuplicateIdentity
 from protocols.gossip.entries import EntryView
 from protocols.membership.events import PeerRefused
@@ -70,7 +66,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Node(Host, StreamingInference):
+class Node(Host, StreamingInference, PastAndElsewhere):
     """A running node, made by ``async with meshnode.open(…)``. After it has closed, methods that need other nodes raise
     ``LocalProtocolError``, and its counters can still be read."""
 
@@ -184,42 +180,6 @@ class Node(Host, StreamingInference):
             self.driver.unsubscribe(number)
 
         return ended
-
-    async def history(
-        self, expression: str = "**", *, since: Instant | None = None, until: Instant | None = None,
-        origin: str | None = None, box: Sequence[float] | None = None, limit: int = 100, newest_first: bool = True,
-        cursor: str | None = None,
-    ) -> HistoryPage:  # fmt: skip
-        """Readings of the last hours, from the disk of a node with ``[history]``, in the order of sensing.
-
-        ``since`` (inclusive) and ``until`` (exclusive): UTC in nanoseconds, a ``datetime`` with its offset, or a
-        ``timedelta`` for an age. ``origin``: the node that published them. ``box``: latitude, longitude, latitude,
-        longitude of two opposite corners, the western longitude first. ``limit``: 1 to 1,000. ``cursor``: that of the
-        page before. A page may have fewer readings than the limit; only the last one has no cursor.
-
-        :raises InvalidKey: ``expression`` is not one. :raises LocalProtocolError: the node keeps no history, or
-            something else is out of range. :raises StorageError: the disk fails.
-        """
-        query = sought(
-            expression, since=since, until=until, origin=origin, box=box, limit=limit, newest_first=newest_first,
-            cursor=cursor, now=UtcNs(time.time_ns()),
-        )  # fmt: skip
-        return await self.part(RunningHistory).find(query)
-
-    async def query(
-        self, expression: str, *, newest: bool = False, since: Instant | None = None,
-        box: Sequence[float] | None = None, near: Sequence[float] | None = None, radius_m: float | None = None,
-        limit: int = limits.MAX_TOLD_RECORDS, cursor: str | None = None, timeout_s: float = TIMEOUT_S,
-    ) -> RelayAnswer:  # fmt: skip
-        """Readings of elsewhere, which the relay has; each comes with its age by the clock of the relay.
-
-        ``newest``: only the newest of each key. ``since``, ``box``, ``cursor``: as in :meth:`history`. ``near``,
-        ``radius_m``: latitude and longitude, and metres. ``limit``: 1 to 100. It raises ``InvalidKey`` and the errors
-        of :meth:`meshnode.asking.running.RunningAsking.begin`: NotPermitted by the relay's table of access, say."""
-        question = relay_question(
-            expression, newest=newest, since=since, box=box, near=near, radius_m=radius_m, limit=limit, cursor=cursor,
-        )  # fmt: skip
-        return await self.part(RunningAsking).find(question, timeout_s)
 
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(
