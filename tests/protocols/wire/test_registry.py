@@ -11,6 +11,7 @@ from protocols.inference.machine import Inference
 from protocols.links.drops import Drops
 from protocols.local import APPLICATION_FRAMES, LOCAL_NODE_FRAMES
 from protocols.membership.machine import Membership
+from protocols.multicast.machine import Multicast
 from protocols.readings.machine import Router
 from protocols.records.carrying.machine import Carrying
 from protocols.releases.machine import Releases
@@ -27,6 +28,7 @@ NUMBERS = {
     "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "StageAsked": 17, "StageWanted": 18, "StageChunk": 19,
     "StageState": 20, "ContentWanted": 21, "ContentHave": 22, "ChunkWanted": 23, "ChunkPiece": 24, "ChunkRefused": 25,
     "ChunksComing": 26, "CarrierOffer": 27, "SealedBatch": 28, "SealedState": 29, "RelayReply": 30,
+    "SenderKey": 31, "Heard": 32,
     "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
     "RelayChunkWanted": 69, "RelayChunk": 70, "RelayKeyAsked": 71, "RelayKeyTold": 72, "CarriedBatch": 73,
     "CarriedReply": 74, "PackedBatch": 75, "RecordsAsked": 76, "RecordsTold": 77,
@@ -56,7 +58,9 @@ def test_numbers_of_frames_stay_as_they_were_given() -> None:
 def test_every_frame_between_nodes_belongs_to_one_machine() -> None:
     """A frame that no machine declares would be received by nobody."""
     declared = [
-        frame for machine in (Membership, Router, Inference, Gossip, Releases, Carrying) for frame in machine.frames
+        frame
+        for machine in (Membership, Router, Inference, Gossip, Releases, Carrying, Multicast)
+        for frame in machine.frames
     ]
     assert sorted(frame.__name__ for frame in declared) == sorted(frame.__name__ for frame in registry.NODE_FRAMES)
 
