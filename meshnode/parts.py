@@ -17,6 +17,7 @@ from meshnode.history.part import HISTORY
 from meshnode.http.part import HTTP
 from meshnode.inference.part import INFERENCE
 from meshnode.local.part import LOCAL
+from meshnode.mqtt.part import MQTT
 from meshnode.multicast.part import MULTICAST
 from meshnode.part import Part
 from meshnode.records.part import RECORDS
@@ -31,7 +32,7 @@ GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, HISTORY, ASKING, RELEASES, INFERENCE, GOSSIP, MULTICAST)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
-DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS, APPLICATIONS)
+DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, FUNCTIONS, SENSORS, MQTT, APPLICATIONS)
 """Parts that use all others and open after them."""
 
 

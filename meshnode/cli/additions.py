@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshnode.applications.manifest import granted_rights, read_application
 from meshnode.applications.section import ApplicationsSection
@@ -11,12 +11,16 @@ from meshnode.cli.finding import Finding
 from meshnode.config.sections import NodeConfig
 from meshnode.functions.section import FunctionsSection
 from meshnode.groups import program_in
+from meshnode.mqtt.section import MqttSection
 from meshnode.records.egress.advice import shortcomings
 from meshnode.records.egress.section import policy_of
 from meshnode.records.rules.expressions import check_evaluator
 from meshnode.records.rules.section import RulesSection
 from meshnode.records.using import NodeRules
 from protocols.base.errors import ConfigError, MeshError
+
+_BROKER_S: Final = 3.0
+"""How long a broker may take to answer."""
 
 if TYPE_CHECKING:
     from meshnode.records.rules.compiling import Rule
@@ -88,6 +92,27 @@ def check_applications(config: NodeConfig) -> Iterator[Finding]:
             yield Finding(
                 "ok", what, f"{manifest.version} by {manifest.publisher} ({manifest.licence}): {may or 'no rights'}"
             )
+
+
+def check_mqtt(config: NodeConfig, folder: Path) -> Iterator[Finding]:
+    """Whether brokers answer, and let this node in."""
+    brokers = config.of(MqttSection).brokers
+    if not brokers:
+        return
+    try:
+        from meshnode.mqtt.client import BrokerAbsent, knock, session_name
+    except ImportError:
+        yield Finding("fail", "mqtt", "[[mqtt]] needs paho-mqtt: pip install 'meshnode[mqtt]'")
+        return
+    for broker in brokers:
+        try:
+            knock(broker, folder, session_name(broker, config.node.id, "-dr"), _BROKER_S)
+        except BrokerAbsent as error:
+            yield Finding("warn", "mqtt", f"{error} Messages wait meanwhile")
+        except MeshError as error:
+            yield Finding("fail", "mqtt", str(error))
+        else:
+            yield Finding("ok", "mqtt", f"{broker.name}: {broker.host} port {broker.number} answers")
 
 
 def check_egress(config: NodeConfig) -> Iterator[Finding]:

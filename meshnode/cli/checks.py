@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, Literal
 
-from meshnode.cli.additions import check_applications, check_egress, check_functions, check_rules
+from meshnode.cli.additions import check_applications, check_egress, check_functions, check_mqtt, check_rules
 from meshnode.cli.finding import Finding
 from meshnode.cli.probes import (
     ProbeFailed,
@@ -79,6 +79,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from check_egress(config)
     yield from check_functions(config, config_path.parent)
     yield from check_applications(config)
+    yield from check_mqtt(config, config_path.parent)
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)

@@ -1,0 +1,1 @@
+"""MQTT in and out: topics of brokers become readings, and readings become messages."""

@@ -1,0 +1,446 @@
+"""A node and a real broker: topics become readings, readings become messages, and nothing comes twice."""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from paho.mqtt.enums import CallbackAPIVersion
+
+import meshnode as mesh
+from benchmarks import mqtt
+from benchmarks.mosquitto import MOSQUITTO, Mosquitto
+from meshnode.cli.checks import examine
+from protocols.base.errors import ConfigError
+from tests.tools.eventually import eventually, until
+from tests.tools.mesh_fixture import House, given_house
+
+__all__ = ["given_house"]
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed: 'sudo .ci/servers' installs it"),
+]
+
+
+class Other:
+    """Another client of the broker, whose session outlasts its connections."""
+
+    def __init__(self, port: int, *topics: str, qos: int = 2) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self._topics = [(topic, qos) for topic in topics]
+        self.confirmed = 0
+        self._is_subscribed = threading.Event()
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, "other", clean_session=False)
+        self.client.on_connect = lambda client, *_: client.subscribe(self._topics) if self._topics else None
+        self.client.on_subscribe = lambda *_: self._is_subscribed.set()
+        self.client.on_message = lambda _c, _d, message: self.messages.append((message.topic, message.payload))
+        self.client.on_publish = self._count
+        self.client.reconnect_delay_set(1, 1)
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+        if topics:
+            assert self._is_subscribed.wait(30)
+
+    def _count(self, *_: object) -> None:
+        self.confirmed += 1
+
+    def payloads(self, topic: str) -> list[bytes]:
+        """What came on a topic, in its order."""
+        return [payload for name, payload in list(self.messages) if name == topic]
+
+    def say(self, topic: str, payload: str | bytes, retain: bool = False) -> None:
+        self.client.publish(topic, payload, 1, retain).wait_for_publish(30)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture(name="broker")
+def given_broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker that lets everybody in."""
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    broker = Mosquitto(folder)
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+def write(house: House, port: int, *entries: str, **broker: str) -> Path:
+    """The configuration of a node with a broker."""
+    options = {"name": '"box"', "host": '"127.0.0.1"', "port": str(port), "keepalive_s": "2", **broker}
+    lines = [f"{option} = {value}" for option, value in options.items()]
+    return house.file("v", "[[mqtt]]\n" + "\n".join([*lines, *entries]) + "\n", mdns=False)
+
+
+def opened(house: House, port: int, *entries: str, **broker: str) -> Any:
+    """A node with a broker."""
+    return mesh.open(write(house, port, *entries, **broker))
+
+
+def troubles(node: Any) -> str:
+    return "; ".join(trouble.why for trouble in node.troubles.current() if trouble.part == "mqtt")
+
+
+async def connected(node: Any) -> None:
+    await until(lambda: node.statistics()["mqtt_connected"], lambda: troubles(node))
+
+
+async def test_topics_become_readings_by_their_patterns(house: House, broker: Mosquitto) -> None:
+    """Values in JSON, a field of an object, texts; what makes no sense is counted and told until something does."""
+    take = (
+        'take = [{ topic = "plant/+/temperature", key = "veh/{node}/plant/{1}/temperature",'
+        ' unit = "Cel", quality = 0.5 },'
+        ' { topic = "box/#", key = "veh/{node}/box/{1}", field = "data.level" },'
+        ' { topic = "text/+", key = "veh/{node}/text/{1}", format = "text", lifespan_ms = 500 }]'
+    )
+    other = Other(broker.port)
+    other.say("plant/old/temperature", "1", retain=True)
+    async with opened(house, broker.port, take) as node:
+        await connected(node)
+        heard = node.subscribe("veh/v/**")
+        other.say("plant/north/temperature", "21.5")
+        other.say("box/a/b", json.dumps({"data": {"level": 7}}))
+        other.say("text/door", "open")
+        readings = {reading.key: reading for reading in [await heard.next(30) for _ in range(3)]}
+        north = readings["veh/v/plant/north/temperature"]
+        assert (north.value, north.how.unit, north.how.quality, north.how.lineage) == (21.5, "Cel", 0.5, ("mqtt box",))
+        assert readings["veh/v/box/a/b"].value == 7
+        assert (readings["veh/v/text/door"].value, readings["veh/v/text/door"].lifespan_ms) == ("open", 500)
+        assert node.statistics()["mqtt_retained_skipped"] == 1, "nobody knows how old it is"
+        for topic, payload in (("plant/x/temperature", "21,5"), ("plant/x/temperature", "[" * 5_000), ("box/a", "{}")):
+            other.say(topic, payload)
+        other.say("text/x", b"\xff\xfe")
+        await until(lambda: node.statistics().get("mqtt_unusable") == 4, "each is counted")
+        assert "is no reading" in troubles(node)
+        other.say("plant/south/temperature", "20")
+        await until(lambda: not troubles(node), "a good one ends the trouble")
+    other.close()
+
+
+async def test_readings_become_messages_with_their_context_or_as_values(house: House, broker: Mosquitto) -> None:
+    """And what came from a broker does not go back to it."""
+    give = (
+        'give = [{ keys = "veh/*/speed", topic = "fleet/{1}/speed", format = "value", qos = 1 },'
+        ' { keys = "veh/**", topic = "all/{key}", qos = 2 }]\n'
+        'take = [{ topic = "all/veh/other/#", key = "veh/v/{1}" }]'
+    )
+    other = Other(broker.port, "fleet/#", "all/#")
+    async with opened(house, broker.port, give) as node:
+        await connected(node)
+        node.publish("veh/v/speed", 12.5, unit="m/s")
+        eventually(lambda: len(other.messages) == 2, "both entries send it")
+        messages = dict(other.messages)
+        assert json.loads(messages["fleet/v/speed"]) == 12.5
+        form = json.loads(messages["all/veh/v/speed"])
+        assert (form["value"], form["origin"], form["how"]["unit"]) == (12.5, "v", "m/s")
+        other.say("all/veh/other/level", "3")
+        heard = await node.subscribe("veh/v/level").next(30)
+        assert heard.value == 3
+        node.publish("veh/v/speed", 13.5)
+        eventually(lambda: len(other.messages) == 5, "the next one is sent")
+        assert not [topic for topic, _ in other.messages if topic == "all/veh/v/level"], "no loop"
+    other.close()
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_broker_that_goes_away_again_and_again_gets_each_message_once(
+    house: House, broker: Mosquitto, version: str
+) -> None:
+    """With quality of service 2, while readings come all the time; what has outlived its lifespan is left out."""
+    give = (
+        'give = [{ keys = "veh/*/n", topic = "n", format = "value", qos = 2 },'
+        ' { keys = "veh/*/short", topic = "short", format = "value" }]'
+    )
+    other = Other(broker.port, "n", "short")
+    async with opened(house, broker.port, give, version=f'"{version}"') as node:
+        await connected(node)
+        count = 0
+        for _ in range(3):
+            for pause in range(60):
+                if pause == 30:
+                    await asyncio.to_thread(broker.stop)
+                    await until(lambda: not node.statistics()["mqtt_connected"], "the node sees it")
+                    node.publish("veh/v/short", "late", lifespan_ms=100)
+                for _ in range(5):
+                    node.publish("veh/v/n", count)
+                    count += 1
+                await asyncio.sleep(0.01)
+            await until(lambda: "has gone" in troubles(node) or "can't be reached" in troubles(node), "it is told")
+            await asyncio.to_thread(broker.start)
+            await connected(node)
+        node.publish("veh/v/short", "in time", lifespan_ms=60_000)
+        numbers = Counter[int]()
+        await until(lambda: len(other.payloads("n")) >= count, lambda: f"{len(other.payloads('n'))} of {count} came")
+        await until(lambda: other.payloads("short") == [b'"in time"'], "this one came, and no late one")
+        numbers.update(int(payload) for payload in other.payloads("n"))
+        assert numbers == Counter(range(count)), "each once"
+        assert node.statistics()["mqtt_expired"] == 3
+        assert not troubles(node)
+    other.close()
+
+
+async def test_quality_of_service_2_inwards_gives_each_reading_once(house: House, broker: Mosquitto) -> None:
+    """The broker keeps what comes while the node's connection is lost."""
+    take = 'take = [{ topic = "n", key = "veh/{node}/n", qos = 2 }]'
+    heard: list[int] = []
+    other = Other(broker.port)
+    async with opened(house, broker.port, take) as node:
+        await connected(node)
+        node.subscribe("veh/v/n", callback=lambda reading: heard.append(reading.value))
+        for number in range(150):
+            if number % 50 == 25:
+                broker.stop()
+                restarted = asyncio.create_task(asyncio.to_thread(broker.start))
+            other.client.publish("n", str(number), 2)
+            await until(lambda number=number: other.confirmed > number - 10, "the broker keeps up")
+            if number % 50 == 25:
+                await restarted
+        await until(lambda: len(heard) >= 150, lambda: f"{len(heard)} came")
+        assert Counter(heard) == Counter(range(150))
+    other.close()
+
+
+async def test_benchmark_finds_nothing_twice_and_nothing_expired(tmp_path: Path) -> None:
+    """The short form of ``python -m benchmarks.mqtt``."""
+    figures, wrong = await mqtt.run(tmp_path, 3.0, 20.0)
+    assert not wrong, figures
+    assert figures["expired"] > 0
+
+
+async def test_too_many_for_a_broker_that_is_away_give_way_oldest_first(house: House, broker: Mosquitto) -> None:
+    """A vehicle may be away for a day."""
+    broker.stop()
+    give = 'give = [{ keys = "veh/*/n", topic = "n", format = "value" }]'
+    async with opened(house, broker.port, give, max_waiting="100") as node:
+        for number in range(1_000):
+            node.publish("veh/v/n", number)
+        await until(lambda: node.statistics().get("mqtt_gave_way") == 900, "the oldest give way")
+        assert node.statistics()["mqtt_waiting"] == 100
+        broker.start()
+        other = Other(broker.port, "n")
+        await until(lambda: len(other.messages) == 100, "the newest are sent", 60)
+        assert [int(payload) for _, payload in other.messages] == list(range(900, 1_000))
+    other.close()
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_broker_that_asks_for_a_certificate_and_a_password(house: House, tmp_path: Path, version: str) -> None:
+    """TLS both ways. A wrong password and a wrong authority are told as what they are, to the doctor, too."""
+    folder = tmp_path / "secure"
+    folder.mkdir()
+    files = Certificates(folder)
+    passwords = folder / "passwords"
+    passwords.touch()
+    line = ["mosquitto_passwd", "-b", str(passwords), "node", "secret"]
+    await asyncio.to_thread(subprocess.run, line, check=True, capture_output=True)
+    (folder / "right").write_text("secret\nnot this\n")
+    (folder / "wrong").write_text("wrong\n")
+    broker = Mosquitto(
+        folder, f"password_file {passwords}", "allow_anonymous false", f"cafile {files.ca}",
+        f"certfile {files.certificate}", f"keyfile {files.key}", "require_certificate true",
+    )  # fmt: skip
+    broker.start()
+    secure = {
+        "username": '"node"', "tls": "true", "ca": f'"{files.ca}"', "certificate": f'"{files.certificate}"',
+        "key": f'"{files.key}"', "version": f'"{version}"', "password_file": f'"{folder}/right"',
+    }  # fmt: skip
+    give = 'give = [{ keys = "veh/*/n", topic = "n" }]'
+    try:
+        async with opened(house, broker.port, give, **secure) as node:
+            await connected(node)
+            node.publish("veh/v/n", 1)
+            await until(lambda: node.statistics().get("mqtt_confirmed") == 1, "it comes")
+        assert finding(house) == ("ok", f"box: 127.0.0.1 port {broker.port} answers")
+        wrong = Certificates(tmp_path)
+        for changed, said in (
+            ({"password_file": f'"{folder}/wrong"'}, "refuses this node"),
+            ({"ca": f'"{wrong.ca}"'}, "certificate"),
+            ({"host": '"localhost"'}, "certificate"),
+        ):
+            async with opened(house, broker.port, give, **{**secure, **changed}) as node:
+                await until(lambda said=said: said in troubles(node), lambda: troubles(node))
+            status, why = finding(house)
+            assert (status, said in why) == ("fail", True), why
+    finally:
+        broker.stop()
+
+
+class Certificates:
+    """An authority, and a certificate for 127.0.0.1, as server and as client."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca, self.certificate, self.key = folder / "ca.pem", folder / "own.pem", folder / "own.key"
+        authority, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "broker")])
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        now = datetime.now(UTC)
+
+        def signed(name: x509.Name, key: ec.EllipticCurvePrivateKey, is_authority: bool) -> bytes:
+            builder = x509.CertificateBuilder(
+                issuer, name, key.public_key(), x509.random_serial_number(), now - timedelta(days=1),
+                now + timedelta(days=1),
+            )  # fmt: skip
+            builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+            if not is_authority:
+                builder = builder.add_extension(address, critical=False)
+            return builder.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+        self.ca.write_bytes(signed(issuer, authority, True))
+        self.certificate.write_bytes(signed(subject, own, False))
+        self.key.write_bytes(
+            own.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+
+def finding(house: House) -> tuple[str, str]:
+    """What the doctor says of the broker in the configuration that was opened last."""
+    found = [each for each in examine(house.home("v") / "node.toml") if each.check == "mqtt"]
+    assert len(found) == 1, found
+    return found[0].status, found[0].message
+
+
+def test_doctor_names_a_broker_that_is_absent_silent_or_none(house: House) -> None:
+    """Each with a way out."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        write(house, port, 'give = [{ keys = "veh/*/n", topic = "n" }]')
+        status, why = finding(house)
+        assert (status, "does not answer" in why) == ("warn", True), why
+    status, why = finding(house)
+    assert (status, "is it running" in why) == ("warn", True), why
+    write(house, port, 'give = [{ keys = "veh/*/n", topic = "n" }]', username='"u"', password_file='"absent"')
+    status, why = finding(house)
+    assert (status, "can't be read" in why) == ("fail", True), why
+
+
+# --- brokers that are none --------------------------------------------------------------------------------------------
+CONNACK = b"\x20\x03\x00\x00\x00"
+LONG = b"\xff\xff" + b"a" * 65_535
+ANSWERS = {
+    "silence": b"",
+    "garbage": bytes(range(256)) * 40,
+    "endless_length": CONNACK + b"\x30\xff\xff\xff\xff\xff",
+    "cut_connack": b"\x20\x01\x00",
+    "cut_publish": CONNACK + b"\x32\x01\x00",
+    "bad_properties": CONNACK + b"\x30\x08\x00\x01a\x04\xfe\x01\x02\x03",
+    "topic_of_64_kB": CONNACK + b"\x30\x82\x80\x04" + LONG + b"\x00",
+    "topic_that_is_no_text": CONNACK + b"\x30\x05\x00\x02\xff\xfe\x00",
+    "suback_of_another": CONNACK + b"\x90\x03\x00\x63\x00",
+    "confirms_what_was_not_sent": CONNACK + b"\x40\x02\x00\x63" + b"\x50\x02\x00\x63" + b"\x70\x02\x00\x63",
+    "retained": CONNACK + b"\x31\x05\x00\x01a\x001" * 5_000,
+}
+
+
+socketserver.ThreadingTCPServer.daemon_threads = True
+
+
+class Impostor(socketserver.BaseRequestHandler):
+    """Says what it has to say, and then nothing."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.recv(4_096)
+            self.request.sendall(self.server.answer)  # type: ignore[attr-defined]
+            self.server.met.set()  # type: ignore[attr-defined]
+            while self.request.recv(4_096):
+                pass
+
+
+@pytest.mark.parametrize("names", [list(ANSWERS)[:5], list(ANSWERS)[5:]], ids=["no_session", "session"])
+async def test_brokers_that_are_none_stop_no_node(house: House, names: list[str]) -> None:
+    """It opens, goes on, and closes in bounded time, with messages waiting for all of them."""
+    tables = []
+    with contextlib.ExitStack() as servers:
+        met = []
+        for name in names:
+            server = servers.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Impostor))
+            server.answer, server.met = ANSWERS[name], threading.Event()  # type: ignore[attr-defined]
+            met.append(server.met)  # type: ignore[attr-defined]
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            servers.callback(server.shutdown)
+            tables.append(
+                f'[[mqtt]]\nname = "{name}"\nhost = "127.0.0.1"\nport = {server.server_address[1]}\n'
+                'give = [{ keys = "veh/*/n", topic = "n", qos = 2 }]\n'
+                'take = [{ topic = "#", key = "veh/{node}/t/{1}" }]\n'
+            )
+        async with mesh.open(house.file("v", "\n".join(tables), mdns=False)) as node:
+            heard = node.subscribe("veh/v/n")
+            for each in met:
+                assert await asyncio.to_thread(each.wait, 30)
+            for number in range(50):
+                node.publish("veh/v/n", number)
+            assert (await heard.next(30)).value == 0
+            started_s = time.monotonic()
+        assert time.monotonic() - started_s < 30, "far beyond what one session may take"
+
+
+async def test_client_goes_on_after_an_error_of_its_own(house: House, broker: Mosquitto) -> None:
+    """An error on the client's thread would otherwise end the bridge, and nobody would see it."""
+    answers = [ANSWERS["cut_publish"], ANSWERS["bad_properties"], ANSWERS["cut_connack"]]
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                if answers:
+                    self.request.recv(4_096)
+                    self.request.sendall(answers.pop())
+                    return
+                with socket.create_connection(("127.0.0.1", broker.port)) as real:
+                    threading.Thread(target=pumped, args=(real, self.request), daemon=True).start()
+                    pumped(self.request, real)
+
+    def pumped(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(65_536):
+                sink.sendall(content)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        give = 'give = [{ keys = "veh/*/n", topic = "n", qos = 2 }]'
+        async with opened(house, server.server_address[1], give) as node:
+            node.publish("veh/v/n", 1)
+            await until(lambda: node.statistics().get("mqtt_confirmed") == 1, lambda: troubles(node))
+        assert not answers
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('take = [{ topic = "a/#/b", key = "veh/v/x" }]', "wildcard"),
+        ('take = [{ topic = "a/+", key = "veh/v/{2}" }]', "has no place {2}"),
+        ('give = [{ keys = "veh/*", topic = "{origins}" }]', "has no place {origins}"),
+        ('give = [{ keys = "veh/*", topic = "a/+" }]', "has a wildcard"),
+        ('password_file = "x"', "needs 'username'"),
+        ('ca = "x"', "needs 'tls = true'"),
+        ('tls = true\ncertificate = "x"', "needs 'key'"),
+        ("qos = 1", "qos"),
+    ],
+    ids=["filter", "place", "name", "topic", "password", "ca", "certificate", "unknown"],
+)
+def test_wrong_tables_are_named(house: House, table: str, said: str) -> None:
+    """They keep the node from starting, with all other errors of the file."""
+    with pytest.raises(ConfigError) as told:
+        mesh.open(house.file("v", f'[[mqtt]]\nname = "box"\nhost = "h"\n{table}\n', mdns=False))
+    assert said in str(told.value)
