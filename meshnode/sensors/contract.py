@@ -48,7 +48,8 @@ class InferenceSample:
     """A request to compute a model on a sample."""
 
     model: str
-    inputs: "Mapping[str, Tensor | NDArray[Any]]"
+    inputs: "Mapping[str, Tensor | NDArray[Any]] | Callable[[], Mapping[str, Tensor | NDArray[Any]]]"
+    """What the model is given, or what makes it. The latter is called, on another thread, only if it is computed."""
     outputs: tuple[str, ...] = ()
     """The names of the outputs that are wanted. None named: all of them."""
     budget_ms: int = 1_000
@@ -80,6 +81,8 @@ class Sample:
     hazard: bool = False
     """Whether somebody may have to brake for it."""
     infer: InferenceSample | None = None
+    """One inference of a sensor is computed at a time. When the model is free again, it is given the newest sample
+    that came meanwhile; those in between are counted as ``sensor_inferences_skipped``."""
     when: EventTime | None = None
     """When it was sensed, if that is known better than by the node's clock at ``due_s``, or was earlier."""
     clock_uncertainty_ns: int | None = None

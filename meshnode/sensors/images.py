@@ -19,12 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from meshnode.models import plate
 from meshnode.models.pictures import of_eight_bits
+from meshnode.sensors.camera.given import PictureModel
 from meshnode.sensors.contract import DriverContext, InferenceSample, Sample
 from meshnode.sensors.options import Options
-from protocols.base.errors import ConfigError, InputInvalid
-from protocols.base.limits import MAX_BUDGET_MS
+from protocols.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,8 +39,6 @@ MAX_PIXELS: Final = 40_000_000
 _SMALLEST_CROP: Final = 0.9
 """The smallest share of each side that a variation keeps, so that the middle stays in the picture."""
 _BRIGHTNESS: Final = (0.8, 1.2)
-_JPEG_QUALITY: Final = 90
-"""About what a camera uses: 57 kB for the street scene."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +71,7 @@ class ImageFolder:
         rate_hz: float = 1.0,
         vary: int = 0,
         loop: bool = True,
-        model: str | None = None,
-        preprocess: str = "plate",
-        send: str = "tensor",
-        input_name: str = plate.INPUT,
-        side: int = plate.DEFAULT_SIDE,
-        budget_ms: int = 1_000,
+        model: PictureModel | None = None,
         skipped: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._prefix = prefix
@@ -89,11 +81,6 @@ class ImageFolder:
         self._vary = vary
         self._loop = loop
         self._model = model
-        self._preprocess = preprocess
-        self._send = send
-        self._input_name = input_name
-        self._side = side
-        self._budget_ms = budget_ms
         self._skipped = skipped
 
     @classmethod
@@ -106,24 +93,12 @@ class ImageFolder:
         vary = read.integer("vary", 0, 0, 1_000_000)
         seed = read.integer("seed", 0, 0, 2**63 - 1) if read.has("seed") else None
         loop = read.flag("loop", True)
-        model = read.text("model", "-") if read.has("model") else None
-        preprocess = read.choice("preprocess", ("plate", "rgb"), "plate")
-        send = read.choice("send", ("tensor", "jpeg"), "tensor")
-        input_name = read.text("input", plate.INPUT)
-        side = read.integer("side", plate.DEFAULT_SIDE, 32, plate.MAX_SIDE)
-        budget_ms = read.integer("budget_ms", 1_000, 1, MAX_BUDGET_MS)
+        model = PictureModel.read(read)
         read.finish()
         if both:
             raise ConfigError("sensor driver 'images': both 'folder' and 'image' are given: keep one of them")
-        try:
-            plate.check_side(side)
-        except InputInvalid as error:
-            raise read.wrong("side", "give a multiple of 32") from error
         random = context.random if seed is None else Random(seed)
-        return cls(
-            context.prefix, pictures, random, rate_hz, vary, loop, model, preprocess, send, input_name, side, budget_ms,
-            context.skipped,
-        )  # fmt: skip
+        return cls(context.prefix, pictures, random, rate_hz, vary, loop, model, context.skipped)
 
     def samples(self) -> Generator[Sample, None, None]:
         """One sample per frame. :raises ConfigError: no file is a picture; names the first."""
@@ -159,35 +134,13 @@ class ImageFolder:
             "crop": [round(corner, 1) for corner in corners],
             "brightness": round(variation.brightness, 3),
         }
-        infer = self._inference(_shown(picture, variation), corners) if self._model is not None else None
+        infer = self._asked(_shown(picture, variation), corners) if self._model is not None else None
         return Sample(frame / self._rate_hz, f"{self._prefix}/camera", value, sensor=SENSOR, priority=2, infer=infer)
 
-    def _inference(self, rgb: "NDArray[Any]", corners: tuple[float, float, float, float]) -> InferenceSample:
+    def _asked(self, rgb: "NDArray[Any]", corners: tuple[float, float, float, float]) -> InferenceSample:
         assert self._model is not None
-        if self._send == "jpeg":
-            given = _jpeg(rgb)
-        else:
-            given = rgb[None] if self._preprocess == "rgb" else plate.preprocess(rgb, self._side)[plate.INPUT]
-        inputs = {self._input_name: given}
-        if self._preprocess == "rgb":
-            return InferenceSample(self._model, inputs, budget_ms=self._budget_ms)
-        left, top, right, bottom = corners
         height, width, _ = rgb.shape
-        across, down = (right - left) / width, (bottom - top) / height
-
-        def interpret(outputs: "Mapping[str, NDArray[Any]]") -> list[dict[str, float]]:
-            return [
-                plate.PlateBox(
-                    left + box.left * across,
-                    top + box.top * down,
-                    left + box.right * across,
-                    top + box.bottom * down,
-                    box.probability,
-                ).as_value()
-                for box in plate.plates(outputs, self._side, width, height)
-            ]
-
-        return InferenceSample(self._model, inputs, plate.OUTPUTS, self._budget_ms, f"{self._prefix}/plates", interpret)
+        return self._model.asked(self._model.inputs(rgb), (width, height), corners, f"{self._prefix}/plates")
 
 
 def _pictures(read: Options, folder: Path) -> list[Path]:
@@ -229,15 +182,3 @@ def _shown(picture: "Image", variation: _Variation) -> "NDArray[Any]":
         picture = picture.resize(picture.size, Image.Resampling.BILINEAR, box=box)
         picture = ImageEnhance.Brightness(picture).enhance(variation.brightness)
     return np.asarray(picture)
-
-
-def _jpeg(rgb: "NDArray[Any]") -> "NDArray[Any]":
-    """The frame as a camera would send it: ``uint8[bytes]``."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "JPEG", quality=_JPEG_QUALITY)
-    return np.frombuffer(file.getvalue(), np.uint8)

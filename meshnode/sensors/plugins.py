@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GROUP: Final = "meshnode.sensors"
 
 _BUILT_IN: Final = {
+    "camera": "meshnode.sensors.camera.driver:Camera",
     "can": "meshnode.sensors.can_bus.driver:CanDriver",
     "csv": "meshnode.sensors.csv_replay:CsvReplay",
     "fcd": "meshnode.sensors.fcd:FcdReplay",

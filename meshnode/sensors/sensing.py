@@ -60,6 +60,8 @@ class Sensor:
         self.inferences_failed = self.inferences_skipped = self.results_unusable = 0
         self.failures = self.restarts = 0
         self._inferring = False
+        self._newest: Sample | None = None
+        """What the model computes next: a slot of one, so a slow model costs no memory."""
         self._lock = threading.Lock()
         self._whys: dict[str, str] = {}
         self._failed_s: dict[str, float] = {}
@@ -178,29 +180,41 @@ class Sensor:
             assert where is not None, "it was looked at above"
             publisher.put_sensed(sample.value, where, sample.when)
         if sample.infer is not None:
+            self._ask(sample)
+
+    def _ask(self, sample: Sample) -> None:
+        """Have the model compute it: now, or when it is free, unless a newer sample takes its place until then."""
+        with self._lock:
             if self._inferring:
-                self.inferences_skipped += 1
-            else:
-                self._inferring = True
-                asyncio.run_coroutine_threadsafe(self._infer(sample), self._host.loop)
+                self.inferences_skipped += self._newest is not None
+                self._newest = sample
+                return
+            self._inferring = True
+        asyncio.run_coroutine_threadsafe(self._infer_newest(sample), self._host.loop)
+
+    async def _infer_newest(self, sample: Sample | None) -> None:
+        while sample is not None:
+            await self._infer(sample)
+            with self._lock:
+                sample, self._newest = self._newest, None
+                self._inferring = sample is not None
 
     async def _infer(self, sample: Sample) -> None:
         asked = sample.infer
         assert asked is not None
         try:
-            result = await self._inference.infer(asked.model, asked.inputs, asked.outputs, asked.budget_ms)
+            inputs = await asyncio.to_thread(asked.inputs) if callable(asked.inputs) else asked.inputs
+            result = await self._inference.infer(asked.model, inputs, asked.outputs, asked.budget_ms)
         except Exception as error:  # noqa: BLE001 - the driver's inputs may be anything
             self.inferences_failed += 1
             if _is_told(self.inferences_failed):
                 why = error if isinstance(error, MeshError) else repr(error)
                 _log.warning("sensor %s: %d inferences failed, the last: %s", self.name, self.inferences_failed, why)
             return
-        finally:
-            self._inferring = False
         try:
             if asked.key is not None:
                 value = asked.interpret(result.outputs) if asked.interpret is not None else result.outputs
-                self._host.publish(asked.key, value, sensor=sample.sensor or self.name, where=sample.where)
+                self._publish_result(asked.key, value, sample)
         except Exception as error:  # noqa: BLE001 - whatever a driver makes of the outputs
             self.results_unusable += 1
             self._skipped(
@@ -208,6 +222,15 @@ class Sensor:
             )
         else:
             self._good("results")
+
+    def _publish_result(self, key: str, value: Any, sample: Sample) -> None:
+        """What a model says of a sample is of the place and the time of the sample."""
+        where = sample.where or self._host.position
+        if sample.when is None or where is None:
+            self._host.publish(key, value, sensor=sample.sensor or self.name, where=sample.where)
+        else:
+            how = Provenance(sample.sensor or self.name, "1")
+            self._host.kept_publisher(key, how).put_sensed(value, where, sample.when)
 
     def _source_tells(self, why: str) -> None:
         """The driver goes on, and its source gives nothing; an empty text: it does again."""

@@ -52,7 +52,7 @@ def assert_travels(sample: Sample) -> None:
 def test_driver_of_an_unknown_name_lists_those_that_exist() -> None:
     """The message is the only place where a user learns the names."""
     with pytest.raises(
-        ConfigError, match=r"no sensor driver 'imges': did you mean 'images'\? Installed are can, csv, fcd"
+        ConfigError, match=r"no sensor driver 'imges': did you mean 'images'\? Installed are camera, can, csv"
     ):
         driver_named("imges")
     assert {"csv", "fcd", "host", "images"} <= set(available_drivers())
