@@ -56,18 +56,24 @@ file = "video.{suffix}"
 loop = true
 model = "numbers"
 preprocess = "rgb"
+width = {width}
+height = {height}
 budget_ms = 10000
 result = "number"
 """
 _SUFFIXES: Final = {"libx264": "mp4", "mpeg4": "mp4", "mjpeg": "avi"}
 
 
-def calibrated(path: Path, width: int, height: int) -> float:
+INPUT: Final = (320, 180)
+"""Width and height of what the detector is given, to which frames are scaled."""
+
+
+def calibrated(path: Path) -> float:
     """Write a detector that takes ``DETECTOR_S`` on this machine now; returns what it took."""
-    picture = {"image": numbered_video.picture(1, width, height)[None]}
+    picture = {"image": numbered_video.picture(1, *INPUT)[None]}
 
     def took_s(rounds: int) -> float:
-        numbered_video.write_detector(path, rounds, width, height)
+        numbered_video.write_detector(path, rounds, *INPUT)
         session = bare_session(path)
         session.run(None, picture)
         begun_s = time.perf_counter()
@@ -81,7 +87,13 @@ def calibrated(path: Path, width: int, height: int) -> float:
 def prepare_s(folder: Path, suffix: str) -> float:
     """How long one frame takes to become what the model is given, by the processor time of a thread."""
     context = DriverContext(node_id("veh-1"), folder, Random(1))
-    options = {"file": f"video.{suffix}", "model": "numbers", "preprocess": "rgb"}
+    options = {
+        "file": f"video.{suffix}",
+        "model": "numbers",
+        "preprocess": "rgb",
+        "width": INPUT[0],
+        "height": INPUT[1],
+    }
     samples = create_driver("camera", options, context).samples()
     took = []
     for sample, _ in zip(samples, range(60), strict=False):
@@ -115,8 +127,8 @@ async def run(folder: Path, seconds: float, codec: str, size: tuple[int, int], l
     issue(folder / "authority", Role.VEHICLE, "veh-1", folder / "node")
     suffix = _SUFFIXES[codec]
     numbered_video.write_video(folder / "node" / f"video.{suffix}", length, codec, RATE_HZ, width, height)
-    detector_s = calibrated(folder / "node" / "numbers.onnx", width, height)
-    (folder / "node" / "node.toml").write_text(_NODE.format(suffix=suffix))
+    detector_s = calibrated(folder / "node" / "numbers.onnx")
+    (folder / "node" / "node.toml").write_text(_NODE.format(suffix=suffix, width=INPUT[0], height=INPUT[1]))
     frames: list[tuple[float, int]] = []
     results: list[tuple[float, int]] = []
 

@@ -25,6 +25,7 @@ _BUILT_IN: Final = {
     "host": "meshnode.sensors.host:HostMetrics",
     "images": "meshnode.sensors.images:ImageFolder",
     "nmea": "meshnode.sensors.gnss.nmea:NmeaDriver",
+    "series": "meshnode.sensors.series.driver:SeriesReplay",
 }
 
 
