@@ -86,7 +86,7 @@ class VideoSource:
             return ways[code]
         if type(error).__name__ == "ExitError":
             return _SILENT
-        if type(error).__name__ == "InvalidDataError":
+        if type(error).__name__ in {"InvalidDataError", "EOFError"}:
             return "what comes is no video, or ends before its first frame"
         shown = _PASSWORD.sub("…@", str(error))[:200]
         return f"{shown}: {_WAYS_ELSE[self.kind]}"

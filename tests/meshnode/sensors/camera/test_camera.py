@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -333,6 +334,27 @@ def test_stream_of_mpeg_over_tcp_ends_and_that_is_told(tmp_path: Path) -> None:
     )
     watched.stop()
     assert [number_of(shown(sample)) for sample in watched.samples] == list(range(60))
+
+
+def test_node_without_the_extra_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is large, so few nodes have it."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"needs av: pip install 'meshnode\[camera\]'"):
+        create_driver("camera", {"device": "/dev/video0"}, context())
+
+
+def test_stream_of_garbage_is_refused_in_bounded_time() -> None:
+    """Another program listens at that port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as client, contextlib.suppress(OSError):
+            client.sendall(b"".join(b"\x47\x01\x00\x10" + Random(each).randbytes(184) for each in range(2_000)))
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(SourceUnavailable, match="what comes is no video, or ends before its first frame"):
+        checked(create_driver("camera", {"url": url}, context()))
 
 
 def test_logging_of_the_library_stays_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
