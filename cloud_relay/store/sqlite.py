@@ -146,8 +146,8 @@ class Store:
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start: records stored, records that came again, conflicts, failed transactions, batches that
-        gave way in a full queue, fates that were not noted whole because a bound was reached, and times that filling
-        aggregates failed; and batches that wait now."""
+        gave way in a full queue, fates that were not noted whole because a bound was reached, times that filling
+        aggregates failed, and records that can't be read for it; and batches that wait now."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
@@ -157,6 +157,7 @@ class Store:
             "batches_waiting": self._turns.waiting,
             "fates_beyond_bounds": self._fates.beyond_bounds,
             "aggregate_failures": self._aggregates.failures,
+            "aggregate_unreadable": self._aggregates.unreadable,
         }
 
     def close(self) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 from cloud_relay.aggregates.grouping import AggregateRecord, GroupName
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.aggregates.tallies import Tallies
+from cloud_relay.query.searching import every_record
+from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates.keeping import stored_definitions
+from cloud_relay.store.packs.packing import Packer, PackingPolicy
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
-from cloud_relay.store.sqlite import StorableBatch, StorableRecord
+from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
 from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
@@ -63,17 +66,25 @@ def recomputed_groups(path: Path) -> Groups:
     with closing(open_for_reading(path)) as db:
         definitions = stored_definitions(db)
         tallies = Tallies(definitions)
-        for row in db.execute(
-            "SELECT origin, rule, key, unit, latitude_deg, longitude_deg, event_utc_ns, received_utc_ns, value, encoded"
-            " FROM records ORDER BY event_utc_ns"
-        ):
-            tallies.note(AggregateRecord(*row))
+        for record in every_record(db, Query(limit=10**9)):
+            of = record.fields
+            tallies.note(AggregateRecord(*(of[name] for name in AggregateRecord._fields[:-1]), record.encoded))
     found: Groups = {definition.name: {} for definition in definitions.values()}
     for (number, name), tally in tallies.groups.items():
         summary = GroupSummary()
         summary.add(tally.readings)
         found[definitions[number].name][name] = summary.encoded()
     return found
+
+
+def pack(path: Path, store: Store, pack_records: int) -> int:
+    """Pack all records of a store. Returns into how many packs."""
+    policy = PackingPolicy(0.0, 0, pack_records=pack_records, clock=lambda: START_NS + 365 * 86_400 * SECOND)
+    packer = Packer(lambda: open_for_reading(path), store.maintain, policy)
+    made = 0
+    while packer.pack_once():
+        made += 1
+    return made
 
 
 def told_of(path: Path, aggregate: str) -> dict[str, Any]:

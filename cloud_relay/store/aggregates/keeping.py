@@ -17,7 +17,7 @@ from typing import Final
 from cloud_relay.aggregates.definition import AggregateDefinition, stored_definition
 from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.aggregates.tallies import Tallies
-from cloud_relay.store.aggregates.before import newest_number, records_after
+from cloud_relay.store.aggregates.before import newest_number, slice_after
 from cloud_relay.store.aggregates.groups import GroupTable
 from cloud_relay.store.rows import (
     EVENT_COLUMN,
@@ -52,6 +52,8 @@ class KeptAggregates:
         self._db, self._path = db, path
         self.failures = 0
         """Slices that failed."""
+        self.unreadable = 0
+        """Records of damaged packs, at most, which filling passed over."""
         self.pause_s: float | None = None
         """How long to wait for batches before :meth:`work` is called; None: there is nothing to do."""
         try:
@@ -154,17 +156,14 @@ class KeptAggregates:
             "SELECT number FROM aggregates WHERE dropped = 0 AND filled_to = ? AND fill_end = ?", next_slice
         ).fetchall()
         tallies = Tallies({number: self._definitions[number] for (number,) in numbers})
-        count = size_bytes = 0
-        for number, record in records_after(self._db, reached, end):
+        found = slice_after(self._db, reached, end, SLICE_RECORDS, SLICE_BYTES)
+        for record in found.records:
             tallies.note(record)
-            reached, count = number, count + 1
-            size_bytes += len(record.value) + len(record.encoded)
-            if count >= SLICE_RECORDS or size_bytes >= SLICE_BYTES:
-                break
-        else:
-            reached = end
         self._write(tallies)
-        self._db.executemany("UPDATE aggregates SET filled_to = ? WHERE number = ?", [(reached, n) for (n,) in numbers])
+        self._db.executemany(
+            "UPDATE aggregates SET filled_to = ? WHERE number = ?", [(found.reached, n) for (n,) in numbers]
+        )
+        self.unreadable += found.unreadable
         return True
 
     def _drop(self) -> bool:
