@@ -1,8 +1,8 @@
 """The statistics of the relay's parts as metrics: whatever a part counts by name is here without a line of its own.
 
 A number is a family ``cloud_relay_<name>``. A part that has a mapping of numbers is a family with the label ``what``;
-one that has a mapping of mappings, as for several sinks by name, has the label ``part``, too. Texts and None are left
-out. Invariant: the number of series is bounded whatever a part tells: of each family the first ``MAX_NAMES`` names of
+one that has a mapping of mappings, as for several sinks by name, has the label ``part``, too. What is true or false in a
+part is 1 or 0. Texts and None are left out. Invariant: the number of series is bounded whatever a part tells: of each family the first ``MAX_NAMES`` names of
 one mapping have a series, and the rest share ``other``.
 """
 
@@ -19,6 +19,7 @@ MAX_NAMES: Final = 64
 GAUGES: Final = frozenset({
     "requesters", "batches_waiting", "store_bytes", "waiting", "backlog", "backlog_bytes", "behind", "open", "releases",
     "orders_running", "orders_paused", "orders_aborted", "orders_promoted", "oldest_waits_s",
+    "working", "delivered_utc_s",
 })  # fmt: skip
 """Names in statistics that go up and down, in whichever part; all others only grow."""
 
@@ -63,10 +64,10 @@ class CountedParts:
 
 def _numbers(told: Mapping[str, Any], *, nested: bool) -> Iterable[tuple[Labels, float]]:
     for name, value in told.items():
-        if _is_number(value):
+        if isinstance(value, int | float):
             yield (("", name) if nested else (name,)), float(value)
         elif isinstance(value, Mapping):
-            yield from (((name, inner), float(each)) for inner, each in value.items() if _is_number(each))
+            yield from (((name, inner), float(each)) for inner, each in value.items() if isinstance(each, int | float))
 
 
 def _is_number(value: object) -> bool:

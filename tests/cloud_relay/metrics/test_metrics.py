@@ -39,7 +39,10 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def given_scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The page of a relay process that took a batch twice and refused one, as text and as OpenMetrics."""
     folder = tmp_path_factory.mktemp("relay")
-    (folder / "relay.toml").write_text('[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n[http]\nport = 0\n')
+    (folder / "relay.toml").write_text(
+        '[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n[http]\nport = 0\n'
+        '[[sink]]\nname = "down"\nkind = "http"\nurl = "http://127.0.0.1:9/"\n'
+    )
     with RelayProcess(folder) as relay, relay.requester() as requester:
         for sent in (batch(1, 2), batch(1, 2), batch(3, node="v-2")):
             requester.request(encode_frame(sent), 20)
@@ -78,8 +81,14 @@ def test_page_tells_what_nodes_and_programs_did(scraped: tuple[str, str]) -> Non
         ("cloud_relay_batches_waiting", {}, 0),
         ("cloud_relay_http_streams", {}, 0),
         ("cloud_relay_releases_now", {"what": "orders_running"}, 0),
+        ("cloud_relay_sinks_total", {"part": "down", "what": "delivered"}, 0),
+        ("cloud_relay_keeping_total", {"what": "deleted"}, 0),
+        ("cloud_relay_aggregate_failures_total", {}, 0),
     ):
         assert found[name, tuple(sorted(labels.items()))] == value, name
+    assert found["cloud_relay_sinks_now", (("part", "down"), ("what", "working"))] in (0, 1), (
+        "it may not have tried yet"
+    )
     about = next(dict(labels) for name, labels in found if name == "cloud_relay_info")
     assert (about["relay"], about["mesh"]) == ("relay-1", "demo")
     assert found["process_resident_memory_bytes", ()] > 0
