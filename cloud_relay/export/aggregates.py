@@ -32,7 +32,7 @@ _HIDDEN: Final = frozenset(("aggregate", "bucket_ns", "cell_deg", "sum", "percen
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    for name, text in reversed([(name, text) for name, text in KEPT_FILTERS.items() if name != "name"]):
+    for name, text in reversed(KEPT_FILTERS.items()):
         command = click.option(f"--{name}", metavar="TEXT", help=text)(command)
     return command
 
@@ -136,7 +136,7 @@ def _opened(config_path: Path, store_path: Path | None) -> Iterator[Connection]:
 
 def _query(name: str, given: dict[str, str | None], limit: int) -> KeptQuery:
     texts = {key: text for key, text in given.items() if text is not None}
-    query = untrusted_kept(texts | {"name": name}, UtcNs(time.time_ns()))
+    query = untrusted_kept(name, texts, UtcNs(time.time_ns()))
     return replace(query, groups=replace(query.groups, limit=limit))
 
 

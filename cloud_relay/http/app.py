@@ -27,7 +27,7 @@ from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
 from cloud_relay.http.kept import FollowedGroups, kept_answer, kept_list
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
-from cloud_relay.http.reception import METHODS, Reception
+from cloud_relay.http.reception import METHODS, KnownPath, Reception
 from cloud_relay.http.streaming import Followed, FollowedRecords, Streams, untrusted_number
 from cloud_relay.http.tokens import TokenRole
 from cloud_relay.metrics.families import gauge
@@ -35,7 +35,7 @@ from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.stored import store_figures
 from cloud_relay.query.aggregating import aggregates, untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
-from cloud_relay.query.kept import KEPT_STREAM_FILTERS, untrusted_kept
+from cloud_relay.query.kept import KEPT_STREAM_FILTERS, check_is_kept, untrusted_kept
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
@@ -54,11 +54,11 @@ EVENTS: Final = ("text/event-stream",)
 KINDS: Final = {
     "/v1/records": (*JSON, ARROW),
     "/v1/newest": (*JSON, ARROW),
-    "/v1/aggregates/stream": EVENTS,
+    "/v1/aggregates/kept/{name}/stream": EVENTS,
     "/v1/stream": EVENTS,
     "/metrics": ("text/plain", "application/openmetrics-text"),
 }
-"""Media types of answers, by path; else JSON."""
+"""Media types of answers, by the template of the path; else JSON."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -96,7 +96,8 @@ class RelayApi:
                 Route("/v1/aggregates", viewer(self.aggregates)),
                 Route("/v1/series", viewer(self.series)),
                 Route("/v1/aggregates/kept", viewer(self.kept)),
-                Route("/v1/aggregates/stream", viewer(self.group_stream)),
+                Route("/v1/aggregates/kept/{name}", viewer(self.kept_groups)),
+                Route("/v1/aggregates/kept/{name}/stream", viewer(self.group_stream)),
                 Route("/v1/stream", viewer(self.stream)),
                 Route("/v1/statistics", operator(self.statistics)),
                 Route("/metrics", operator(self.metrics)),
@@ -105,11 +106,16 @@ class RelayApi:
             ],
             exception_handlers={MeshError: _mesh_error, HTTPException: _http_error, Exception: _our_bug},
         )
-        kinds = {route.path: KINDS.get(route.path, JSON) for route in app.routes if isinstance(route, Route)}
+        routes = [route for route in app.routes if isinstance(route, Route)]
+
+        def known(path: str) -> KnownPath | None:
+            found = next((route.path for route in routes if route.path_regex.match(path)), None)
+            return None if found is None else KnownPath(found, KINDS.get(found, JSON))
+
         app.add_middleware(
             Reception,
             keeps_pages_out=self._doorkeeper.is_open,
-            kinds_of=kinds.get,
+            known=known,
             observe=self._metrics.questions.observe,
         )
         app.router.redirect_slashes = False
@@ -137,15 +143,9 @@ class RelayApi:
         return await self._answers.page(request, repr((query, "newest", after)), find)
 
     async def aggregates(self, request: Request) -> Response:
-        """Numbers about many records: those of an aggregate that is kept, or computed now."""
-        given = _given(request)
-        if "name" in given:
-            return await kept_answer(self._answers, request, untrusted_kept(given, UtcNs(time.time_ns())))
-        for only_kept in ("unit", *PAGING):
-            if only_kept in given:
-                raise HttpProblem(400, f"{only_kept} is for an aggregate that is kept: add its name, or leave it out")
+        """Numbers about many records, computed now."""
         try:
-            query = untrusted_aggregates(given, UtcNs(time.time_ns()))
+            query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
             return _nothing(request, {"groups": []}, error)
         return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
@@ -162,11 +162,21 @@ class RelayApi:
         """What each kept aggregate is."""
         return await kept_list(self._answers, request)
 
+    async def kept_groups(self, request: Request) -> Response:
+        """A page of the groups of a kept aggregate."""
+        name = request.path_params["name"]
+        try:
+            query = untrusted_kept(name, _given(request), UtcNs(time.time_ns()))
+        except NothingMatches as error:
+            await self._answers.read(partial(check_is_kept, name=name))
+            return _nothing(request, {"groups": [], "cursor": None}, error)
+        return await kept_answer(self._answers, request, query)
+
     async def group_stream(self, request: Request) -> Response:
         """Groups of a kept aggregate as they change."""
-        if request.method == "HEAD":
-            return Response(None, 200, media_type="text/event-stream")
-        query = untrusted_kept(_given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS)
+        query = untrusted_kept(
+            request.path_params["name"], _given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS
+        )  # fmt: skip
         return await self._stream(request, FollowedGroups(query))
 
     async def stream(self, request: Request) -> Response:

@@ -11,20 +11,20 @@ from starlette.responses import Response
 
 from cloud_relay.export.columns import EXPORTED, row_of_record
 from cloud_relay.export.opening import opener
+from cloud_relay.http.accepting import is_named, weight_of
 from cloud_relay.http.problems import HttpProblem
 from cloud_relay.query.searching import RecordPage
 from protocols.base.errors import ConfigError
 
 MEDIA_TYPE: Final = "application/vnd.apache.arrow.stream"
-_OTHERS: Final = ("application/json", "application/*", "*/*")
-"""What a client may take instead; JSON is one of each."""
+_JSON: Final = "application/json"
 
 
 def prefers_arrow(request: Request) -> bool:
-    """Whether the client would rather have Arrow than JSON (RFC 9110, section 12.5.1)."""
-    weights = dict(_weighed(part) for part in request.headers.get("accept", "").lower().split(","))
-    arrow = weights.get(MEDIA_TYPE, 0.0)
-    return arrow > 0 and arrow >= max(weights.get(other, 0.0) for other in _OTHERS)
+    """Whether the client would rather have Arrow than JSON: it names Arrow and wants it as much, or takes no JSON."""
+    accepted = ",".join(request.headers.getlist("accept"))
+    arrow, as_json = weight_of(accepted, MEDIA_TYPE), weight_of(accepted, _JSON)
+    return arrow > 0 and (as_json == 0 or (is_named(accepted, MEDIA_TYPE) and arrow >= as_json))
 
 
 def arrow_response(page: RecordPage, given: dict[str, str], headers: dict[str, str]) -> Response:
@@ -44,16 +44,3 @@ def arrow_response(page: RecordPage, given: dict[str, str], headers: dict[str, s
         out.add(row_of_record(record))
     out.close()
     return Response(body.getvalue(), 200, headers, MEDIA_TYPE)
-
-
-def _weighed(part: str) -> tuple[str, float]:
-    """A media type of an ``Accept``, and how much it is wanted."""
-    name, *parameters = (piece.strip() for piece in part.split(";"))
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            try:
-                return name, float(value)
-            except ValueError:
-                return name, 0.0
-    return name, 1.0

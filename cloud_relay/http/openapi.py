@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
-from cloud_relay.http.parameters import parameter
+from cloud_relay.http.parameters import name_in_path, parameter
 from cloud_relay.query.aggregating import AGGREGATING, PERCENTILES
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.kept import KEPT_FILTERS, KEPT_STREAM_FILTERS
@@ -22,12 +22,14 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
     """The description. ``version`` is that of the software. ``is_open``: whether everybody may ask."""
     problem = {"$ref": "#/components/responses/Problem"}
 
-    def operation(summary: str, names: tuple[str, ...], answer: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def operation(
+        summary: str, names: tuple[str, ...], answer: dict[str, Any], along: str = "record", **more: Any
+    ) -> dict[str, Any]:
         return {
             "get": {
                 **more,
                 "summary": summary,
-                "parameters": [parameter(name, cursor_is_key=names is _NEWEST) for name in names],
+                "parameters": [parameter(name, along) for name in names],
                 "responses": {"200": answer, "304": {"description": "As the client has it."}, "default": problem},
             }
         }
@@ -42,11 +44,10 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
         "info": {"title": "Records of the relay", "version": version},
         "paths": {
             "/v1/records": operation("Records, newest first.", (*FILTERS, *PAGING), page),
-            "/v1/newest": operation("The newest record of each key, in the order of the keys.", _NEWEST, page),
+            "/v1/newest": operation("The newest record of each key, in the order of the keys.", _NEWEST, page, "key"),
             "/v1/aggregates": operation(
-                "How many records there are in each group, and the mean, extremes and percentiles of their values: "
-                "with a name those of an aggregate that is kept, a page at a time, else computed now.",
-                (*KEPT_FILTERS, "min_quality", *AGGREGATING, *PAGING),
+                "How many records there are in each group, and the mean, extremes and percentiles of their values.",
+                (*FILTERS, *AGGREGATING),
                 _object(),
             ),
             "/v1/series": operation(
@@ -58,11 +59,23 @@ def described(version: str, *, is_open: bool = True) -> dict[str, Any]:
                 },
             ),
             "/v1/aggregates/kept": operation("What each kept aggregate is, and how far it is.", (), _object()),
-            "/v1/aggregates/stream": operation(
-                "Groups of a kept aggregate as they change, as server-sent events; goes on after a Last-Event-ID.",
-                KEPT_STREAM_FILTERS,
-                {"description": "Events group, dropped and ended.", "content": {"text/event-stream": {}}},
-            ),
+            "/v1/aggregates/kept/{name}": {
+                "parameters": [name_in_path()],
+                **operation(
+                    "The groups of a kept aggregate, a page at a time. One that it is not by can't be asked for.",
+                    (*KEPT_FILTERS, *PAGING),
+                    _object(),
+                    "group",
+                ),
+            },
+            "/v1/aggregates/kept/{name}/stream": {
+                "parameters": [name_in_path()],
+                **operation(
+                    "Groups of a kept aggregate as they change, as server-sent events; goes on after a Last-Event-ID.",
+                    KEPT_STREAM_FILTERS,
+                    {"description": "Events group, dropped and ended.", "content": {"text/event-stream": {}}},
+                ),
+            },
             "/v1/stream": operation(
                 "Records as they are stored, as server-sent events; goes on after a Last-Event-ID.",
                 STREAM_FILTERS,

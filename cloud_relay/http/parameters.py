@@ -7,7 +7,7 @@ The patterns are in the dialect of OpenAPI (ECMA-262). They spell out what :mod:
 from typing import Any, Final
 
 from cloud_relay.query.aggregating import AGGREGATING, GROUPINGS
-from cloud_relay.query.kept import KEPT_FILTERS
+from cloud_relay.query.kept import KEPT_FILTERS, KEPT_NAME, MAX_CURSOR_CHARS, TEXT_OF_CURSOR
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, PAGING
 from cloud_relay.query.series import CHARTING, DEFAULT_POINTS, MAX_POINTS
 from protocols.base.limits import MAX_DOUBLE_WILDCARDS, MAX_KEY_BYTES, MAX_KEY_CHUNKS, MAX_TEXT_CHARS
@@ -64,7 +64,6 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
         "type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "enum": list(GROUPINGS)},
         "default": ["key"],
     },
-    "name": _text("^[a-z0-9][a-z0-9_-]{0,62}$"),
     "unit": _text(f"^{_SHOWN}+$", minLength=1, maxLength=MAX_TEXT_CHARS),
     "points": {"type": "integer", "minimum": 1, "maximum": MAX_POINTS, "default": DEFAULT_POINTS},
     "bucket": _text("^[1-9][0-9]{0,5}[smhd]$"),
@@ -73,12 +72,33 @@ _JOINED: Final = ("by",)
 """Lists that are joined by commas."""
 
 
-def parameter(name: str, *, cursor_is_key: bool = False) -> dict[str, Any]:
-    """The description of a parameter of the URL. ``cursor_is_key``: pages go along keys."""
+CURSORS: Final = {
+    "record": _SCHEMAS["cursor"],
+    "key": _key(_KEY),
+    "group": _text(
+        rf"^{_INTEGER}\.-?[0-9]{{1,10}}\.-?[0-9]{{1,10}}(?:\.{TEXT_OF_CURSOR}){{4}}$", maxLength=MAX_CURSOR_CHARS
+    ),
+}
+"""What the cursor of a page may be, by what pages go along."""
+
+
+def parameter(name: str, along: str = "record") -> dict[str, Any]:
+    """The description of a parameter of the URL. ``along``: see :data:`CURSORS`."""
     described = {
         "name": name,
         "in": "query",
         "description": {**FILTERS, **PAGING, **AGGREGATING, **CHARTING, **KEPT_FILTERS}[name],
-        "schema": _key(_KEY) if name == "cursor" and cursor_is_key else _SCHEMAS[name],
+        "schema": CURSORS[along] if name == "cursor" else _SCHEMAS[name],
     }
     return described | ({"style": "form", "explode": False} if name in _JOINED else {})
+
+
+def name_in_path() -> dict[str, Any]:
+    """The description of the name of a kept aggregate, as a part of the path."""
+    return {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "description": KEPT_NAME,
+        "schema": _text("^[a-z0-9][a-z0-9_-]{0,62}$"),
+    }

@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
+from cloud_relay.query.kept import UnknownAggregate
 from protocols.base.errors import LocalProtocolError, MeshError, StorageError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -30,6 +31,8 @@ def response_to(error: MeshError) -> Response:
     match error:
         case HttpProblem():
             return problem_response(error.status, str(error), error.headers)
+        case UnknownAggregate():
+            return problem_response(404, str(error))
         case LocalProtocolError():
             return problem_response(400, str(error))
         case StorageError():

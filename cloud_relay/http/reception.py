@@ -8,12 +8,13 @@ server leaves out, and closes connections that have become too old.
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud_relay.http.accepting import weight_of
 from cloud_relay.http.access import is_too_old
 from cloud_relay.http.problems import problem_response
 from meshnode.http.guard import refusal_of
@@ -22,20 +23,30 @@ OTHER: Final = "other"
 METHODS: Final = "GET, HEAD, OPTIONS"
 
 
+class KnownPath(NamedTuple):
+    """A path that there is."""
+
+    template: str
+    """With names in braces for what differs: there are few of them."""
+    kinds: tuple[str, ...]
+    """The media types of its answers."""
+
+
 class Reception:
-    """Middleware. ``kinds_of(path)``: the media types of the answers of a path; None: there is no such path.
-    ``observe(seconds, path, status)`` is called when an answer begins; all paths that there are not are one."""
+    """Middleware. ``known(path)``: what there is under a path; None: there is no such path. ``observe(seconds, path,
+    status)`` is called with its template when an answer begins; all paths that there are not are one."""
 
     def __init__(
-        self, app: ASGIApp, *, keeps_pages_out: bool, kinds_of: Callable[[str], tuple[str, ...] | None],
+        self, app: ASGIApp, *, keeps_pages_out: bool, known: Callable[[str], KnownPath | None],
         observe: Callable[[float, str, str], None],
     ) -> None:  # fmt: skip
-        self._app, self._keeps_pages_out, self._kinds_of, self._observe = app, keeps_pages_out, kinds_of, observe
+        self._app, self._keeps_pages_out, self._known, self._observe = app, keeps_pages_out, known, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         closes, began_s = is_too_old(scope), time.monotonic()
-        path = scope["path"] if self._kinds_of(scope["path"]) is not None else OTHER
+        known = self._known(scope["path"])
+        path = OTHER if known is None else known.template
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -45,19 +56,19 @@ class Reception:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        early = self._early(scope)
+        early = self._early(scope, known)
         try:
             await (self._app if early is None else early)(scope, receive, sent)
         except ClientDisconnect:
             return  # the client has gone
 
-    def _early(self, scope: Scope) -> Response | None:
+    def _early(self, scope: Scope, known: KnownPath | None) -> Response | None:
         """The answer to a request that goes no further."""
         refusal = refusal_of(scope) if self._keeps_pages_out else None
         if refusal is not None:
             return problem_response(403, refusal)
-        kinds, method = self._kinds_of(scope["path"]), scope["method"]
-        if kinds is None or method not in ("GET", "HEAD", "OPTIONS"):
+        method = scope["method"]
+        if known is None or method not in ("GET", "HEAD", "OPTIONS"):
             return None  # the router says so
         if _has_body(scope):
             # What is left of it would be read as the next request.
@@ -67,25 +78,11 @@ class Reception:
         if method == "OPTIONS":
             return Response(None, 204, {"allow": METHODS})
         accepted = ",".join(_values(scope, b"accept"))
-        if not any(takes(accepted, kind) for kind in kinds):
-            return problem_response(406, f"Accept is {accepted[:80]!r}: this is only to be had as {' or '.join(kinds)}")
+        if not any(weight_of(accepted, kind) for kind in known.kinds):
+            return problem_response(
+                406, f"Accept is {accepted[:80]!r}: this is only to be had as {' or '.join(known.kinds)}"
+            )
         return None
-
-
-def takes(accepted: str, kind: str) -> bool:
-    """Whether an ``Accept`` header takes a media type; an empty one takes anything."""
-    if not accepted.strip():
-        return True
-    weights: dict[str, bool] = {}
-    for part in accepted.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        weights[name] = not any(
-            parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters
-        )
-    for name in (kind, f"{kind.partition('/')[0]}/*", "*/*"):  # the most exact one decides
-        if name in weights:
-            return weights[name]
-    return False
 
 
 def _has_body(scope: Scope) -> bool:

@@ -1,9 +1,9 @@
 """The statistics of the relay's parts as metrics: whatever a part counts by name is here without a line of its own.
 
 A number is a family ``cloud_relay_<name>``. A part that has a mapping of numbers is a family with the label ``what``;
-one that has a mapping of mappings, as for several sinks by name, has the label ``part``, too. What is true or false in a
-part is 1 or 0. Texts and None are left out. Invariant: the number of series is bounded whatever a part tells: of each family the first ``MAX_NAMES`` names of
-one mapping have a series, and the rest share ``other``.
+one that has a mapping of mappings, as for several sinks by name, has the label ``part``, too. What is true or false in
+a part is 1 or 0. Texts and None are left out. Invariant: the number of series is bounded whatever a part tells: of each
+family the first ``MAX_NAMES`` names of one mapping have a series, and the rest share ``other``.
 """
 
 import re

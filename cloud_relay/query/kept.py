@@ -6,21 +6,29 @@ all the while exactly once. A filter of time selects buckets that have a part of
 of it: what is kept can't be divided any further.
 """
 
+import re
 import sqlite3
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
-
-import msgspec
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.grouping import UNITS_PER_DEGREE, GroupName
 from cloud_relay.aggregates.summary import COUNTS, EXTREMES, GroupSummary, percentile_name
 from cloud_relay.query.searching import PATIENCE_S
-from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, MAX_PAGE_RECORDS, PAGING, Box, Query, untrusted_query
+from cloud_relay.query.selection import (
+    FILTERS,
+    LAST_UTC_NS,
+    MAX_PAGE_RECORDS,
+    PAGING,
+    Box,
+    NothingMatches,
+    Query,
+    shape_of,
+    untrusted_query,
+)
 from cloud_relay.store.aggregates.keeping import stored_definitions
 from cloud_relay.store.aggregates.tables import NAME_COLUMNS
 from cloud_relay.store.schema import AGGREGATES_VERSION, store_version
@@ -29,8 +37,8 @@ from protocols.base.ids import UtcNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_TEXT_CHARS
 
+KEPT_NAME: Final = "The name of an aggregate that the relay keeps."
 KEPT_FILTERS: Final[Mapping[str, str]] = {
-    "name": "The name of an aggregate that the relay keeps.",
     **{name: text for name, text in FILTERS.items() if name != "min_quality"},
     "unit": "The unit of the values, a UCUM symbol.",
 }
@@ -40,7 +48,10 @@ MAX_CHANGED_GROUPS: Final = 1_024
 """Groups that one look at changes finds."""
 _CHUNK: Final = 2_048
 """Entries of the index that are looked at at once."""
-_MAX_CURSOR_CHARS: Final = 2_048
+MAX_CURSOR_CHARS: Final = 4_096
+"""A key of 200 bytes, a node, and a rule and a unit of 200 characters of up to four bytes each take 2,500."""
+TEXT_OF_CURSOR: Final = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
+_CURSOR: Final = re.compile(r"([0-9]{1,19})\.(-?[0-9]{1,10})\.(-?[0-9]{1,10})" + rf"\.({TEXT_OF_CURSOR})" * 4, re.ASCII)
 _STATE: Final = (
     "SELECT number, name, made_utc_ns, filled_to, fill_end, floor_utc_ns, below_floor, let_go, beyond, beyond_named,"
     " ahead, (SELECT count(*) FROM aggregate_groups WHERE aggregate = aggregates.number) FROM aggregates"
@@ -90,24 +101,41 @@ class ChangedGroups(NamedTuple):
     """The number of the last change that there is."""
 
 
+class UnknownAggregate(LocalProtocolError):
+    """No aggregate of that name is kept."""
+
+
 def untrusted_kept(
-    given: Mapping[str, str], now: UtcNs, names: tuple[str, ...] = (*KEPT_FILTERS, *PAGING)
+    name: str, given: Mapping[str, str], now: UtcNs, names: tuple[str, ...] = (*KEPT_FILTERS, *PAGING)
 ) -> KeptQuery:
-    """The question in texts by name. :raises LocalProtocolError: names the value that is wrong, and the way out."""
+    """The question about an aggregate in texts by name, of which only ``names`` may be there.
+
+    :raises LocalProtocolError: names the value that is wrong, and the way out. It is NothingMatches only if nothing
+        else is wrong.
+    """
     texts = dict(given)
-    name, unit, cursor = texts.pop("name", ""), texts.pop("unit", None), texts.pop("cursor", None)
-    if not name:
-        raise LocalProtocolError("the query has no name of an aggregate: add one, as in name=speed")
-    if unit is not None and not (0 < len(unit) <= MAX_TEXT_CHARS and unit.isprintable()):
+    unit, cursor = texts.pop("unit", None), texts.pop("cursor", None)
+    if unit is not None and not (0 < len(unit) <= MAX_TEXT_CHARS and shape_of(unit).isprintable()):
         raise LocalProtocolError(f"unit {unit[:40]!r} is no unit: use a UCUM symbol such as m/s")
+    after = None if cursor is None else group_at(cursor)
     query = untrusted_query(texts, now, names)
-    return KeptQuery(name, query, unit, None if cursor is None else group_at(cursor))
+    if unit is not None and not unit.isprintable():
+        raise NothingMatches(f"unit {unit[:40]!r} has a character that can't be shown: use a UCUM symbol such as m/s")
+    return KeptQuery(name, query, unit, after)
+
+
+def check_is_kept(db: sqlite3.Connection, name: str) -> None:
+    """:raises UnknownAggregate: there is no such aggregate.
+    :raises StorageError: the store is of an earlier version.
+    """
+    _aggregate(db, name)
 
 
 def kept_page(db: sqlite3.Connection, query: KeptQuery, patience_s: float = PATIENCE_S) -> KeptPage:
     """One page. It may have fewer groups than were asked for, even none, and still be followed by another one.
 
-    :raises LocalProtocolError: there is no such aggregate, or it has no groups of what is asked for.
+    :raises UnknownAggregate: there is no such aggregate.
+    :raises LocalProtocolError: it has no groups of what is asked for.
     :raises StorageError: the store is of an earlier version.
     """
     ends_s = time.monotonic() + patience_s
@@ -242,20 +270,23 @@ def group_form(definition: AggregateDefinition, group: KeptGroup) -> dict[str, A
 
 
 def cursor_after(name: GroupName) -> str:
-    """The text that the place of a group is told as."""
-    return urlsafe_b64encode(msgspec.msgpack.encode(name)).decode().rstrip("=")
+    """The text that the place of a group is told as: its numbers, and its texts in base64, so that the description of
+    the API can say what a cursor may be."""
+    numbers = (name.bucket_utc_ns, name.south_e7, name.west_e7)
+    texts = (name.key, name.origin, name.rule, name.unit)
+    return ".".join((*map(str, numbers), *(urlsafe_b64encode(text.encode()).decode().rstrip("=") for text in texts)))
 
 
 def group_at(cursor: str) -> GroupName:
     """The place that a cursor tells. :raises LocalProtocolError: it tells none."""
-    name = None
-    if len(cursor) <= _MAX_CURSOR_CHARS:
-        with suppress(ValueError, msgspec.MsgspecError):
-            data = urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
-            name = GroupName(*msgspec.msgpack.decode(data, type=tuple[int, str, str, str, str, int, int]))
-    if name is None or max(map(abs, (name.bucket_utc_ns, name.south_e7, name.west_e7))) > LAST_UTC_NS:
+    found = _CURSOR.fullmatch(cursor) if len(cursor) <= MAX_CURSOR_CHARS else None
+    if found is None or int(found[1]) > LAST_UTC_NS:
         raise LocalProtocolError(f"cursor {cursor[:60]!r} is not one that a page had: give it unchanged")
-    return name
+    bucket, south, west, *texts = found.groups()
+    key, origin, rule, unit = (
+        urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode(errors="replace") for text in texts
+    )
+    return GroupName(int(bucket), key, origin, rule, unit, int(south), int(west))
 
 
 # --- which groups ----------------------------------------------------------------------------------------------------
@@ -264,7 +295,7 @@ def _aggregate(db: sqlite3.Connection, name: str) -> tuple[int, AggregateDefinit
     found = {definition.name: (number, definition) for number, definition in stored_definitions(db).items()}
     if name not in found:
         known = f"known are {', '.join(sorted(found))}" if found else "none is kept: add [[aggregate]] to relay.toml"
-        raise LocalProtocolError(f"there is no aggregate {name[:40]!r}: {known}")
+        raise UnknownAggregate(f"there is no aggregate {name[:40]!r}: {known}")
     return found[name]
 
 

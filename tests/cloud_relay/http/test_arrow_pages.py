@@ -56,14 +56,16 @@ def test_either_form_has_an_entity_tag_of_its_own(web: RelayWeb) -> None:
     ("accept", "is_arrow"),
     [
         (ARROW, True), (f"{ARROW};q=0.5, */*;q=0.1", True), (f"{ARROW}, application/json", True), (ARROW.upper(), True),
-        ("", False), ("*/*", False), ("application/json", False), (f"{ARROW};q=0", False), (f"{ARROW};q=x", False),
-        (f"{ARROW};q=0.1, application/json", False), (";;,,;q=", False), ("text/html", False),
+        ("application/json;q=0, */*", True), ("", False), ("*/*", False), ("application/json", False),
+        (f"{ARROW};q=0.1, application/json", False), (f"{ARROW};q=x, */*", False), ("application/*;q=0.3", False),
+        (f"{ARROW};q=0", None), (f"{ARROW};q=x", None), (";;,,;q=", None), ("text/html", None),
     ],
 )  # fmt: skip
-def test_form_is_what_the_client_wants_most(web: RelayWeb, accept: str, is_arrow: bool) -> None:
-    """JSON is what everybody gets who does not ask for something else."""
+def test_form_is_what_the_client_wants_most(web: RelayWeb, accept: str, is_arrow: bool | None) -> None:
+    """JSON is what everybody gets who does not ask for something else, and nobody who does not take it."""
     answer = web.get("/v1/records", headers={"accept": accept})
-    assert (answer.status, answer.headers["content-type"]) == (200, ARROW if is_arrow else "application/json")
+    kind = "application/problem+json" if is_arrow is None else ARROW if is_arrow else "application/json"
+    assert (answer.status, answer.headers["content-type"]) == (406 if is_arrow is None else 200, kind)
 
 
 def test_relay_without_the_library_says_so(web: RelayWeb, monkeypatch: pytest.MonkeyPatch) -> None:

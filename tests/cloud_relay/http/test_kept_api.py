@@ -31,7 +31,7 @@ def test_groups_come_page_by_page_and_tell_the_next_one(web: RelayWeb) -> None:
     """A program follows the cursor, or the header."""
     for number in (1, 61, 121):
         web.relay.send(batch(number, value=float(number), following=999))
-    first = web.get("/v1/aggregates", name="speed", limit=2, order="oldest")
+    first = web.get("/v1/aggregates/kept/speed", limit=2, order="oldest")
     assert first.status == 200
     assert [group["mean"] for group in first.json["groups"]] == [1.0, 61.0]
     target = first.headers["link"].split(">")[0][1:]
@@ -45,28 +45,28 @@ def test_groups_come_page_by_page_and_tell_the_next_one(web: RelayWeb) -> None:
         "others": 0, "min": 121.0, "mean": 121.0, "max": 121.0, "sum": 121.0, "p50": 121.0,
         "percentile_error": 2**-7, "change": 3,
     }  # fmt: skip
-    assert web.get("/v1/aggregates").json["groups"][0]["records"] == 3, "without a name they are computed now"
+    assert web.get("/v1/aggregates").json["groups"][0]["records"] == 3, "these are computed now"
 
 
 def test_entity_tag_changes_only_with_the_groups(web: RelayWeb) -> None:
     """A board that asks each second must cost nothing while nothing comes."""
     web.relay.send(batch(1, value=1.0, following=999))
-    answer = web.get("/v1/aggregates", name="speed")
+    answer = web.get("/v1/aggregates/kept/speed")
     known = {"if-none-match": answer.headers["etag"]}
-    assert web.get("/v1/aggregates", headers=dict(known), name="speed").status == 304
+    assert web.get("/v1/aggregates/kept/speed", headers=dict(known)).status == 304
     web.relay.send(batch(1, value=1.0, following=999))
-    assert web.get("/v1/aggregates", headers=dict(known), name="speed").status == 304
+    assert web.get("/v1/aggregates/kept/speed", headers=dict(known)).status == 304
     listed = {"if-none-match": web.get("/v1/aggregates/kept").headers["etag"]}
     assert web.get("/v1/aggregates/kept", headers=dict(listed)).status == 304
     web.relay.send(batch(2, value=2.0, following=999))
-    assert web.get("/v1/aggregates", headers=dict(known), name="speed").json["groups"][0]["records"] == 2
+    assert web.get("/v1/aggregates/kept/speed", headers=dict(known)).json["groups"][0]["records"] == 2
     assert web.get("/v1/aggregates/kept", headers=dict(listed)).json["aggregates"][0]["groups"] == 1
 
 
 def test_stream_shows_groups_as_they_change_and_goes_on_where_it_ended(web: RelayWeb) -> None:
     """A late record changes an hour that was shown already: who follows must see it."""
     web.relay.send(batch(1, 61, value=1.0, following=999))
-    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed")) as stream:
+    with closing(EventStream(web.server.port, "/v1/aggregates/kept/speed/stream")) as stream:
         assert stream.answer.getheader("content-type", "").startswith("text/event-stream")
         web.relay.send(batch(2, value=3.0, following=999))
         name, group = stream.event() or ("", {})
@@ -76,41 +76,64 @@ def test_stream_shows_groups_as_they_change_and_goes_on_where_it_ended(web: Rela
     web.relay.send(batch(62, value=3.0, following=999))
     web.relay.send(batch(63, value=3.0, following=999))
     headers = {"last-event-id": last}
-    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed", headers)) as stream:
+    with closing(EventStream(web.server.port, "/v1/aggregates/kept/speed/stream", headers)) as stream:
         name, group = stream.event() or ("", {})
         assert (name, group["records"]) == ("group", 3), "it is shown as it is now, once"
-    with closing(EventStream(web.server.port, "/v1/aggregates/stream?name=speed", {"last-event-id": "0"})) as stream:
+    with closing(EventStream(web.server.port, "/v1/aggregates/kept/speed/stream", {"last-event-id": "0"})) as stream:
         assert [(stream.event() or ("", {}))[1]["records"] for _ in range(2)] == [2, 3]
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "status", "said"),
     [
-        ("/v1/aggregates?name=nope", "known are speed"),
-        ("/v1/aggregates?name=speed&box=0,0,1,1", "has no cells"),
-        ("/v1/aggregates?name=speed&by=key", "unknown name 'by'"),
-        ("/v1/aggregates?name=speed&cursor=%2500", "give it unchanged"),
-        ("/v1/aggregates/stream", "no name of an aggregate"),
-        ("/v1/aggregates/stream?name=nope", "known are speed"),
-        ("/v1/aggregates/stream?name=speed&since=1h", "unknown name 'since'"),
+        ("/v1/aggregates/kept/nope", 404, "known are speed"),
+        ("/v1/aggregates/kept/nope?since=2&until=1", 404, "known are speed"),
+        ("/v1/aggregates/kept/SPEED%00", 404, "known are speed"),
+        ("/v1/aggregates/kept/speed/none", 404, "/v1/openapi.json lists what there is"),
+        ("/v1/aggregates/kept/", 404, "/v1/openapi.json lists what there is"),
+        ("/v1/aggregates/kept/speed?box=0,0,1,1", 400, "has no cells"),
+        ("/v1/aggregates/kept/speed?origin=v-1", 400, "is not by origin"),
+        ("/v1/aggregates/kept/speed?by=key", 400, "unknown name 'by'"),
+        ("/v1/aggregates/kept/speed?unit=", 400, "is no unit"),
+        ("/v1/aggregates/kept/speed?cursor=%2500", 400, "give it unchanged"),
+        ("/v1/aggregates/kept/nope/stream", 404, "known are speed"),
+        ("/v1/aggregates/kept/speed/stream?since=1h", 400, "unknown name 'since'"),
+        ("/v1/aggregates?name=speed", 400, "unknown name 'name'"),
     ],
 )
-def test_wrong_question_is_a_problem_with_the_way_out(web: RelayWeb, target: str, said: str) -> None:
+def test_wrong_question_is_a_problem_with_the_way_out(web: RelayWeb, target: str, status: int, said: str) -> None:
     """As everywhere."""
     answer = web.get(target)
-    assert answer.status == 400
+    assert answer.status == status
     assert said in answer.json["detail"]
 
 
-def test_description_and_tokens_know_the_new_paths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("question", [{"since": "2", "until": "1"}, {"unit": "m\u2028"}, {"key": "veh/\u2028"}])
+def test_question_that_nothing_can_answer_is_no_error(web: RelayWeb, question: dict[str, str]) -> None:
+    """A program that a person types into gets an empty page and a note, as for records."""
+    answer = web.get("/v1/aggregates/kept/speed", **question)
+    assert (answer.status, answer.json["groups"], answer.json["cursor"]) == (200, [], None)
+    assert answer.json["note"]
+
+
+def test_paths_with_names_share_a_label(web: RelayWeb) -> None:
+    """Whoever asks for names that there are not must not make a series of each."""
+    for number in range(5):
+        web.get(f"/v1/aggregates/kept/n-{number}")
+    text = web.get("/metrics").body.decode()
+    assert 'cloud_relay_http_request_seconds_count{path="/v1/aggregates/kept/{name}",status="404"} 5.0' in text
+    assert "n-0" not in text
+
+
+def test_tokens_know_the_paths(tmp_path: Path) -> None:
     """A stranger gets nothing; a viewer all of it."""
     with closing(RelayWeb(tmp_path, tokens_required=True, aggregates=(SPEED,))) as web:
         viewer = TokenFile(tmp_path / FILE).create("board", TokenRole.VIEWER, 0, None)
-        for path in ("/v1/aggregates/kept", "/v1/aggregates?name=speed"):
+        for path in ("/v1/aggregates/kept", "/v1/aggregates/kept/speed"):
             assert web.get(path).status == 401
             assert web.get(path, token=viewer).status == 200
-        assert web.get("/v1/aggregates/stream?name=speed").status == 401
-        assert {"/v1/aggregates/kept", "/v1/aggregates/stream"} <= web.get("/v1/openapi.json").json["paths"].keys()
+        assert web.get("/v1/aggregates/kept/speed/stream").status == 401
+        assert web.get("/v1/aggregates/kept/nope").status == 401, "nor which names there are"
 
 
 @pytest.mark.processes
@@ -129,9 +152,9 @@ def test_relay_process_keeps_what_its_configuration_says(tmp_path: Path) -> None
     with relay, relay.requester() as requester:
         requester.request(encode_frame(batch(*range(51, 121), value=1.5, following=121)), 20)
         eventually(lambda: all(one["filled"] == 1 for one in _asked(relay, "/v1/aggregates/kept")["aggregates"]))
-        groups = _asked(relay, "/v1/aggregates?name=map&box=48,11,49,12")["groups"]
+        groups = _asked(relay, "/v1/aggregates/kept/map?box=48,11,49,12")["groups"]
         assert [(group["records"], group["sum"], group["south_deg"]) for group in groups] == [(120, 180.0, 48.7)]
-        assert sum(group["records"] for group in _asked(relay, "/v1/aggregates?name=speed")["groups"]) == 120
+        assert sum(group["records"] for group in _asked(relay, "/v1/aggregates/kept/speed")["groups"]) == 120
 
 
 def _asked(relay: RelayProcess, target: str) -> Any:

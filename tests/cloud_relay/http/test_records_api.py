@@ -215,7 +215,7 @@ def test_description_names_every_path_parameter_and_field(web: RelayWeb) -> None
     description = web.get("/v1/openapi.json").json
     assert description == json.loads(json.dumps(described(description["info"]["version"])))
     for path, operations in description["paths"].items():
-        assert asked(web.server.port, path, method="HEAD").status == 200
+        assert asked(web.server.port, path, method="HEAD").status == (404 if "{name}" in path else 200)
         for parameter in operations["get"]["parameters"]:
             answer = web.get(path, **{parameter["name"]: "\x00"})
             assert answer.status == 400, (path, parameter)
@@ -252,7 +252,7 @@ def test_entity_tag_changes_when_retention_deletes(tmp_path: Path) -> None:
 
     def note() -> None:
         with closing(open_for_reading(relay.path)) as db:
-            tags.append(answering._tag(relay.path, db, "all"))
+            tags.append(answering._tag(relay.path, "all", answering._records_version(db)))
 
     for number in range(1, 5):
         relay.send(batch(number))

@@ -61,9 +61,9 @@ def given_path(tmp_path: Path, store: Store) -> Path:
     return tmp_path / "relay.sqlite"
 
 
-def page(path: Path, **given: str) -> KeptPage:
+def page(path: Path, name: str = "speed", **given: str) -> KeptPage:
     with closing(open_for_reading(path)) as db:
-        return kept_page(db, untrusted_kept({"name": "speed"} | given, UtcNs(START_NS + 4 * HOUR_NS)))
+        return kept_page(db, untrusted_kept(name, given, UtcNs(START_NS + 4 * HOUR_NS)))
 
 
 def names(path: Path, **given: str) -> list[GroupName]:
@@ -92,7 +92,7 @@ def test_pages_give_each_group_once_in_order(path: Path, monkeypatch: pytest.Mon
 def test_page_without_patience_comes_further_each_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question that finds nothing must not hold a thread for long, nor go round in a circle."""
     monkeypatch.setattr(kept, "_CHUNK", 5)
-    query, looks = untrusted_kept({"name": "speed", "key": "veh/none/x"}, UtcNs(START_NS)), 0
+    query, looks = untrusted_kept("speed", {"key": "veh/none/x"}, UtcNs(START_NS)), 0
     with closing(open_for_reading(path)) as db:
         while True:
             answer = kept_page(db, query, patience_s=-1)
@@ -167,7 +167,7 @@ def test_cursor_names_a_group_again() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": ""}, "no name of an aggregate"),
+        ({"name": ""}, "there is no aggregate ''"),
         ({"name": "nope"}, "known are map, speed"),
         ({"rule": "r"}, "is not by rule"),
         ({"box": "0,0,1,1"}, "has no cells"),
@@ -194,7 +194,7 @@ def test_changes_come_in_order_and_each_group_as_it_is_now(
 ) -> None:
     """Who follows misses no change, and sees no state of before."""
     monkeypatch.setattr(kept, "MAX_CHANGED_GROUPS", 4)
-    query = untrusted_kept({"name": "speed"}, UtcNs(START_NS))
+    query = untrusted_kept("speed", {}, UtcNs(START_NS))
     with closing(open_for_reading(path)) as db:
         number, seen = 0, list[GroupName]()
         while True:
