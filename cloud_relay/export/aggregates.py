@@ -32,7 +32,7 @@ _HIDDEN: Final = frozenset(("aggregate", "bucket_ns", "cell_deg", "sum", "percen
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    for name, text in reversed(KEPT_FILTERS.items()):
+    for name, text in reversed([*KEPT_FILTERS.items()]):
         command = click.option(f"--{name}", metavar="TEXT", help=text)(command)
     return command
 
