@@ -11,7 +11,7 @@ import numpy as np
 
 from cloud_relay.query.packed import one_moment, selected
 from cloud_relay.query.searching import StoredRecord, stored_record
-from cloud_relay.query.selection import FILTERS, Query
+from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, Query
 from cloud_relay.query.sources import all_filters, prepare
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import packed_up_to
@@ -32,6 +32,8 @@ class RecordArrivals(NamedTuple):
     """No record up to this number is missing. Go on after it."""
     newest: int
     """The highest number that there is."""
+    deleted: int
+    """How many numbers up to ``reached`` are those of records that retention has deleted, whatever they were."""
 
 
 def newest_number(db: sqlite3.Connection) -> int:
@@ -40,19 +42,44 @@ def newest_number(db: sqlite3.Connection) -> int:
     return max(int(newest), packed_up_to(db))
 
 
-def arrivals_after(db: sqlite3.Connection, query: Query, number: int) -> RecordArrivals:
-    """The next records that a query selects. ``since``, ``until``, its limit and its order don't count."""
+def arrivals_after(
+    db: sqlite3.Connection, query: Query, number: int, *, up_to: int = LAST_UTC_NS, most_records: int = MAX_ARRIVALS,
+    most_bytes: int = MAX_BYTES,
+) -> RecordArrivals:  # fmt: skip
+    """The next records that a query selects, with numbers up to another one. ``since``, ``until``, its limit and its
+    order don't count. It ends at so many records or bytes, of which it may have as many as one look finds."""
     prepare(db)
+    most_records, most_bytes = min(most_records, MAX_ARRIVALS), min(most_bytes, MAX_BYTES)
     with one_moment(db) as packed:
         newest = newest_number(db)
-        reached, size_bytes = min(number + MAX_EXAMINED, newest), 0
+        reached, size_bytes = max(min(number + MAX_EXAMINED, newest, up_to), number), 0
         records: list[tuple[int, StoredRecord]] = []
         for found in (*_packed_numbers(packed, query, number, reached), *_rows(db, packed, query, number, reached)):
             records.append((found, stored_record(db, found, packed)))
             size_bytes += records[-1][1].size_bytes
-            if size_bytes >= MAX_BYTES or len(records) == MAX_ARRIVALS:
-                return RecordArrivals(records, found, newest)
-        return RecordArrivals(records, max(reached, number), newest)
+            if size_bytes >= most_bytes or len(records) >= most_records:
+                reached = found
+                break
+        return RecordArrivals(records, reached, newest, _deleted(packed, number, reached))
+
+
+def _deleted(packed: PackReader, number: int, reached: int) -> int:
+    """How many numbers after one and up to another are in no pack, although they were."""
+    end, there = min(reached, packed.up_to), 0
+    if number >= end:
+        return 0
+    for entry in packed.entries:
+        first, last = max(entry.first_number, number + 1), min(entry.last_number, end)
+        if first > last:
+            continue
+        if entry.records == entry.last_number - entry.first_number + 1:
+            there += last - first + 1
+        elif (first, last) == (entry.first_number, entry.last_number):
+            there += entry.records
+        else:
+            numbers = packed.opened(entry).number
+            there += int(np.count_nonzero((numbers >= first) & (numbers <= last)))
+    return end - number - there
 
 
 def _rows(db: sqlite3.Connection, packed: PackReader, query: Query, number: int, reached: int) -> list[int]:

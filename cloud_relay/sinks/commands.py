@@ -20,7 +20,7 @@ _CONFIG = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
     help="The relay's configuration.",
 )  # fmt: skip
-_SHOWN = ("name", "kind", "position", "backlog", "delivered", "refused", "skipped", "failures", "state")
+_SHOWN = ("name", "kind", "position", "backlog", "delivered", "refused", "skipped", "deleted", "failures", "state")
 
 
 @click.group(invoke_without_command=True)
@@ -103,7 +103,8 @@ def _print(told: list[dict[str, Any]]) -> None:
         if sink["error"]:
             click.echo(f"{sink['name']}: since {_time(sink['failed_utc_s'])}: {sink['error']}")
         for gap in sink["gaps"][-10:]:
-            click.echo(f"{sink['name']}: skipped {gap.first}-{gap.last} at {_time(gap.utc_s)}")
+            what = "skipped" if gap.deleted is None else f"retention had deleted {gap.deleted} of"
+            click.echo(f"{sink['name']}: {what} {gap.first}-{gap.last} at {_time(gap.utc_s)}")
 
 
 def _time(utc_s: int) -> str:

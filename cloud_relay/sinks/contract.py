@@ -34,12 +34,14 @@ class Portion(NamedTuple):
     last: int
     records: list[tuple[int, StoredRecord]]
     """With their numbers. Records of the store that are not in here are not for this sink."""
+    deleted: int = 0
+    """Numbers in it whose records retention deleted before the sink came to them, for this sink or not."""
 
     def halves(self) -> "tuple[Portion, Portion]":
         """The same records in two portions. There have to be at least two."""
         middle = len(self.records) // 2
         left, right = self.records[:middle], self.records[middle:]
-        return Portion(self.first, left[-1][0], left), Portion(left[-1][0] + 1, self.last, right)
+        return Portion(self.first, left[-1][0], left), Portion(left[-1][0] + 1, self.last, right, self.deleted)
 
 
 class SinkTarget(ABC):

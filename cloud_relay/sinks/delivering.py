@@ -75,6 +75,7 @@ class SinkDelivery:
             "delivered": progress.delivered,
             "refused": progress.refused,
             "skipped": progress.skipped,
+            "deleted": progress.deleted,
             "failures": progress.failures,
             "delivered_utc_s": progress.delivered_utc_s,
             "error": progress.error or self._trouble,
@@ -123,14 +124,18 @@ class SinkDelivery:
             portion, whole, newest = self._reader.extend(portion, self._target.most_records, limit)
             self._newest = max(self._newest, newest)
             abreast = portion.last >= newest
+            if portion.deleted and limit is not None and limit == progress.under_way:
+                # What has this name at the receiver may be all of it, and must not be replaced by what is left.
+                limit, portion = (limit - 1 if limit > begins else None), Portion(begins, begins - 1, [])
+                continue
             if portion.records:
                 waits_until_s = waits_until_s or time.monotonic() + self._target.longest_wait_s
                 if whole or (abreast and time.monotonic() >= waits_until_s):
-                    if self._target.repeats_portions and portion.last != limit:
+                    if self._target.repeats_portions and portion.last != self._known().under_way:
                         self._save(structs.replace(self._known(), under_way=portion.last))
                     return portion
             else:
-                self._passed(portion.last, abreast=abreast)
+                self._passed(portion, abreast=abreast)
                 limit = limit if portion.last < (limit or 0) else None
                 portion = Portion(portion.last + 1, portion.last, [])
             await asyncio.sleep(LOOK_S if abreast else 0)
@@ -180,7 +185,7 @@ class SinkDelivery:
         return self._progress
 
     def _advance(self, portion: Portion, delivered: int = 0, refused: int = 0) -> None:
-        progress, self._delivered_since_pause = self._known(), True
+        progress, self._delivered_since_pause = self._known_past(portion), True
         now_utc_s = int(time.time())
         if progress.error and delivered:
             _log.info("sink %s works again", self._settings.name)
@@ -193,20 +198,29 @@ class SinkDelivery:
             )
         )  # fmt: skip
 
-    def _passed(self, position: int, *, abreast: bool) -> None:
-        """Nothing up to this number is for this sink. ``abreast``: there is nothing behind it either."""
-        progress = self._known()
+    def _passed(self, portion: Portion, *, abreast: bool) -> None:
+        """Nothing in a portion is for this sink. ``abreast``: there is nothing behind it either."""
+        progress, position = self._known_past(portion), portion.last
         under_way = progress.under_way if (progress.under_way or 0) > position else None
         fresh = structs.replace(progress, position=position, under_way=under_way)
         if abreast and fresh.error:
             fresh = structs.replace(fresh, error="")  # it is connected, and owes nothing
         late = position > self._saved and time.monotonic() - self._saved_s >= SAVE_AFTER_S
-        if late or position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
+        if late or portion.deleted or position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
             progress.under_way, progress.error,
         ):  # fmt: skip
             self._save(fresh)
         else:
             self._progress = fresh
+
+    def _known_past(self, portion: Portion) -> SinkProgress:
+        """The progress with what retention deleted of a portion noted."""
+        if portion.deleted:
+            _log.warning(
+                "sink %s: retention had deleted %d of the records with numbers from %d to %d before it came to them",
+                self._settings.name, portion.deleted, portion.first, portion.last,
+            )  # fmt: skip
+        return self._known().past_deleted(portion.first, portion.last, portion.deleted, int(time.time()))
 
     def _skip_if_too_far_behind(self, progress: SinkProgress) -> None:
         if self._settings.max_backlog is None:

@@ -27,11 +27,14 @@ MAX_BYTES: Final = 1024 * 1024
 
 
 class SkippedRecords(Struct, frozen=True, forbid_unknown_fields=True):
-    """Numbers that were skipped because the sink was too far behind, or because an operator said so."""
+    """Numbers that were skipped because the sink was too far behind, or because an operator said so, or among which are
+    some whose records retention deleted before the sink came to them."""
 
     first: int
     last: int
     utc_s: int
+    deleted: int | None = None
+    """How many of them retention deleted; None: all of them were skipped, and may still be in the store."""
 
 
 class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +49,8 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
     """Records that it will never take."""
     skipped: int = 0
     """Numbers in gaps, whether or not the sink's query selects their records."""
+    deleted: int = 0
+    """Numbers whose records retention deleted before the sink came to them, whether or not its query selects them."""
     failures: int = 0
     """Deliveries that failed and were tried again."""
     gaps: tuple[SkippedRecords, ...] = ()
@@ -62,6 +67,16 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
             self, position=position, under_way=None, skipped=self.skipped + gap.last - gap.first + 1,
             gaps=(*self.gaps, gap)[-MAX_GAPS:],
         )  # fmt: skip
+
+    def past_deleted(self, first: int, last: int, deleted: int, utc_s: int) -> "SinkProgress":
+        """The progress with so many deleted records noted among some numbers. Neighbours are one gap."""
+        if not deleted:
+            return self
+        gaps, gap = self.gaps, SkippedRecords(first, last, utc_s, deleted)
+        if gaps and gaps[-1].deleted is not None and gaps[-1].last + 1 == first:
+            gap = SkippedRecords(gaps[-1].first, last, utc_s, gaps[-1].deleted + deleted)
+            gaps = gaps[:-1]
+        return msgspec.structs.replace(self, deleted=self.deleted + deleted, gaps=(*gaps, gap)[-MAX_GAPS:])
 
 
 class ProgressFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
-from cloud_relay.query.selection import Query
+from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.store.schema import open_for_reading, storage_error
 
@@ -50,19 +50,14 @@ class RecordReader:
 
         :raises StorageError: the store can't be read.
         """
-        found = self._look(portion.last)
         size_bytes = sum(record.size_bytes for _, record in portion.records)
-        records = list(portion.records)
-        for number, record in found.records:
-            if limit is not None and number > limit:
-                break
-            records.append((number, record))
-            size_bytes += record.size_bytes
-            if len(records) >= most_records or size_bytes >= MAX_PORTION_BYTES:
-                return Extended(Portion(portion.first, number, records), True, found.newest)
-        if limit is not None and found.reached >= limit:
-            return Extended(Portion(portion.first, limit, records), True, found.newest)
-        return Extended(Portion(portion.first, found.reached, records), False, found.newest)
+        up_to = LAST_UTC_NS if limit is None else limit
+        found = self._look(portion.last, up_to, most_records - len(portion.records), MAX_PORTION_BYTES - size_bytes)
+        records = portion.records + found.records
+        size_bytes += sum(record.size_bytes for _, record in found.records)
+        extended = Portion(portion.first, found.reached, records, portion.deleted + found.deleted)
+        is_whole = len(records) >= most_records or size_bytes >= MAX_PORTION_BYTES or found.reached >= up_to
+        return Extended(extended, is_whole, found.newest)
 
     def close(self) -> None:
         """Let go of the store. It is opened again when something is read."""
@@ -70,9 +65,11 @@ class RecordReader:
             self._db.close()
             self._db = None
 
-    def _look(self, after: int) -> RecordArrivals:
+    def _look(self, after: int, up_to: int, most_records: int, most_bytes: int) -> RecordArrivals:
         try:
-            return arrivals_after(self._opened(), self._query, after)
+            return arrivals_after(
+                self._opened(), self._query, after, up_to=up_to, most_records=most_records, most_bytes=most_bytes
+            )
         except sqlite3.DatabaseError as error:
             self.close()
             raise storage_error(self._store, error) from error

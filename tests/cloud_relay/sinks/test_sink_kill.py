@@ -96,7 +96,7 @@ def test_command_shows_sinks_and_moves_one_that_stands(tmp_path: Path, receiver:
     write_config(tmp_path, f'name = "out"\nkind = "http"\nurl = "{receiver.url}"')
     shown = command(tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines()[1].split() == ["out", "http", "0", "300", "0", "0", "0", "0", "new"]
+    assert shown.stdout.splitlines()[1].split() == ["out", "http", "0", "300", "0", "0", "0", "0", "0", "new"]
     assert command(tmp_path, "move", "out", "250").stdout == "out goes on after record 250 of 300\n"
     shown = command(tmp_path)
     assert "skipped 1-250" in shown.stdout

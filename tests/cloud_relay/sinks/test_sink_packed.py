@@ -1,0 +1,118 @@
+"""Sinks of a store that packs its older records and lets them go by retention."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cloud_relay.query.selection import Query
+from cloud_relay.sinks.contract import Portion
+from cloud_relay.sinks.progress import FOLDER, MAX_GAPS, ProgressFile, SinkProgress, SkippedRecords
+from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from tests.tools.sink_fixture import SinkBench, given_quick_pauses
+from tests.tools.sink_servers import HttpReceiver
+
+pytest.importorskip("zstandard")
+__all__ = ["given_quick_pauses"]
+ALL = RetentionPolicy((RetentionRule("**", 60.0),))
+DEBUG = RetentionPolicy((RetentionRule("veh/*/debug/**", 60.0), RetentionRule("**", None)))
+
+
+@pytest.fixture(name="receiver")
+def given_receiver() -> Iterator[HttpReceiver]:
+    with closing(HttpReceiver()) as receiver:
+        yield receiver
+
+
+def table(url: str) -> str:
+    return f'name = "out"\nkind = "http"\nurl = "{url}"\n'
+
+
+def test_sink_that_was_away_gets_packed_records_in_order(tmp_path: Path, receiver: HttpReceiver) -> None:
+    """A day later all that it owes is in packs."""
+    with closing(SinkBench(tmp_path, table(receiver.url))) as bench:
+        bench.store(1, 300)
+        assert bench.relay.pack(70) == 5
+        bench.store(301, 350)
+        with bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+        assert (counted["delivered"], counted["deleted"], counted["skipped"]) == (350, 0, 0)
+    assert receiver.ids() == [f"v-1/{number}" for number in range(1, 351)]
+
+
+def test_what_retention_deleted_is_told_as_a_gap_with_counts(tmp_path: Path, receiver: HttpReceiver) -> None:
+    """Whoever reads what a sink made has to learn that it is not all there was, and of how much."""
+    with closing(SinkBench(tmp_path, table(receiver.url))) as bench:
+        bench.store(1, 100)
+        with bench.running() as sinks:
+            bench.delivered_all(sinks)
+        bench.store(101, 300)
+        bench.relay.pack(50)
+        assert bench.relay.retain(ALL, 61.0) == 300
+        bench.store(301, 310)
+        with bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+        assert (counted["delivered"], counted["deleted"], counted["skipped"]) == (110, 200, 0)
+        known = ProgressFile(bench.state_dir / FOLDER, "out").load()
+        assert known is not None
+        ((first, last, deleted),) = [(gap.first, gap.last, gap.deleted) for gap in known.gaps]
+        assert (first, deleted) == (101, 200)
+        assert last >= 300
+    assert receiver.ids() == [f"v-1/{number}" for number in (*range(1, 101), *range(301, 311))]
+
+
+def test_records_of_a_rule_of_retention_are_counted_between_those_that_stay(
+    tmp_path: Path, receiver: HttpReceiver
+) -> None:
+    """A pack that was written again has holes."""
+    with closing(SinkBench(tmp_path, table(receiver.url))) as bench:
+        for number in range(1, 41):
+            bench.store(number, number, key="veh/v-1/debug/x" if number % 4 == 0 else "veh/v-1/speed")
+        bench.relay.pack(25)
+        assert bench.relay.retain(DEBUG, 61.0) == 10
+        with closing(RecordReader(bench.relay.path, Query())) as reader:
+            found = reader.extend(Portion(1, 0, []), 1_000, 30)
+            assert (found.portion.last, found.portion.deleted, len(found.portion.records)) == (30, 7, 23)
+            found = reader.extend(Portion(1, 0, []), 10, None)
+            assert (found.portion.last, found.portion.deleted, len(found.portion.records)) == (13, 3, 10)
+            left, right = found.portion.halves()
+            assert left.deleted + right.deleted == 3
+        with bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+        assert (counted["delivered"], counted["deleted"]) == (30, 10)
+
+
+def test_file_under_way_is_not_replaced_by_what_retention_left_of_it(tmp_path: Path) -> None:
+    """The relay was killed after the file was written and before it noted that, and came back a month later."""
+    out = tmp_path / "lake"
+    mine = f'name = "out"\nkind = "parquet"\nurl = "file://{out}"\nlongest_wait = "1s"\n'
+    with closing(SinkBench(tmp_path, mine)) as bench:
+        for number in range(1, 41):
+            bench.store(number, number, key="veh/v-1/debug/x" if number % 4 == 2 else "veh/v-1/speed")
+        with bench.running() as sinks:
+            bench.delivered_all(sinks)
+        (whole,) = out.iterdir()
+        written = whole.read_bytes()
+        file = ProgressFile(bench.state_dir / FOLDER, "out")
+        file.save(SinkProgress(0, under_way=40))
+        bench.relay.pack(25)
+        assert bench.relay.retain(DEBUG, 61.0) == 10
+        with bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+        assert (counted["delivered"], counted["deleted"]) == (30, 10)
+        assert whole.read_bytes() == written
+        others = [path for path in out.iterdir() if path != whole]
+        assert sum(pq.read_metadata(path).num_rows for path in others) == 30
+
+
+def test_gaps_of_deleted_records_that_follow_one_another_are_one() -> None:
+    """A million deleted records must not push all other gaps out of the list."""
+    progress = SinkProgress(0).skipping_to(10, 1)
+    for first in range(11, 11 + 100 * MAX_GAPS, 100):
+        progress = progress.past_deleted(first, first + 99, 7, 2)
+    assert progress.gaps == (SkippedRecords(1, 10, 1), SkippedRecords(11, 10 + 100 * MAX_GAPS, 2, 7 * MAX_GAPS))
+    assert (progress.skipped, progress.deleted) == (10, 7 * MAX_GAPS)
+    assert progress.past_deleted(1, 5, 0, 3) == progress
