@@ -174,9 +174,9 @@ class RelayApi:
 
     async def group_stream(self, request: Request) -> Response:
         """Groups of a kept aggregate as they change."""
-        query = untrusted_kept(
-            request.path_params["name"], _given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS
-        )  # fmt: skip
+        name = request.path_params["name"]
+        query = untrusted_kept(name, _given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS)
+        await self._answers.read(partial(check_is_kept, name=name))
         return await self._stream(request, FollowedGroups(query))
 
     async def stream(self, request: Request) -> Response:

@@ -16,6 +16,7 @@ from cloud_relay.metrics.counted import MAX_NAMES, CountedParts
 from cloud_relay.metrics.histograms import MAX_SERIES, LabelledHistogram
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
+from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.wire.codec import encode_frame
 from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch
@@ -144,6 +145,24 @@ def test_series_stay_few_under_ten_thousand_origins(tmp_path: Path) -> None:
     refused = next(value for (name, labels), value in many.items() if name == "cloud_relay_refusals_total" and labels)
     assert refused == 9_900
     assert len(many) <= few + 40, "one more histogram, and one more counter"
+
+
+def test_store_counts_what_is_in_packs_and_not_what_retention_deleted(web: RelayWeb) -> None:
+    """A graph of the records of a store must not fall to nothing each night."""
+    pytest.importorskip("zstandard")
+
+    def told() -> list[float]:
+        found = samples(web.get("/metrics").body.decode())
+        return [found[f"cloud_relay_store_{name}", ()] for name in ("records", "streams", "origins")]
+
+    web.relay.send(batch(*range(1, 21)))
+    web.relay.send(batch(*range(21, 31), key="veh/v-1/debug/x"))
+    assert told() == [30, 2, 1]
+    web.relay.pack(8)
+    web.relay.send(batch(31))
+    assert told() == [31, 2, 1]
+    web.relay.retain(RetentionPolicy((RetentionRule("veh/*/debug/**", 60.0), RetentionRule("**", None))), 61.0)
+    assert told() == [21, 1, 1]
 
 
 def test_labels_that_others_choose_are_bounded_and_never_decrease() -> None:

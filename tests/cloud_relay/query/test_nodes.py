@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cloud_relay.query import nodes
 from cloud_relay.query.nodes import BURST, MAX_AT_ONCE, NodeQuestions
+from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from protocols.access import AccessRule, AccessTable
 from protocols.base.ids import MeshName, PeerIdentity, Role, node_id
 from protocols.base.limits import MAX_EXCHANGE_BYTES, SECOND
@@ -82,6 +83,35 @@ def test_questions_select_by_place_time_and_page(asker: Asker) -> None:
     assert asker.told(limit=100, cursor=cursor) == ([3, 2, 1], "")
     assert asker.told(expression="**", newest=True, role=Role.TOOL, limit=1) == ([6], "veh/v-1/hazard")
     assert asker.told(expression="**", newest=True, role=Role.TOOL, cursor="veh/v-1/hazard") == ([5], "")
+
+
+@pytest.mark.parametrize("pack_records", [2, 4, 100])
+def test_answers_are_the_same_from_packs(asker: Asker, pack_records: int) -> None:
+    """A vehicle that asks for yesterday is told what the relay has packed since, in the same bytes."""
+    pytest.importorskip("zstandard")
+    questions: list[dict[str, Any]] = [
+        {}, {"limit": 2}, {"since_utc_ns": BASE_NS + 3 * SECOND}, {"max_age_ms": 97_000}, {"box": AskedBox(0, 0, 1, 1)},
+        {"newest": True}, {"expression": "**", "newest": True, "role": Role.TOOL, "limit": 1},
+        {"expression": "**", "role": Role.TOOL, "cursor": asker.ask(limit=3).cursor},  # type: ignore[attr-defined]
+    ]  # fmt: skip
+    before = [asker.ask(node=f"v-{number}", **of) for number, of in enumerate(questions)]
+    assert all(isinstance(answer, RecordsTold) for answer in before)
+    assert asker.relay.pack(pack_records, 2) == min(2, -(-6 // pack_records))
+    assert [asker.ask(node=f"v-{number}", **of) for number, of in enumerate(questions)] == before
+    assert asker.questions.statistics()["failed"] == 0
+
+
+def test_questions_go_on_with_what_retention_left(asker: Asker) -> None:
+    """A page of which a record was deleted is followed by the next one."""
+    pytest.importorskip("zstandard")
+    found, cursor = asker.told(limit=2)
+    asker.relay.pack()
+    rules = (RetentionRule("veh/*/hazard", 60.0), RetentionRule("**", None))
+    assert asker.relay.retain(RetentionPolicy(rules), 61.0) == 1
+    assert asker.told(expression="**", newest=True, role=Role.TOOL) == ([5], "")
+    assert (found, asker.told(cursor=cursor)) == ([5, 4], ([3, 2, 1], ""))
+    assert asker.relay.retain(RetentionPolicy((RetentionRule("**", 60.0),)), 61.0) == 5
+    assert asker.told(cursor=cursor) == asker.told() == asker.told(newest=True) == ([], "")
 
 
 @pytest.mark.parametrize(
