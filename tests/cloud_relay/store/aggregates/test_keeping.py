@@ -22,9 +22,10 @@ from cloud_relay.store.aggregates import keeping
 from cloud_relay.store.sqlite import StorableRecord, Store
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
-from tests.tools.aggregates_fixture import START_NS, batch_of, kept_groups, recomputed_groups, storable, told_of
+from tests.tools.aggregates_fixture import START_NS, batch_of, kept_groups, pack, recomputed_groups, storable, told_of
 from tests.tools.eventually import eventually
 
+pytest.importorskip("zstandard")
 HOUR_NS = 3_600 * SECOND
 HOURLY = AggregateDefinition("hourly", "veh/**", HOUR_NS)
 CHOICE = (
@@ -70,6 +71,7 @@ STEPS = st.lists(
         st.tuples(st.just("reopen"), st.sets(st.sampled_from([0, 1, 2]))),
         st.tuples(st.just("reopen"), st.sets(st.sampled_from([1, 3]))),
         st.tuples(st.just("stop"), st.just(0)),
+        st.tuples(st.just("pack"), st.integers(1, 9)),
         st.tuples(st.just("fail"), st.lists(RECORDS, min_size=1, max_size=4)),
     ),
     min_size=1,
@@ -80,7 +82,7 @@ STEPS = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(STEPS)
 def test_any_history_gives_what_the_records_give(steps: list[Any]) -> None:
-    """Repeated and conflicting records, other definitions, ends in mid-filling, transactions that fail."""
+    """Repeated and conflicting records, other definitions, ends in mid-filling, packs, transactions that fail."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(keeping, "SLICE_RECORDS", 3)
         patch.setattr(keeping, "SLICE_DROPPED", 2)
@@ -98,6 +100,8 @@ def test_any_history_gives_what_the_records_give(steps: list[Any]) -> None:
                 case ("stop", _):
                     store.close()
                     store = opened(path, *kept)
+                case ("pack", most):
+                    pack(path, store, most)
                 case ("fail", records):
                     with pytest.MonkeyPatch.context() as failing:
                         failing.setattr(GroupSummary, "encoded", _fails)
