@@ -60,13 +60,18 @@ class _Group:
 
 
 def untrusted_aggregates(given: Mapping[str, str], now: UtcNs) -> AggregateQuery:
-    """The question in texts by name. :raises LocalProtocolError: names the value that is wrong, and the way out."""
-    query = untrusted_query(given, now, (*FILTERS, *AGGREGATING))
+    """The question in texts by name.
+
+    :raises LocalProtocolError: names the value that is wrong, and the way out. It is NothingMatches only if nothing
+        else is wrong.
+    """
     by = tuple(given.get("by", "key").split(","))
     for name in by:
         if name not in GROUPINGS or by.count(name) > 1:
             raise LocalProtocolError(f"by has {name[:40]!r}: use some of {', '.join(GROUPINGS)}, each once")
-    return AggregateQuery(replace(query, limit=MAX_PAGE_RECORDS), by, _span_ns(given.get("bucket")))
+    bucket_ns = _span_ns(given.get("bucket"))
+    query = untrusted_query(given, now, (*FILTERS, *AGGREGATING))
+    return AggregateQuery(replace(query, limit=MAX_PAGE_RECORDS), by, bucket_ns)
 
 
 def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, Any]]:

@@ -99,6 +99,8 @@ def test_question_about_too_much_is_refused_with_the_way_out(
         ({"by": ""}, "by has ''"),
         ({"bucket": "0h"}, "'0h' is no span of time"),
         ({"bucket": "1y"}, "'1y'"),
+        ({"bucket": "1y", "since": "2", "until": "1"}, "'1y'"),
+        ({"by": "kye", "key": "a\u2028"}, "by has 'kye'"),
         ({"limit": "3"}, "unknown name 'limit'"),
         ({"since": "x"}, "ISO 8601"),
     ],
