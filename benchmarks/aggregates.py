@@ -38,9 +38,10 @@ from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.measuring import Measured, Unmeasured
 from cloud_relay.aggregates.summary import GroupSummary, percentile_name
 from cloud_relay.store.aggregates.keeping import stored_definitions
+from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
-from cloud_relay.store.sqlite import MAX_GROUP_BATCHES, StorableBatch, StorableRecord, Store
+from cloud_relay.store.sqlite import MAX_GROUP_BATCHES, Store
 from protocols.base.limits import MAX_BATCH_RECORDS, SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading

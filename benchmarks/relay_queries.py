@@ -38,10 +38,11 @@ from typing import Any, Final
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import Box, Query, place_of
+from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
-from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from cloud_relay.store.sqlite import Store
 from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading

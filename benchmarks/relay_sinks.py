@@ -28,7 +28,8 @@ from benchmarks.relay_queries import NODES, record_of
 from cloud_relay.config import load_config
 from cloud_relay.sinks.running import Sinks
 from cloud_relay.sinks.settings import sinks_of
-from cloud_relay.store.sqlite import StorableBatch, Store
+from cloud_relay.store.contract import StorableBatch
+from cloud_relay.store.sqlite import Store
 from tests.tools.eventually import eventually
 from tests.tools.sink_servers import HttpReceiver, KafkaBroker, Mosquitto, PostgresServer
 

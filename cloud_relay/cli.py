@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ from cloud_relay.http.commands import token
 from cloud_relay.keeping import retention
 from cloud_relay.learning.applying.commands import infer
 from cloud_relay.learning.commands import runs_group, train_command
-from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.proofs import ProvenRecord, proof_of, proven
-from cloud_relay.query.searching import COLUMNS, select
+from cloud_relay.query.audit import OriginAccount
+from cloud_relay.query.proofs import ProvenRecord, proven
+from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.query.searching import COLUMNS, parsed_fields, records_of_pages
 from cloud_relay.query.selection import untrusted_query
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.sinks.commands import sinks
-from cloud_relay.store.schema import open_for_reading, storage_error
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import MeshError, ReceiptWrong
 from protocols.base.ids import UtcNs
@@ -106,11 +105,9 @@ def query(config_path: Path, store_path: Path | None, limit: int, form: str, **g
     texts = {name: value for name, value in given.items() if value is not None}
     wanted = replace(untrusted_query(texts, UtcNs(time.time_ns())), limit=limit)
     path = _store_of(config_path, store_path)
-    with closing(open_for_reading(path)) as db:
-        try:
-            {"table": _print_table, "json": _print_json, "csv": _print_csv}[form](select(db, wanted))
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
+    with open_reader(path) as reader:
+        found = map(parsed_fields, records_of_pages(reader.page, wanted))
+        {"table": _print_table, "json": _print_json, "csv": _print_csv}[form](found)
 
 
 @main.command(name="audit")
@@ -120,11 +117,8 @@ def query(config_path: Path, store_path: Path | None, limit: int, form: str, **g
 def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> None:
     """Check that the account of every node adds up. The exit status is 1 when it does not."""
     path = _store_of(config_path, store_path)
-    with closing(open_for_reading(path)) as db:
-        try:
-            accounts = audit(db)
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
+    with open_reader(path) as reader:
+        accounts = reader.audit()
     adds_up = all(account.adds_up for account in accounts)
     if as_json:
         origins = [msgspec.to_builtins(account) | {"adds_up": account.adds_up} for account in accounts]
@@ -144,11 +138,8 @@ def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> 
 def prove(config_path: Path, store_path: Path | None, node: str, sequence: int, out: Path | None) -> None:
     """Write what proves that NODE signed its record SEQUENCE, for somebody who does not have this store."""
     path = _store_of(config_path, store_path)
-    with closing(open_for_reading(path)) as db:
-        try:
-            proof = proof_of(db, node, sequence)
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
+    with open_reader(path) as reader:
+        proof = reader.proof(node, sequence)
     if out is None:
         click.echo(proof.decode(), nl=False)
         return

@@ -21,6 +21,7 @@ from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
 from cloud_relay.query.nodes import NodeQuestions, with_questions
+from cloud_relay.query.readers.opening import open_readers
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
@@ -93,7 +94,9 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         carried = CarriedIngest(ingest, identity.peer.mesh, sealing_key, signer, read_authority(files.authority))
         metrics = RelayMetrics()
         store.at_end = lambda took_s, done: metrics.commits.observe(took_s, "yes" if done else "no")
-        questions = NodeQuestions(config.store, config.access)
+        readers = open_readers(config.store)
+        closing.callback(readers.close)
+        questions = NodeQuestions(readers, config.access)
         records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
         handler = measured(by_frame(records, releases.answer), metrics.requests)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)

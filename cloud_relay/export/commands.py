@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -14,9 +13,9 @@ from cloud_relay.config import load_config
 from cloud_relay.export.columns import row_of_record
 from cloud_relay.export.opening import FORMATS, closed_when_whole, opener, untrusted_format, untrusted_span_ns
 from cloud_relay.export.whole_file import whole_file
-from cloud_relay.query.searching import every_record
+from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import FILTERS, untrusted_query
-from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.ids import UtcNs
 from protocols.base.limits import SECOND
 
@@ -56,16 +55,13 @@ def export(
     open_export = opener(
         form, untrusted_span_ns(row_group), {"form": 1, "query": texts, "made_utc_s": int(time.time())}
     )
-    with closing(open_for_reading(path)) as db, whole_file(file, overwrite=overwrite) as out:
+    with open_reader(path) as reader, whole_file(file, overwrite=overwrite) as out:
         told, count = _Told(), 0
-        try:
-            with closed_when_whole(open_export(out)) as writer:
-                for record in every_record(db, query):
-                    writer.add(row_of_record(record))
-                    count += 1
-                    told.tell(count, record.fields["event_utc_ns"])
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
+        with closed_when_whole(open_export(out)) as writer:
+            for record in records_of_pages(reader.page, query):
+                writer.add(row_of_record(record))
+                count += 1
+                told.tell(count, record.fields["event_utc_ns"])
         size_bytes = out.tell()
         told.end()
     click.echo(f"{count} records, {size_bytes / 1e6:.1f} MB in {file}")

@@ -11,9 +11,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
-from sqlite3 import Connection, DatabaseError
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
@@ -24,8 +21,8 @@ from starlette.responses import Response
 from cloud_relay.http.arrow_pages import arrow_response, prefers_arrow
 from cloud_relay.http.problems import HttpProblem
 from cloud_relay.query.forms import record_form
+from cloud_relay.query.readers.contract import StoreReader, StoreReaders
 from cloud_relay.query.searching import RecordPage
-from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.errors import StorageError
 
 THREADS: Final = 4
@@ -42,8 +39,8 @@ _log = logging.getLogger(__name__)
 class Answers:
     """Answers requests from one store. Belongs to the event loop."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
+    def __init__(self, readers: StoreReaders) -> None:
+        self._readers = readers
         self._threads = ThreadPoolExecutor(THREADS, "http-query")
         self.taken = 0
         """Requests that are looked for or wait for it."""
@@ -51,14 +48,15 @@ class Answers:
     def close(self) -> None:
         """Wait for what is under way."""
         self._threads.shutdown()
+        self._readers.close()
 
-    async def page(self, request: Request, name: str, find: Callable[[Connection], RecordPage]) -> Response:
+    async def page(self, request: Request, name: str, find: Callable[[StoreReader], RecordPage]) -> Response:
         """The page that ``find`` finds, as JSON or Arrow. ``name``: what was asked, the same for the same question."""
         path, given = request.url.path, dict(request.query_params)
         as_arrow = prefers_arrow(request)
 
-        def found(db: Connection) -> tuple[object, dict[str, str]]:
-            page = find(db)
+        def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
+            page = find(reader)
             following = {} if page.cursor is None else {"link": _next_link(path, given | {"cursor": page.cursor})}
             if as_arrow:
                 return page, following
@@ -70,26 +68,26 @@ class Answers:
         self,
         request: Request,
         name: str,
-        find: Callable[[Connection], tuple[object, dict[str, str]]],
-        version: Callable[[Connection], object] | None = None,
+        find: Callable[[StoreReader], tuple[object, dict[str, str]]],
+        state: Callable[[StoreReader], str] | None = None,
     ) -> Response:
         """The content and the headers that ``find`` finds, as JSON, or a page as Arrow, unless the client has it
-        already. ``version``: what it depends on; None: on the records."""
+        already. ``state``: a text for what it depends on; None: it depends on the records."""
         asked_for, zips = request.headers.get("if-none-match", ""), accepts_gzip(request)
 
-        def answer(db: Connection) -> Response:
-            tag = _tag(self._store, name, (version or _records_version)(db))
+        def answer(reader: StoreReader) -> Response:
+            tag = _tag(reader.state() if state is None else state(reader), name)
             headers = {**_COMMON, "etag": tag}
             if is_named(tag, asked_for):
                 return Response(None, 304, headers)
-            content, more = find(db)
+            content, more = find(reader)
             if isinstance(content, RecordPage):
                 return arrow_response(content, dict(request.query_params), headers | more)
             return json_response(content, headers | more, zips=zips)
 
         return await self.read(answer)
 
-    async def read(self, look: Callable[[Connection], ResultT]) -> ResultT:
+    async def read(self, look: Callable[[StoreReader], ResultT]) -> ResultT:
         """What ``look`` finds in the store, on a thread.
 
         :raises HttpProblem: too many wait.
@@ -103,13 +101,10 @@ class Answers:
         finally:
             self.taken -= 1
 
-    def _read(self, look: Callable[[Connection], ResultT]) -> ResultT:
+    def _read(self, look: Callable[[StoreReader], ResultT]) -> ResultT:
         try:
-            with closing(open_for_reading(self._store)) as db:
-                return look(db)
-        except DatabaseError as error:
-            _log.error("%s", storage_error(self._store, error))
-            raise storage_error(self._store, error) from error
+            with self._readers.reader() as reader:
+                return look(reader)
         except StorageError as error:
             _log.error("%s", error)
             raise
@@ -143,15 +138,5 @@ def is_named(tag: str, asked_for: str) -> bool:
     return "*" in named or tag.removeprefix("W/") in named
 
 
-def _tag(store: Path, name: str, version: object) -> str:
-    said = repr((store.stat().st_ino, version, name)).encode()
-    return f'W/"{hashlib.sha256(said).hexdigest()[:24]}"'
-
-
-def _records_version(db: Connection) -> object:
-    """It differs whenever a record was added, or a receipt, which shows in records too, or retention deleted records:
-    while there is no newer pack, what is left in packs only becomes less."""
-    return db.execute(
-        "SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts), (SELECT max(pack) FROM packs),"
-        " (SELECT total(records) FROM packs)"
-    ).fetchone()
+def _tag(state: str, name: str) -> str:
+    return f'W/"{hashlib.sha256(repr((state, name)).encode()).hexdigest()[:24]}"'

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -32,14 +31,13 @@ from cloud_relay.http.streaming import Followed, FollowedRecords, Streams, untru
 from cloud_relay.http.tokens import TokenRole
 from cloud_relay.metrics.families import gauge
 from cloud_relay.metrics.page import RelayMetrics
-from cloud_relay.metrics.stored import store_figures
-from cloud_relay.query.aggregating import aggregates, untrusted_aggregates
+from cloud_relay.query.aggregating import untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.kept import KEPT_STREAM_FILTERS, check_is_kept, untrusted_kept
-from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor, newest_page
-from cloud_relay.query.searching import find_page
+from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor
+from cloud_relay.query.readers.contract import StoreReaders
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
-from cloud_relay.query.series import series, untrusted_series
+from cloud_relay.query.series import charted, untrusted_series
 from protocols.base.errors import MeshError, StorageError
 from protocols.base.ids import UtcNs
 
@@ -66,12 +64,12 @@ class RelayApi:
     """Handlers of one relay. Made on the event loop that serves them."""
 
     def __init__(
-        self, store: Path, doorkeeper: Doorkeeper, statistics: Callable[[], Mapping[str, Any]], version: str,
+        self, readers: StoreReaders, doorkeeper: Doorkeeper, statistics: Callable[[], Mapping[str, Any]], version: str,
         metrics: RelayMetrics,
     ) -> None:  # fmt: skip
         """``statistics``: what the relay has counted."""
-        self._answers, self._doorkeeper, self._statistics = Answers(store), doorkeeper, statistics
-        self._store, self._metrics = store, metrics
+        self._answers, self._doorkeeper, self._statistics = Answers(readers), doorkeeper, statistics
+        self._metrics = metrics
         metrics.statistics = statistics
         metrics.about = {**metrics.about, "version": version}
         metrics.sources.append(self._families)
@@ -128,7 +126,7 @@ class RelayApi:
             query = untrusted_query(_given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
             return _nothing(request, {"records": [], "cursor": None}, error)
-        return await self._answers.page(request, repr(query), partial(find_page, query=query))
+        return await self._answers.page(request, repr(query), lambda reader: reader.page(query))
 
     async def newest(self, request: Request) -> Response:
         """The newest record of each key."""
@@ -139,8 +137,8 @@ class RelayApi:
             query: Query = untrusted_query(given, UtcNs(time.time_ns()), (*NEWEST_FILTERS, "limit", "cursor"))
         except NothingMatches as error:
             return _nothing(request, {"records": [], "cursor": None}, error)
-        find = partial(newest_page, query=query, after_key=after)
-        return await self._answers.page(request, repr((query, "newest", after)), find)
+        name = repr((query, "newest", after))
+        return await self._answers.page(request, name, lambda reader: reader.newest(query, after))
 
     async def aggregates(self, request: Request) -> Response:
         """Numbers about many records, computed now."""
@@ -148,7 +146,9 @@ class RelayApi:
             query = untrusted_aggregates(_given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
             return _nothing(request, {"groups": []}, error)
-        return await self._answers.tagged(request, repr(query), lambda db: ({"groups": aggregates(db, query)}, {}))
+        return await self._answers.tagged(
+            request, repr(query), lambda reader: ({"groups": reader.aggregates(query)}, {})
+        )
 
     async def series(self, request: Request) -> Response:
         """Numbers over time, for charts."""
@@ -156,7 +156,9 @@ class RelayApi:
             query = untrusted_series(_given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
             return _nothing(request, {"span_ns": None, "series": []}, error)
-        return await self._answers.tagged(request, repr(("series", query)), lambda db: (series(db, query), {}))
+        return await self._answers.tagged(
+            request, repr(("series", query)), lambda reader: (charted(reader.aggregates(query), query), {})
+        )
 
     async def kept(self, request: Request) -> Response:
         """What each kept aggregate is."""
@@ -208,7 +210,7 @@ class RelayApi:
     async def metrics(self, request: Request) -> Response:
         """All metrics, for Prometheus."""
         try:
-            self._metrics.store = await self._answers.read(lambda db: store_figures(db, self._store))
+            self._metrics.store = await self._answers.read(lambda reader: reader.figures())
         except (HttpProblem, StorageError):
             self._metrics.store = None
         content, kind = await asyncio.to_thread(self._metrics.page, request.headers.get("accept", ""))

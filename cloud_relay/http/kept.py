@@ -1,6 +1,5 @@
 """Kept aggregates over HTTP."""
 
-import sqlite3
 from dataclasses import replace
 from urllib.parse import urlencode
 
@@ -18,38 +17,46 @@ from cloud_relay.query.kept import (
     kept_page,
     newest_change,
 )
+from cloud_relay.query.readers.contract import StoreReader
+from cloud_relay.query.readers.sqlite import SqliteReader, sqlite_of
 
 
 async def kept_answer(answers: Answers, request: Request, query: KeptQuery) -> Response:
     """A page of groups, as JSON."""
     path, given = request.url.path, dict(request.query_params)
 
-    def found(db: sqlite3.Connection) -> tuple[object, dict[str, str]]:
-        page = kept_page(db, query)
+    def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
+        page = kept_page(_kept(reader).db, query)
         cursor = None if page.after is None else cursor_after(page.after)
         content = {"groups": [group_form(page.definition, group) for group in page.groups], "cursor": cursor}
         if cursor is None:
             return content, {}
         return content, {"link": f'<{path}?{urlencode(given | {"cursor": cursor})}>; rel="next"'}
 
-    return await answers.tagged(request, repr(query), found, kept_version)
+    return await answers.tagged(request, repr(query), found, kept_state)
 
 
 async def kept_list(answers: Answers, request: Request) -> Response:
     """What each aggregate is, as JSON."""
-    return await answers.tagged(request, "kept", lambda db: ({"aggregates": kept_aggregates(db)}, {}), kept_version)
+
+    def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
+        return {"aggregates": kept_aggregates(_kept(reader).db)}, {}
+
+    return await answers.tagged(request, "kept", found, kept_state)
 
 
-def kept_version(db: sqlite3.Connection) -> object:
-    """Another one whenever a group or an aggregate has changed.
+def kept_state(reader: StoreReader) -> str:
+    """Another text whenever a group or an aggregate has changed.
 
     :raises StorageError: the store is of an earlier version.
     """
-    newest_change(db)
-    return db.execute(
+    kept = _kept(reader)
+    newest_change(kept.db)
+    row = kept.db.execute(
         "SELECT (SELECT last FROM aggregate_changes), (SELECT json_group_array(json_array(number, percentiles,"
         " max_groups, filled_to, dropped, floor_utc_ns, below_floor, beyond, ahead)) FROM aggregates)"
     ).fetchone()
+    return repr((kept.made(), row))
 
 
 class FollowedGroups:
@@ -60,12 +67,16 @@ class FollowedGroups:
     def __init__(self, query: KeptQuery) -> None:
         self._query = replace(query, after=None)
 
-    def newest(self, db: sqlite3.Connection) -> int:
+    def newest(self, reader: StoreReader) -> int:
         """See :class:`~cloud_relay.http.streaming.Followed`. :raises LocalProtocolError: there is no such aggregate."""
-        return changed_groups(db, self._query, 2**63 - 1).newest
+        return changed_groups(_kept(reader).db, self._query, 2**63 - 1).newest
 
-    def after(self, db: sqlite3.Connection, number: int) -> StreamLook:
+    def after(self, reader: StoreReader, number: int) -> StreamLook:
         """See :class:`~cloud_relay.http.streaming.Followed`."""
-        found = changed_groups(db, self._query, number)
+        found = changed_groups(_kept(reader).db, self._query, number)
         items = [(group.change, group_form(found.definition, group)) for group in found.groups]
-        return StreamLook(items, found.reached, found.newest)
+        return StreamLook(items, found.reached, found.newest - found.reached)
+
+
+def _kept(reader: StoreReader) -> SqliteReader:
+    return sqlite_of(reader, "aggregates are")

@@ -14,6 +14,7 @@ from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.app import RelayApi
 from cloud_relay.http.tokens import FILE, TokenFile
 from cloud_relay.metrics.page import RelayMetrics
+from cloud_relay.query.readers.opening import open_readers
 from meshnode.http.server import HttpServer
 from protocols.base.errors import ConfigError
 from protocols.base.ids import MeshName
@@ -50,7 +51,7 @@ class RelayHttp:
                 config,
                 partial(
                     RelayApi,
-                    config.store,
+                    open_readers(config.store),
                     Doorkeeper(tokens, config.certificates, mesh),
                     statistics,
                     _version(),

@@ -9,7 +9,6 @@ on with ``Last-Event-ID`` and miss nothing.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from sqlite3 import Connection
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -18,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from cloud_relay.http.answering import Answers
 from cloud_relay.http.problems import HttpProblem
-from cloud_relay.query.arrivals import arrivals_after, newest_number
 from cloud_relay.query.forms import record_form
+from cloud_relay.query.readers.contract import StoreReader
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from protocols.base.errors import StorageError
 
@@ -42,8 +41,8 @@ class StreamLook(NamedTuple):
     """The contents of events, with their numbers."""
     reached: int
     """Nothing up to this number is missing. Go on after it."""
-    newest: int
-    """The highest number that there is."""
+    behind: int
+    """How much there is after it, of whatever kind."""
 
 
 class Followed(Protocol):
@@ -52,10 +51,10 @@ class Followed(Protocol):
     event: str
     """What its events are called."""
 
-    def newest(self, db: Connection) -> int:
+    def newest(self, reader: StoreReader) -> int:
         """The highest number that there is; 0: there is nothing."""
 
-    def after(self, db: Connection, number: int) -> StreamLook:
+    def after(self, reader: StoreReader, number: int) -> StreamLook:
         """What comes next."""
 
 
@@ -67,14 +66,14 @@ class FollowedRecords:
     def __init__(self, query: Query) -> None:
         self._query = query
 
-    def newest(self, db: Connection) -> int:
+    def newest(self, reader: StoreReader) -> int:
         """See :class:`Followed`."""
-        return newest_number(db)
+        return reader.newest_number()
 
-    def after(self, db: Connection, number: int) -> StreamLook:
+    def after(self, reader: StoreReader, number: int) -> StreamLook:
         """See :class:`Followed`."""
-        found = arrivals_after(db, self._query, number)
-        return StreamLook([(at, record_form(record)) for at, record in found.records], found.reached, found.newest)
+        found = reader.arrivals(self._query, number)
+        return StreamLook([(at, record_form(record)) for at, record in found.records], found.reached, found.behind)
 
 
 class Bell:
@@ -161,7 +160,7 @@ class Streams:
                     "ended", {"why": "the token or certificate was revoked, has ended, or can't be checked now"}, number
                 )
                 return
-            behind = found.newest - found.reached
+            behind = found.behind
             if was_abreast and behind > MAX_BEHIND:
                 yield _event("dropped", {"why": f"{behind} {followed.event}s behind: go on with Last-Event-ID"}, number)
                 return
@@ -177,7 +176,7 @@ class Streams:
         while True:
             await asyncio.sleep(_PAUSE_S)
             try:
-                return await self._answers.read(lambda db: followed.after(db, number))
+                return await self._answers.read(lambda reader: followed.after(reader, number))
             except HttpProblem:
                 continue  # too many wait for a thread
 

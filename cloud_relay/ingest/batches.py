@@ -14,9 +14,9 @@ from typing import Final
 
 from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.receipts import CertificateMissing, ReceiptCheck
+from cloud_relay.store.contract import RecordStore, StorableBatch, StorableRecord
 from cloud_relay.store.receipts import StorableReceipt
 from cloud_relay.store.rows import MAX_INTEGER, Cost, RecordUnsuitable, row_of
-from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
 from meshnode.identity.packing import unpacked_untrusted
 from protocols.access import AccessTable
 from protocols.base.errors import ReceiptWrong, RemoteProtocolError, StorageError
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 class Ingest:
     """Answers batches. ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
 
-    def __init__(self, store: Store, access: AccessTable, receipts: ReceiptCheck) -> None:
+    def __init__(self, store: RecordStore, access: AccessTable, receipts: ReceiptCheck) -> None:
         self._store, self._access, self._receipts = store, PublishAccess(access), receipts
         self._refusals: dict[str, int] = {}
 

@@ -32,7 +32,9 @@ class RecordArrivals(NamedTuple):
     """No record up to this number is missing. Go on after it."""
     newest: int
     """The highest number that there is."""
-    deleted: int
+    behind: int
+    """Records that were stored after it, of whatever kind; a store may stop to count beyond what streams care for."""
+    deleted: int = 0
     """How many numbers up to ``reached`` are those of records that retention has deleted, whatever they were."""
 
 
@@ -60,7 +62,7 @@ def arrivals_after(
             if size_bytes >= most_bytes or len(records) >= most_records:
                 reached = found
                 break
-        return RecordArrivals(records, reached, newest, _deleted(packed, number, reached))
+        return RecordArrivals(records, reached, newest, newest - reached, _deleted(packed, number, reached))
 
 
 def _deleted(packed: PackReader, number: int, reached: int) -> int:

@@ -11,17 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
-from sqlite3 import Connection, DatabaseError
 from typing import Final
 
 from msgspec import Raw
 
-from cloud_relay.query.newest import key_cursor, newest_page
-from cloud_relay.query.searching import RecordPage, StoredRecord, find_page
+from cloud_relay.query.newest import key_cursor
+from cloud_relay.query.readers.contract import StoreReaders
+from cloud_relay.query.searching import StoredRecord
 from cloud_relay.query.selection import Box, Query, cursor_of, place_of
-from cloud_relay.store.schema import open_for_reading, storage_error
 from meshnode.links.transport import Handler
 from protocols.access import LINK_ROLES, AccessTable
 from protocols.base.allowance import Allowance
@@ -53,9 +50,9 @@ _log = logging.getLogger(__name__)
 class NodeQuestions:
     """Answers the frames of questions. ``answer`` may run on any thread."""
 
-    def __init__(self, store: Path, access: AccessTable, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, readers: StoreReaders, access: AccessTable, clock: Callable[[], int] = time.time_ns) -> None:
         """``clock`` gives UTC nanoseconds."""
-        self._store, self._access, self._clock = store, access, clock
+        self._readers, self._access, self._clock = readers, access, clock
         self._lock, self._places = threading.Lock(), threading.BoundedSemaphore(MAX_AT_ONCE)
         self._allowances: dict[NodeId, Allowance] = {}
         self._counts = {"asked": 0, "records": 0, "refused": 0, "busy": 0, "failed": 0}
@@ -120,17 +117,8 @@ class NodeQuestions:
 
     def _told(self, asked: RecordsAsked, query: Query) -> RecordsTold:
         after = key_cursor(asked.cursor) if asked.newest and asked.cursor else None
-
-        def page(db: Connection) -> RecordPage:
-            if asked.newest:
-                return newest_page(db, query, after, PATIENCE_S)
-            return find_page(db, query, PATIENCE_S)
-
-        with closing(open_for_reading(self._store)) as db:
-            try:
-                found = page(db)
-            except DatabaseError as error:
-                raise storage_error(self._store, error) from error
+        with self._readers.reader() as reader:
+            found = reader.newest(query, after, PATIENCE_S) if asked.newest else reader.page(query, PATIENCE_S)
         told: list[ToldRecord] = []
         size_bytes, cursor = 0, found.cursor or ""
         for at, record in enumerate(found.records):

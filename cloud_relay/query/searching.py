@@ -8,8 +8,9 @@ once, unless retention deleted it meanwhile.
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -106,9 +107,14 @@ def _is_receipted(db: sqlite3.Connection, name: tuple[str, int]) -> bool:
 
 def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]:
     """All records of a question, at most ``query.limit``, page by page."""
+    return records_of_pages(partial(find_page, db), query)
+
+
+def records_of_pages(find: Callable[[Query], RecordPage], query: Query) -> Iterator[StoredRecord]:
+    """All records of a question, at most ``query.limit``, of pages that ``find`` finds."""
     left, after = query.limit, query.after
     while left > 0:
-        page = find_page(db, replace(query, limit=min(left, MAX_PAGE_RECORDS), after=after))
+        page = find(replace(query, limit=min(left, MAX_PAGE_RECORDS), after=after))
         yield from page.records
         left -= len(page.records)
         if page.cursor is None:
@@ -118,8 +124,12 @@ def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]
 
 def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
     """The records of a query, with ``value`` and ``lineage`` parsed."""
-    for record in every_record(db, query):
-        yield record.fields | {
-            "value": msgspec.json.decode(record.fields["value"]),
-            "lineage": msgspec.json.decode(record.fields["lineage"]),
-        }
+    return map(parsed_fields, every_record(db, query))
+
+
+def parsed_fields(record: StoredRecord) -> dict[str, Any]:
+    """The fields of a record, with ``value`` and ``lineage`` parsed."""
+    return record.fields | {
+        "value": msgspec.json.decode(record.fields["value"]),
+        "lineage": msgspec.json.decode(record.fields["lineage"]),
+    }

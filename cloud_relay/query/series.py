@@ -5,12 +5,11 @@ people know, and begins where such spans begin in UTC. So a chart that is asked 
 points, and one more.
 """
 
-import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from cloud_relay.query.aggregating import AggregateQuery, aggregates
+from cloud_relay.query.aggregating import AggregateQuery
 from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, MAX_PAGE_RECORDS, untrusted_query
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -45,10 +44,10 @@ def untrusted_series(given: Mapping[str, str], now: UtcNs) -> AggregateQuery:
     return AggregateQuery(bounded, ("key",), _span_ns(max(until_ns - since_ns, 1), int(points)))
 
 
-def series(db: sqlite3.Connection, query: AggregateQuery) -> dict[str, Any]:
-    """The series of each key and unit. :raises LocalProtocolError: there are too many records or points."""
+def charted(groups: Iterable[dict[str, Any]], query: AggregateQuery) -> dict[str, Any]:
+    """The series of each key and unit, of the groups of ``query``."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for group in aggregates(db, query):
+    for group in groups:
         point = {name: value for name, value in group.items() if name not in ("key", "unit")}
         found.setdefault((group["key"], group["unit"]), []).append(point)
     listed = [{"key": key, "unit": unit, "points": points} for (key, unit), points in sorted(found.items())]

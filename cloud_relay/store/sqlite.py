@@ -16,20 +16,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.store.aggregates.keeping import KeptAggregates
+from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.fates import FateTable
 from cloud_relay.store.packs.known import KnownAs, KnownRecords
 from cloud_relay.store.packs.packing import Job
 from cloud_relay.store.packs.reading import PackDamaged
 from cloud_relay.store.packs.tables import packed_up_to
-from cloud_relay.store.receipts import ReceiptTable, StorableReceipt
-from cloud_relay.store.rows import Row
+from cloud_relay.store.receipts import ReceiptTable
 from cloud_relay.store.schema import open_for_writing, storage_error
 from cloud_relay.store.streams import StreamCounts
 from cloud_relay.store.turns import Turns
@@ -48,41 +47,8 @@ _HELD = (KnownAs.SAME, KnownAs.PROVEN, KnownAs.DELETED)
 _PROVEN = (KnownAs.PROVEN, KnownAs.DELETED)
 
 
-class StorableRecord(NamedTuple):
-    """A record that fits the store."""
-
-    sequence: int
-    rule: str
-    row: Row
-    encoded: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StorableBatch:
-    """A batch that was checked, from a node that TLS proved."""
-
-    origin: str
-    incarnation: int
-    next_sequence: int
-    records: tuple[StorableRecord, ...]
-    refused: tuple[RefusedRecord, ...]
-    """Records that don't fit the store. They are noted as refused."""
-    fates: tuple[Fate, ...]
-    receipt: StorableReceipt | None = None
-    """None: it came without one."""
-    wrong_receipt: str = ""
-    """Why its receipt is wrong. It is noted then, and nothing of the batch is stored."""
-    carried: bool = False
-    """Another node brought it, perhaps later than what its own node sent since."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it tells of no record."""
-        return not (self.records or self.refused or self.fates)
-
-
 class Store:
-    """Takes batches. The package ``cloud_relay.query`` reads them."""
+    """A :class:`~cloud_relay.store.contract.RecordStore`. The package ``cloud_relay.query`` reads it."""
 
     def __init__(
         self,

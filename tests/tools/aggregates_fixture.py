@@ -10,10 +10,11 @@ from cloud_relay.aggregates.tallies import Tallies
 from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates.keeping import stored_definitions
+from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.packs.packing import Packer, PackingPolicy
 from cloud_relay.store.rows import Cost, row_of
 from cloud_relay.store.schema import open_for_reading
-from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from cloud_relay.store.sqlite import Store
 from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading

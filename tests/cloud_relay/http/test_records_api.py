@@ -15,6 +15,7 @@ import pytest
 from cloud_relay.http import answering
 from cloud_relay.http.openapi import described
 from cloud_relay.query import sources
+from cloud_relay.query.readers.sqlite import SqliteReader
 from cloud_relay.query.searching import COLUMNS
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
@@ -95,7 +96,7 @@ def test_hostile_question_costs_a_page_and_gets_the_next(web: RelayWeb, monkeypa
     """What finds nothing among many must neither hold a thread for long nor pretend that it looked at everything."""
     monkeypatch.setattr(sources, "_FIRST_CHUNKS", (2, 2))
     monkeypatch.setattr(sources, "_MAX_CHUNK", 2)
-    monkeypatch.setattr("cloud_relay.query.searching.find_page.__defaults__", (-1.0,))
+    monkeypatch.setattr("cloud_relay.query.readers.sqlite.SqliteReader.page.__defaults__", (-1.0,))
     web.relay.send(batch(*range(1, 8)))
     cursor, pages = None, 0
     while pages == 0 or cursor is not None:
@@ -252,7 +253,7 @@ def test_entity_tag_changes_when_retention_deletes(tmp_path: Path) -> None:
 
     def note() -> None:
         with closing(open_for_reading(relay.path)) as db:
-            tags.append(answering._tag(relay.path, "all", answering._records_version(db)))
+            tags.append(SqliteReader(db, relay.path).state())
 
     for number in range(1, 5):
         relay.send(batch(number))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from cloud_relay.query import nodes
 from cloud_relay.query.nodes import BURST, MAX_AT_ONCE, NodeQuestions
+from cloud_relay.query.readers import sqlite
+from cloud_relay.query.readers.sqlite import SqliteReaders
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from protocols.access import AccessRule, AccessTable
 from protocols.base.ids import MeshName, PeerIdentity, Role, node_id
@@ -33,7 +35,7 @@ class Asker:
 
     def __init__(self, relay: RelayInProcess) -> None:
         self.relay = relay
-        self.questions = NodeQuestions(relay.path, TABLE, lambda: NOW_NS)
+        self.questions = NodeQuestions(SqliteReaders(relay.path), TABLE, lambda: NOW_NS)
 
     def raw(self, data: bytes, node: str = "v-7", role: Role = Role.VEHICLE) -> bytes:
         return self.questions.answer(PeerIdentity(MeshName("demo"), role, node_id(node)), data)
@@ -198,7 +200,7 @@ def test_few_questions_are_looked_for_at_once(asker: Asker, monkeypatch: pytest.
         assert go_on.wait(30)
         raise RuntimeError("it is over")
 
-    monkeypatch.setattr(nodes, "find_page", slow)
+    monkeypatch.setattr(sqlite, "find_page", slow)
     threads = [threading.Thread(target=asker.ask, kwargs={"node": f"v-{n}"}) for n in range(MAX_AT_ONCE)]
     for thread in threads:
         thread.start()

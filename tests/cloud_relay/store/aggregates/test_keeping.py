@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.store.aggregates import keeping
-from cloud_relay.store.sqlite import StorableRecord, Store
+from cloud_relay.store.contract import StorableRecord
+from cloud_relay.store.sqlite import Store
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
 from tests.tools.aggregates_fixture import START_NS, batch_of, kept_groups, pack, recomputed_groups, storable, told_of

@@ -1,0 +1,1 @@
+"""What answers questions: readers of a store, whatever the store is made of."""

@@ -1,0 +1,102 @@
+"""Questions to a store in SQLite: each function of this package, on one connection."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud_relay.metrics.stored import StoreFigures, store_figures
+from cloud_relay.query.aggregating import AggregateQuery, aggregates
+from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
+from cloud_relay.query.audit import OriginAccount, audit
+from cloud_relay.query.newest import newest_page
+from cloud_relay.query.proofs import proof_of
+from cloud_relay.query.readers.contract import StoreReader
+from cloud_relay.query.searching import PATIENCE_S, RecordPage, find_page
+from cloud_relay.query.selection import Query
+from cloud_relay.store.schema import open_for_reading, storage_error
+from protocols.base.errors import LocalProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteReader:
+    """A :class:`~cloud_relay.query.readers.contract.StoreReader`."""
+
+    db: sqlite3.Connection
+    path: Path
+
+    def page(self, query: Query, patience_s: float = PATIENCE_S) -> RecordPage:
+        """One page."""
+        return find_page(self.db, query, patience_s)
+
+    def newest(self, query: Query, after_key: str | None = None, patience_s: float = PATIENCE_S) -> RecordPage:
+        """The newest record of each key."""
+        return newest_page(self.db, query, after_key, patience_s)
+
+    def aggregates(self, query: AggregateQuery) -> list[dict[str, Any]]:
+        """Numbers about many records."""
+        return aggregates(self.db, query)
+
+    def newest_number(self) -> int:
+        """The number of the record that was stored last."""
+        return newest_number(self.db)
+
+    def arrivals(self, query: Query, number: int) -> RecordArrivals:
+        """What was stored after a number."""
+        return arrivals_after(self.db, query, number)
+
+    def state(self) -> str:
+        """It differs whenever a record was added, or a receipt, which shows in records too, or retention deleted
+        records: while there is no newer pack, what is left in packs only becomes less."""
+        counts = self.db.execute(
+            "SELECT (SELECT max(rowid) FROM records), (SELECT max(number) FROM receipts),"
+            " (SELECT max(pack) FROM packs), (SELECT total(records) FROM packs)"
+        ).fetchone()
+        return repr((self.made(), counts))
+
+    def made(self) -> int:
+        """Which file it is: another one may have been put into its place."""
+        return self.path.stat().st_ino
+
+    def figures(self) -> StoreFigures:
+        """How large it is."""
+        return store_figures(self.db, self.path)
+
+    def audit(self) -> list[OriginAccount]:
+        """The accounts of all origins."""
+        return audit(self.db)
+
+    def proof(self, origin: str, sequence: int) -> bytes:
+        """The proof of a stored record."""
+        return proof_of(self.db, origin, sequence)
+
+
+def sqlite_of(reader: StoreReader, what: str) -> SqliteReader:
+    """The reader of a store that has to be SQLite, because ``what`` ("aggregates are") kept there only.
+
+    :raises LocalProtocolError: it is another store.
+    """
+    if not isinstance(reader, SqliteReader):
+        raise LocalProtocolError(f"{what} kept in a store in SQLite only, and this relay's is in PostgreSQL")
+    return reader
+
+
+class SqliteReaders:
+    """Opens the file for each reader, so that the file may be exchanged while a relay runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def reader(self) -> Iterator[SqliteReader]:
+        """A reader for one thread. What SQLite says of the file while it is used becomes a StorageError."""
+        with closing(open_for_reading(self._path)) as db:
+            try:
+                yield SqliteReader(db, self._path)
+            except sqlite3.DatabaseError as error:
+                raise storage_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Nothing is open."""
