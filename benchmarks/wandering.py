@@ -407,7 +407,9 @@ def _check_records(street: _Street, outcome: Outcome) -> None:
 def _store_of(config: Path) -> Path:
     from cloud_relay.config import load_config
 
-    return load_config(config).store
+    store = load_config(config).store
+    assert isinstance(store, Path), "this relay's store is a file"
+    return store
 
 
 def compare(

@@ -29,6 +29,7 @@ from cloud_relay.query.selection import untrusted_query
 from cloud_relay.releases.commands.release import release
 from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.sinks.commands import sinks
+from cloud_relay.store.places import StorePlace, store_place
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import MeshError, ReceiptWrong
 from protocols.base.ids import UtcNs
@@ -39,7 +40,7 @@ _CONFIG = click.option(
     help="The relay's configuration.",
 )  # fmt: skip
 _STORE = click.option(
-    "--store", "store_path", type=click.Path(path_type=Path), help="Path of the store; no configuration is read then."
+    "--store", "store_path", help="Path or URL of the store; no configuration is read then.", metavar="PATH|URL"
 )
 _SHOWN = ("origin", "sequence", "key", "value", "unit", "event_utc_ns", "latitude_deg", "longitude_deg", "rule")
 _MAX_CELL_CHARS = 40
@@ -100,7 +101,7 @@ def run(config_path: Path, log_level: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True,
               help="Show at most this many records.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
-def query(config_path: Path, store_path: Path | None, limit: int, form: str, **given: str | None) -> None:
+def query(config_path: Path, store_path: str | None, limit: int, form: str, **given: str | None) -> None:
     """Show stored records, newest event first; the relay may be running."""
     texts = {name: value for name, value in given.items() if value is not None}
     wanted = replace(untrusted_query(texts, UtcNs(time.time_ns())), limit=limit)
@@ -114,7 +115,7 @@ def query(config_path: Path, store_path: Path | None, limit: int, form: str, **g
 @_CONFIG
 @_STORE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> None:
+def audit_command(config_path: Path, store_path: str | None, as_json: bool) -> None:
     """Check that the account of every node adds up. The exit status is 1 when it does not."""
     path = _store_of(config_path, store_path)
     with open_reader(path) as reader:
@@ -135,7 +136,7 @@ def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> 
 @click.argument("node")
 @click.argument("sequence", type=click.IntRange(1, 2**63 - 1))
 @click.option("--out", type=click.Path(path_type=Path), help="Write the proof to this file; default: print it.")
-def prove(config_path: Path, store_path: Path | None, node: str, sequence: int, out: Path | None) -> None:
+def prove(config_path: Path, store_path: str | None, node: str, sequence: int, out: Path | None) -> None:
     """Write what proves that NODE signed its record SEQUENCE, for somebody who does not have this store."""
     path = _store_of(config_path, store_path)
     with open_reader(path) as reader:
@@ -184,8 +185,8 @@ main.add_command(train_command)
 main.add_command(runs_group)
 
 
-def _store_of(config_path: Path, store_path: Path | None) -> Path:
-    return store_path if store_path is not None else load_config(config_path).store
+def _store_of(config_path: Path, store_path: str | None) -> StorePlace:
+    return store_place(store_path) if store_path is not None else load_config(config_path).store
 
 
 def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:

@@ -21,6 +21,8 @@
     [[retention]]               # how long records are kept; the first whose keys match decides, and others are kept
     keys = "veh/*/debug/**"
     max_age_s = 604800          # since the relay received them; 0: for ever
+    url = "postgresql://relay@db.example/records"  # instead of path: PostgreSQL, which several relays may share
+    password_file = "db.password"                  # default: PGPASSWORD or ~/.pgpass has it
 
     [ingest]
     receipts = "accepted"       # "required": records without a receipt are refused
@@ -67,6 +69,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cloud_relay.aggregates.definition import AggregateDefinition, untrusted_definitions
+from cloud_relay.store.places import StorePlace, postgres_place
 from meshnode.links.transport import CredentialFiles
 from protocols.access import AccessRule, AccessTable
 from protocols.base.errors import ConfigError, InvalidKey, InvalidName, LocalProtocolError
@@ -89,6 +92,17 @@ _KEYS = {
 }
 _LISTS = ("aggregate", "retention", "sink", "training")
 """Tables that may be there several times. Whoever uses them checks them."""
+_NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url"
+_NO_RETENTION = "delete old records of PostgreSQL by its own means, and remove it, or remove store.url"
+ONLY_IN_SQLITE = {
+    "pack_after_s": ("store", _NO_PACKS),
+    "pack_beyond": ("store", _NO_PACKS),
+    "max_mb": ("store", _NO_RETENTION),
+    "retention": ("", _NO_RETENTION),
+    "aggregate": ("", "ask /v1/aggregates, which computes the numbers anew, and remove it, or remove store.url"),
+    "sink": ("", "follow /v1/stream of one of the relays and send on what it shows, and remove it, or store.url"),
+}
+"""What a configuration can't have beside ``store.url``: its table, or none if it is one, and the way out."""
 _RETENTION_KEYS = ("keys", "max_age_s")
 MAX_RETENTION_RULES = 256
 """Each is compared with each key that a pack has."""
@@ -115,7 +129,7 @@ class HttpConfig:
     tokens_required: bool
     tls: tuple[Path, Path] | None
     """The files of the certificate and of its key."""
-    store: Path
+    store: StorePlace
     state_dir: Path
     certificates: CertificateRules | None = None
     """None: nobody gets in by a certificate."""
@@ -144,7 +158,7 @@ class RelayConfig:
     credentials: CredentialFiles
     sealing_key: Path
     """The key that opens batches which nodes carry for others. It is made when it is not there."""
-    store: Path
+    store: StorePlace
     keeping: KeepingConfig
     receipts_required: bool
     """Whether batches with records have to have a receipt."""
@@ -201,7 +215,7 @@ class _Parser:
             raise ConfigError(f"{self._path}: relay.id: {error}") from error
         port = self._port("relay", DEFAULT_PORT)
         state_dir = self._file("relay", "state_dir", "state")
-        store = self._file("store", "path", str(state_dir / "relay.sqlite"))
+        store = self._store(state_dir)
         authority = self._file("identity", "authority", "authority.crt")
         return RelayConfig(
             node=node,
@@ -269,7 +283,27 @@ class _Parser:
             raise ConfigError(f"{self._path}: {table}.{key} is {value}: use 0 to {most}")
         return value
 
-    def _http(self, store: Path, state_dir: Path, authority: Path) -> HttpConfig:
+    def _store(self, state_dir: Path) -> StorePlace:
+        given = self._tables.get("store", {})
+        if "url" not in given:
+            if "password_file" in given:
+                raise ConfigError(
+                    f"{self._path}: store.password_file is for a store with a url: add it, or remove this"
+                )
+            return self._file("store", "path", str(state_dir / "relay.sqlite"))
+        if "path" in given:
+            raise ConfigError(f"{self._path}: store has both path and url: keep one of them")
+        for name, (table, way_out) in ONLY_IN_SQLITE.items():
+            if name in (given if table else self._tables):
+                shown = f"store.{name}" if table else f"[[{name}]]"
+                raise ConfigError(f"{self._path}: {shown} is for a store in SQLite only: {way_out}")
+        password_file = self._file("store", "password_file", "") if "password_file" in given else None
+        try:
+            return postgres_place(self._value("store", "url", ""), self._path.parent, password_file)
+        except ConfigError as error:
+            raise ConfigError(f"{self._path}: store.url: {error}") from error
+
+    def _http(self, store: StorePlace, state_dir: Path, authority: Path) -> HttpConfig:
         given = self._tables["http"]
         host = self._value("http", "host", "127.0.0.1")
         tokens_required = self._choice("http", "tokens", ("none", "required")) == "required"

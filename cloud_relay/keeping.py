@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 
 from cloud_relay.config import KeepingConfig, RelayConfig, load_config
+from cloud_relay.store.contract import RecordStore
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals
+from cloud_relay.store.places import sqlite_path
 from cloud_relay.store.schema import open_for_reading, storage_error
 from cloud_relay.store.sqlite import Store
 
@@ -21,9 +23,11 @@ def retention_policy(keeping: KeepingConfig) -> RetentionPolicy:
     return RetentionPolicy(tuple(RetentionRule(*rule) for rule in keeping.retention), keeping.max_bytes)
 
 
-def keeper_of(config: RelayConfig, store: Store) -> StoreKeeper:
-    """What packs and deletes in the background; it has not begun."""
+def keeper_of(config: RelayConfig, store: RecordStore) -> StoreKeeper | None:
+    """What packs and deletes in the background; it has not begun. None: the store is not SQLite."""
     keeping = config.keeping
+    if not isinstance(store, Store) or not isinstance(config.store, Path):
+        return None
     return StoreKeeper(
         partial(open_for_reading, config.store), store.maintain,
         PackingPolicy(keeping.pack_after_s, keeping.pack_beyond), retention_policy(keeping),
@@ -39,7 +43,8 @@ def retention(config_path: Path, dry_run: bool) -> None:
     del dry_run
     config = load_config(config_path)
     policy, total, total_bytes = retention_policy(config.keeping), 0, 0
-    with closing(open_for_reading(config.store)) as db:
+    path = sqlite_path(config.store, "retention is")
+    with closing(open_for_reading(path)) as db:
         try:
             db.execute("BEGIN")
             for removal in removals(db, policy, time.time_ns()):
@@ -52,7 +57,7 @@ def retention(config_path: Path, dry_run: bool) -> None:
                 )
             (rows,) = db.execute("SELECT count(*) FROM records").fetchone()
         except db.DatabaseError as error:
-            raise storage_error(config.store, error) from error
+            raise storage_error(path, error) from error
     click.echo(
         f"{total} records, about {total_bytes / 1e6:.1f} MB, would be deleted now; {rows} records are not packed yet, "
         "and are looked at once they are"

@@ -20,13 +20,13 @@ from cloud_relay.learning.retraining.background import TrainingProcess
 from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
-from cloud_relay.query.nodes import NodeQuestions, with_questions
+from cloud_relay.query.nodes import MAX_AT_ONCE, NodeQuestions, with_questions
 from cloud_relay.query.readers.opening import open_readers
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
 from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.sinks.running import Sinks
 from cloud_relay.sinks.settings import sinks_of
-from cloud_relay.store.sqlite import Store
+from cloud_relay.store.opening import open_store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
 from meshnode.identity.sealing import read_or_make_sealing_key
@@ -79,13 +79,14 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
     settings_of_sinks = sinks_of(config)
     triggers = triggers_of(config)
     with ExitStack() as closing:
-        store = Store(config.store, aggregates=config.aggregates)
+        store = open_store(config.store, config.aggregates)
         closing.callback(store.close)
         sinks = Sinks(settings_of_sinks, config.store, config.state_dir)
         closing.callback(sinks.close)
         keeper = keeper_of(config, store)
-        closing.callback(keeper.close)
-        keeper.start()
+        if keeper is not None:
+            closing.callback(keeper.close)
+            keeper.start()
         receipts = ReceiptCheck(read_authority(files.authority), required=config.receipts_required)
         ingest = Ingest(store, config.access, receipts)
         releases = ReleaseService(config.releases, config.access)
@@ -94,7 +95,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         carried = CarriedIngest(ingest, identity.peer.mesh, sealing_key, signer, read_authority(files.authority))
         metrics = RelayMetrics()
         store.at_end = lambda took_s, done: metrics.commits.observe(took_s, "yes" if done else "no")
-        readers = open_readers(config.store)
+        readers = open_readers(config.store, MAX_AT_ONCE)
         closing.callback(readers.close)
         questions = NodeQuestions(readers, config.access)
         records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
@@ -112,7 +113,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 "releases": releases.statistics(),
                 "sinks": sinks.statistics(),
                 "questions": questions.statistics(),
-                "keeping": keeper.statistics(),
+                **({} if keeper is None else {"keeping": keeper.statistics()}),
             }
 
         if config.http is not None:

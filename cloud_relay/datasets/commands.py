@@ -24,6 +24,7 @@ from cloud_relay.export.commands import filter_options
 from cloud_relay.export.opening import FORMATS, untrusted_format, untrusted_span_ns
 from cloud_relay.export.reading import rows_in
 from cloud_relay.export.whole_file import refuse_taken
+from cloud_relay.store.places import sqlite_path
 from protocols.base.errors import LocalProtocolError, StorageError
 from protocols.base.ids import UtcNs
 
@@ -223,7 +224,7 @@ def _opened(config_path: Path, store_path: Path | None, folder: Path | None) -> 
     if store_path is not None:
         return store_path, DatasetShelf(folder or store_path.parent / FOLDER)
     config = load_config(config_path)
-    return config.store, DatasetShelf(folder or config.state_dir / FOLDER)
+    return sqlite_path(config.store, "datasets are"), DatasetShelf(folder or config.state_dir / FOLDER)
 
 
 def _print_findings(wanted: VersionName, version: DatasetVersion, found: Findings, what: str) -> None:

@@ -17,6 +17,7 @@ from cloud_relay.config import load_config
 from cloud_relay.export.groups import GroupCsv, GroupParquet
 from cloud_relay.export.whole_file import whole_file
 from cloud_relay.query.kept import KEPT_FILTERS, KeptQuery, every_kept_page, group_form, kept_aggregates, untrusted_kept
+from cloud_relay.store.places import sqlite_path
 from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -126,7 +127,7 @@ def export(
 @contextmanager
 def _opened(config_path: Path, store_path: Path | None) -> Iterator[Connection]:
     """The store of a command, whose errors are told with the way out."""
-    path = store_path if store_path is not None else load_config(config_path).store
+    path = store_path or sqlite_path(load_config(config_path).store, "kept aggregates are")
     with closing(open_for_reading(path)) as db:
         try:
             yield db

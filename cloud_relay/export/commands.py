@@ -16,6 +16,7 @@ from cloud_relay.export.whole_file import whole_file
 from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import FILTERS, untrusted_query
+from cloud_relay.store.places import store_place
 from protocols.base.ids import UtcNs
 from protocols.base.limits import SECOND
 
@@ -32,8 +33,8 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.option("--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
               help="The relay's configuration.")  # fmt: skip
-@click.option("--store", "store_path", type=click.Path(path_type=Path),
-              help="Path of the store; no configuration is read then.")  # fmt: skip
+@click.option("--store", "store_path", metavar="PATH|URL",
+              help="Path or URL of the store; no configuration is read then.")  # fmt: skip
 @filter_options
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: what the ending of FILE says.")
 @click.option("--row-group", default="1d", show_default=True, metavar="SPAN",
@@ -41,7 +42,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @click.argument("file", type=click.Path(path_type=Path))
 def export(
-    config_path: Path, store_path: Path | None, form: str | None, row_group: str, overwrite: bool, file: Path,
+    config_path: Path, store_path: str | None, form: str | None, row_group: str, overwrite: bool, file: Path,
     **given: str | None,
 ) -> None:  # fmt: skip
     """Write the records that the filters select into FILE, oldest first; the relay may be running.
@@ -51,7 +52,7 @@ def export(
     form = untrusted_format(form, file)
     texts = {name: value for name, value in given.items() if value is not None}
     query = replace(untrusted_query(texts, UtcNs(time.time_ns())), limit=2**63, newest_first=False)
-    path = store_path if store_path is not None else load_config(config_path).store
+    path = store_place(store_path) if store_path is not None else load_config(config_path).store
     open_export = opener(
         form, untrusted_span_ns(row_group), {"form": 1, "query": texts, "made_utc_s": int(time.time())}
     )

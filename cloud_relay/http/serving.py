@@ -11,6 +11,7 @@ from typing import Any
 
 from cloud_relay.config import HttpConfig
 from cloud_relay.http.access import Doorkeeper
+from cloud_relay.http.answering import THREADS
 from cloud_relay.http.app import RelayApi
 from cloud_relay.http.tokens import FILE, TokenFile
 from cloud_relay.metrics.page import RelayMetrics
@@ -51,7 +52,7 @@ class RelayHttp:
                 config,
                 partial(
                     RelayApi,
-                    open_readers(config.store),
+                    open_readers(config.store, THREADS),
                     Doorkeeper(tokens, config.certificates, mesh),
                     statistics,
                     _version(),

@@ -10,7 +10,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -39,9 +39,9 @@ AGGREGATING: Final[Mapping[str, str]] = {
 }
 _SPAN: Final = re.compile(r"(\d{1,6})(s|m|h|d)")
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_ROW: Final = (
-    "SELECT key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value FROM records WHERE rowid = ?"
-)
+GROUPED: Final = ("key", "origin", "rule", "unit", "latitude_deg", "longitude_deg", "event_utc_ns", "value")
+"""The columns that groups are made of."""
+_ROW: Final = f"SELECT {', '.join(GROUPED)} FROM records WHERE rowid = ?"  # noqa: S608 - constants only
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,15 @@ def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, 
     """
     prepare(db)
     ends_s = time.monotonic() + PATIENCE_S
-    groups: dict[tuple[Any, ...], _Group] = {}
     with one_moment(db) as packed:
-        _gather(db, packed, query, ends_s, groups)
-    names = (*(() if query.bucket_ns is None else ("bucket_utc_ns",)), *query.by, "unit")
-    return [dict(zip(names, name, strict=True)) | _told(groups[name]) for name in sorted(groups)]
+        return grouped((_row(db, packed, number) for number in _numbers(db, packed, query.records, ends_s)), query)
 
 
-def _gather(
-    db: sqlite3.Connection, packed: PackReader, query: AggregateQuery, ends_s: float,
-    groups: dict[tuple[Any, ...], _Group],
-) -> None:  # fmt: skip
-    for found, number in enumerate(_numbers(db, packed, query.records, ends_s), 1):
-        key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value = _row(db, packed, number)
+def grouped(rows: Iterable[Sequence[Any]], query: AggregateQuery) -> list[dict[str, Any]]:
+    """The groups of records, of each of which there are ``GROUPED``. Raises what :func:`aggregates` does."""
+    groups: dict[tuple[Any, ...], _Group] = {}
+    for found, row in enumerate(rows, 1):
+        key, origin, rule, unit, latitude_deg, longitude_deg, event_utc_ns, value = row
         of = {"key": key, "origin": origin, "rule": rule, "cell": _cell(latitude_deg, longitude_deg)}
         bucket = () if query.bucket_ns is None else (event_utc_ns - event_utc_ns % query.bucket_ns,)
         group = groups.setdefault((*bucket, *(of[name] for name in query.by), unit), _Group())
@@ -105,6 +101,8 @@ def _gather(
                 f"the question is about more than {MAX_RECORDS} records or {MAX_GROUPS} groups: narrow it by since, "
                 "until, key or box, or group by less"
             )
+    names = (*(() if query.bucket_ns is None else ("bucket_utc_ns",)), *query.by, "unit")
+    return [dict(zip(names, name, strict=True)) | _told(groups[name]) for name in sorted(groups)]
 
 
 def _row(db: sqlite3.Connection, packed: PackReader, number: int) -> tuple[Any, ...]:
@@ -120,10 +118,15 @@ def _numbers(db: sqlite3.Connection, packed: PackReader, query: Query, ends_s: f
     for step in merged_steps(db, query, packed):
         if step.number not in (NOTHING, OPENING):
             yield step.number
-        if time.monotonic() > ends_s:
-            raise LocalProtocolError(
-                f"the question takes longer than {PATIENCE_S:g} s: narrow it by since, until, key or box"
-            )
+        check_patience(ends_s)
+
+
+def check_patience(ends_s: float) -> None:
+    """:raises LocalProtocolError: the time of a question, which ends at ``ends_s``, is over."""
+    if time.monotonic() > ends_s:
+        raise LocalProtocolError(
+            f"the question takes longer than {PATIENCE_S:g} s: narrow it by since, until, key or box"
+        )
 
 
 def _told(group: _Group) -> dict[str, Any]:

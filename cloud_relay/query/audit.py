@@ -13,7 +13,7 @@ A record that retention deleted was stored once, and counts as deleted: that is 
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -22,6 +22,11 @@ from cloud_relay.store.packs.tables import packed_up_to
 
 MAX_LISTED_GAPS = 100
 """How many holes are listed for an origin. All are counted."""
+BETWEEN: Final = (
+    "SELECT sequence + 1, following - 1 FROM (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS following"
+    " FROM records WHERE origin = {mark}) AS stored WHERE following > sequence + 1"
+)
+"""What is not stored between sequences of an origin that are. ``mark`` stands for the origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +78,64 @@ def audit(db: sqlite3.Connection) -> list[OriginAccount]:
         db.execute("COMMIT")
 
 
+@dataclass(frozen=True, slots=True)
+class OriginFacts:
+    """What a store holds of one origin."""
+
+    origin: str
+    next_sequence: int
+    stored: int
+    lowest: int | None
+    """The lowest stored sequence; None: nothing is stored."""
+    highest: int
+    """The highest one, or 0."""
+    conflicts: int
+    with_receipt: int
+    wrong_receipts: int
+    why_wrong: str
+    fates: Iterable[tuple[int, int, str]]
+    """First, last and state of disjoint ranges, in order."""
+    between: Iterable[tuple[int, int]]
+    """The ranges of sequences between those that were ever stored, in order."""
+    deleted: int = 0
+    """Records that retention deleted. ``stored`` is without them, ``lowest`` and ``highest`` are with them."""
+
+
 def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginAccount:
     stored, deleted, highest, with_receipt = _counts(db, origin)
     conflicts = db.execute("SELECT count(*) FROM conflicts WHERE origin = ?", (origin,)).fetchone()[0]
     wrong = db.execute("SELECT times, why FROM wrong_receipts WHERE origin = ?", (origin,)).fetchone() or (0, "")
+    fates = db.execute("SELECT first, last, state FROM fates WHERE origin = ? ORDER BY first", (origin,))
+    taken = (
+        "SELECT sequence AS first, sequence AS last FROM records WHERE origin = ? AND rowid > ?"  # noqa: S608 - our text
+        f" UNION ALL SELECT first, last FROM ({_RANGES})"
+    )
+    values = (origin, packed_up_to(db), origin)
+    (lowest,) = db.execute(f"SELECT min(first) FROM ({taken})", values).fetchone()  # noqa: S608 - our text
+    between = db.execute(
+        "SELECT last + 1, following - 1 FROM (SELECT last, lead(first) OVER (ORDER BY first) AS following"  # noqa: S608 - our text
+        f" FROM ({taken})) WHERE following > last + 1",
+        values,
+    )
+    times, why = wrong
+    return reckoned(
+        OriginFacts(
+            origin, next_sequence, stored, lowest, highest, conflicts, with_receipt, times, why, fates, between, deleted
+        )
+    )
+
+
+def reckoned(facts: OriginFacts) -> OriginAccount:
+    """The account that follows from what a store holds. Each iterable is gone through once, side by side."""
+    next_sequence, highest = facts.next_sequence, facts.highest
     counted = {"expired": 0, "evicted": 0, "refused": 0}
     fated = 0
-    fates = db.execute("SELECT first, last, state FROM fates WHERE origin = ? ORDER BY first", (origin,)).fetchall()
-    holes = _holes(db, origin, highest, next_sequence)
+    holes = _holes(facts)
     hole = next(holes, None)
     missing = 0
     gaps: list[tuple[int, int]] = []
     # Fates are disjoint and ordered, and so are the holes between stored records: one walk along both is enough.
-    for first, last, state in chain(fates, [(next_sequence, next_sequence, "")]):
+    for first, last, state in chain(facts.fates, [(next_sequence, next_sequence, "")]):
         if state:
             fated += last - first + 1
         while hole is not None and hole[0] <= last:
@@ -103,19 +153,19 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
     lost = sum(counted.values())
     issued = next_sequence - 1
     return OriginAccount(
-        origin=origin,
+        origin=facts.origin,
         issued=issued,
-        stored=stored,
-        deleted=deleted,
+        stored=facts.stored,
+        deleted=facts.deleted,
         **counted,
-        outstanding=issued - stored - deleted - lost - missing,
+        outstanding=issued - facts.stored - facts.deleted - lost - missing,
         missing=missing,
         gaps=tuple(gaps[:MAX_LISTED_GAPS]),
         stored_after_all=fated - lost,
-        conflicts=conflicts,
-        with_receipt=with_receipt,
-        wrong_receipts=wrong[0],
-        why_wrong=wrong[1],
+        conflicts=facts.conflicts,
+        with_receipt=facts.with_receipt,
+        wrong_receipts=facts.wrong_receipts,
+        why_wrong=facts.why_wrong,
     )
 
 
@@ -149,23 +199,13 @@ _RANGES: Final = (
 without records was deleted."""
 
 
-def _holes(db: sqlite3.Connection, origin: str, highest: int, next_sequence: int) -> Iterator[tuple[int, int]]:
+def _holes(facts: OriginFacts) -> Iterator[tuple[int, int]]:
     """The ranges of issued sequences that were never stored, in order."""
-    taken = (
-        "SELECT sequence AS first, sequence AS last FROM records WHERE origin = ? AND rowid > ?"  # noqa: S608 - our text
-        f" UNION ALL SELECT first, last FROM ({_RANGES})"
-    )
-    values = (origin, packed_up_to(db), origin)
-    lowest = db.execute(f"SELECT min(first) FROM ({taken})", values).fetchone()[0]  # noqa: S608 - our text
-    if lowest is not None and lowest > 1:
-        yield 1, lowest - 1
-    yield from db.execute(
-        "SELECT last + 1, following - 1 FROM (SELECT last, lead(first) OVER (ORDER BY first) AS following"  # noqa: S608 - our text
-        f" FROM ({taken})) WHERE following > last + 1",
-        values,
-    )
-    if highest < next_sequence - 1:
-        yield highest + 1, next_sequence - 1
+    if facts.lowest is not None and facts.lowest > 1:
+        yield 1, facts.lowest - 1
+    yield from facts.between
+    if facts.highest < facts.next_sequence - 1:
+        yield facts.highest + 1, facts.next_sequence - 1
 
 
 def _add_gap(gaps: list[tuple[int, int]], first: int, last: int) -> None:

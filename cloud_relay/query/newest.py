@@ -50,7 +50,7 @@ def newest_page(
     with one_moment(db) as packed:
         for key, newest in _newest_streams(db, query, after_key):
             record = None if newest is None else _newest_record(db, packed, newest, query.rule)
-            if record is not None and _is_shown(record, query):
+            if record is not None and is_shown(record, query):
                 records.append(record)
                 size_bytes += record.size_bytes
             if len(records) >= limit or size_bytes >= MAX_PAGE_BYTES or time.monotonic() > ends_s:
@@ -96,7 +96,8 @@ def _newest_record(
     return None if row is None else stored_record(db, row[0], packed)
 
 
-def _is_shown(record: StoredRecord, query: Query) -> bool:
+def is_shown(record: StoredRecord, query: Query) -> bool:
+    """Whether the newest record of a key is one that a question wants to see."""
     fields = record.fields
     if query.since_utc_ns is not None and fields["event_utc_ns"] < query.since_utc_ns:
         return False

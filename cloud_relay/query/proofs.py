@@ -7,6 +7,7 @@ checked, because nothing in a proof says when it was signed but the word of the 
 """
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -51,10 +52,6 @@ def _proof(db: sqlite3.Connection, packed: PackReader, origin: str, sequence: in
     old = packed.named(origin, sequence) if row is None else None
     if old is not None:
         row = old.rule, old.encoded
-    if row is None:
-        raise LocalProtocolError(
-            f"the store has no record {sequence} of {origin!r}: find it with 'cloud-relay query --origin'"
-        )
     held = db.execute(
         "SELECT receipts.receipt, leaves, place FROM receipted JOIN receipts ON number = receipted.receipt"
         " WHERE receipted.origin = ? AND sequence = ?",
@@ -64,6 +61,27 @@ def _proof(db: sqlite3.Connection, packed: PackReader, origin: str, sequence: in
         held = db.execute(
             "SELECT receipt, leaves, ? FROM receipts WHERE number = ?", (old.receipt_place, old.receipt)
         ).fetchone()
+
+    def certificate(named: bytes) -> bytes | None:
+        found = db.execute("SELECT certificate FROM certificates WHERE origin = ? AND id = ?", (origin, named))
+        return next((bytes(one) for (one,) in found), None)
+
+    return made_proof(origin, sequence, row, held, certificate)
+
+
+def made_proof(
+    origin: str,
+    sequence: int,
+    row: tuple[str, bytes] | None,
+    held: tuple[bytes, bytes, int] | None,
+    certificate: Callable[[bytes], bytes | None],
+) -> bytes:
+    """The proof of a record, of its rule and bytes (``row``), of its receipt, the leaves of that and the record's place
+    (``held``). ``certificate`` finds that of an id. Raises what :func:`proof_of` does."""
+    if row is None:
+        raise LocalProtocolError(
+            f"the store has no record {sequence} of {origin!r}: find it with 'cloud-relay query --origin'"
+        )
     if held is None:
         raise LocalProtocolError(f"record {sequence} of {origin!r} came without a receipt, so nothing proves it")
     encoded_receipt, joined, place = held
@@ -71,13 +89,10 @@ def _proof(db: sqlite3.Connection, packed: PackReader, origin: str, sequence: in
     leaves = [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
     if place >= len(leaves) or leaves[place] != leaf_hash(content, sha256):
         raise StorageError(f"record {sequence} of {origin!r} is not what its receipt is about: the store was changed")
-    named = decode_untrusted_receipt(encoded_receipt).certificate
-    certificate = db.execute(
-        "SELECT certificate FROM certificates WHERE origin = ? AND id = ?", (origin, named)
-    ).fetchone()
-    if certificate is None:
+    found = certificate(decode_untrusted_receipt(encoded_receipt).certificate)
+    if found is None:
         raise StorageError(f"the certificate of record {sequence} of {origin!r} is missing: the store was changed")
-    return encode_proof(content, place, path_of(leaves, place, sha256), encoded_receipt, certificate[0])
+    return encode_proof(content, place, path_of(leaves, place, sha256), encoded_receipt, found)
 
 
 def proven(data: bytes, authority: x509.Certificate) -> ProvenRecord:

@@ -50,7 +50,7 @@ class SqlCondition:
         return SqlCondition(f"{self.text} AND {other.text}", self.values + other.values)
 
 
-ALL: Final = SqlCondition("1")
+ALL: Final = SqlCondition("1 = 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def sources_of(
     if store_version(db) < INDEXED_VERSION:
         return [RecordSource("", ALL, demanded & _name_filters(query))]
     few = streams is not None and sum(stream.records for stream in streams) <= _FEW_RECORDS
-    cells = None if query.box is None or few else _cells(query.box)
+    cells = None if query.box is None or few else cells_of(query.box)
     if cells is not None:
         demanded &= _name_filters(query)
         return [
@@ -189,7 +189,7 @@ def _time_is_cheaper(db: sqlite3.Connection, streams: list[_Stream], query: Quer
     return len(streams) * _ROWS_PER_STREAM > _UNEVEN * query.limit * total / matching
 
 
-def _cells(box: Box) -> list[int] | None:
+def cells_of(box: Box) -> list[int] | None:
     """The cells that a box touches; None: too many, or it has a pole, where longitudes mean nothing."""
     if box.has_pole:
         return None

@@ -14,6 +14,7 @@ from cloud_relay.query.selection import Query
 from cloud_relay.sinks.progress import FOLDER, ProgressFile, SinkProgress, locked_folder
 from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.sinks.settings import SinkSettings, sinks_of
+from cloud_relay.store.places import sqlite_path
 from protocols.base.errors import LocalProtocolError
 
 _CONFIG = click.option(
@@ -76,7 +77,7 @@ def _number(text: str, newest: int) -> int:
 
 
 def _newest(config: RelayConfig) -> int:
-    with closing(RecordReader(config.store, Query())) as reader:
+    with closing(RecordReader(sqlite_path(config.store, "records for sinks are"), Query())) as reader:
         return reader.newest()
 
 

@@ -21,6 +21,7 @@ from cloud_relay.sinks.progress import FOLDER, ProgressFile, SinkProgress, locke
 from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.sinks.refusals import RefusedRecords
 from cloud_relay.sinks.settings import SinkKind, SinkSettings
+from cloud_relay.store.places import StorePlace, sqlite_path
 from protocols.base.errors import ConfigError
 
 PATIENCE_S: Final = 5.0
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 class Sinks:
     """Deliver from when it is made until ``close``."""
 
-    def __init__(self, settings: Sequence[SinkSettings], store: Path, state_dir: Path) -> None:
+    def __init__(self, settings: Sequence[SinkSettings], place: StorePlace, state_dir: Path) -> None:
         """:raises ConfigError: a library is missing.
         :raises LocalProtocolError: another relay delivers from this state folder.
         :raises StorageError: the state folder can't be written.
@@ -40,6 +41,7 @@ class Sinks:
         self._closing = ExitStack()
         self._threads: list[_SinkThread] = []
         if settings:
+            store = sqlite_path(place, "records for sinks are")
             self._closing.enter_context(locked_folder(state_dir / FOLDER))
             self._threads = [_SinkThread(one, target, store, state_dir / FOLDER) for one, target in targets]
 

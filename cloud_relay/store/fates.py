@@ -66,25 +66,34 @@ class FateTable:
         if len(near) > most + 2:
             last = near.pop()[0] - 1
             self.beyond_bounds += 1
-        gone: list[tuple[str, int]] = []
-        pieces: list[tuple[int, int]] = []
-        for other_first, other_last, state in near:
-            if other_last < first - 1:
-                continue
-            if state == fate.state:
-                first, last = min(first, other_first), max(last, other_last)
-                gone.append((origin, other_first))
-            elif other_last >= first:
-                if other_first > first:
-                    pieces.append((first, min(other_first - 1, last)))
-                first = other_last + 1
-        if first <= last:
-            pieces.append((first, last))
+        gone, pieces = joined(first, last, fate.state, near)
         touched, change = max(0, len(near) - 2), len(pieces) - len(gone)
         if change > max(0, room):
             self.beyond_bounds += 1
             return touched, 0
         if gone:
-            self._db.executemany("DELETE FROM fates WHERE origin = ? AND first = ?", gone)
+            self._db.executemany("DELETE FROM fates WHERE origin = ? AND first = ?", [(origin, one) for one in gone])
         self._db.executemany("INSERT INTO fates VALUES (?, ?, ?, ?)", [(origin, a, b, fate.state) for a, b in pieces])
         return touched, change
+
+
+def joined(
+    first: int, last: int, state: str, near: Iterable[tuple[int, int, str]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """What becomes of a range that is told beside those that are known near it, in order: which of these it takes in,
+    by their first sequence, and the ranges of its own state that are noted instead."""
+    gone: list[int] = []
+    pieces: list[tuple[int, int]] = []
+    for other_first, other_last, other_state in near:
+        if other_last < first - 1:
+            continue
+        if other_state == state:
+            first, last = min(first, other_first), max(last, other_last)
+            gone.append(other_first)
+        elif other_last >= first:
+            if other_first > first:
+                pieces.append((first, min(other_first - 1, last)))
+            first = other_last + 1
+    if first <= last:
+        pieces.append((first, last))
+    return gone, pieces

@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cloud_relay.store.places import StorePlace
 from meshnode.identity.signatures import SigningKey, read_signing_key, sha256
 from protocols.base.ids import Incarnation, MeshName, NodeId
 from protocols.records.receipts.sealing import BatchSealer
@@ -18,11 +19,12 @@ POLICY = bytes(range(32))
 class ReceiptMesh:
     """An authority, a relay that trusts it, and keys of nodes."""
 
-    def __init__(self, folder: Path, *, required: bool = False) -> None:
+    def __init__(self, folder: Path, *, required: bool = False, place: StorePlace | None = None) -> None:
+        """``place``: that of the store; None: a file in the folder."""
         self.folder, self.authority = folder, authority()
         self.anchor = folder / "authority.crt"
         self.anchor.write_bytes(self.authority.pem)
-        self.relay = RelayInProcess(folder / "relay.sqlite", EVERYTHING, self.authority, required=required)
+        self.relay = RelayInProcess(place or folder / "relay.sqlite", EVERYTHING, self.authority, required=required)
 
     def key(self, node: str = "v-1", *, signer: Authority | None = None, **of: Any) -> SigningKey:
         """A new key of a node."""

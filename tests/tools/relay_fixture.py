@@ -13,12 +13,14 @@ from msgspec import Raw
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.receipts import ReceiptCheck
-from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.searching import select
+from cloud_relay.query.audit import OriginAccount
+from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.query.searching import parsed_fields, records_of_pages
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import Packer, PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy
+from cloud_relay.store.places import PostgresPlace, StorePlace
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import create_mesh, issue
@@ -108,11 +110,13 @@ class RelayInProcess:
     """The store and the ingest of a relay, without a network."""
 
     def __init__(
-        self, path: Path, access: AccessTable = EVERYTHING, trusted: Authority | None = None, *, required: bool = False,
-        aggregates: tuple[AggregateDefinition, ...] | None = None,
+        self, path: StorePlace, access: AccessTable = EVERYTHING, trusted: Authority | None = None, *,
+        required: bool = False, aggregates: tuple[AggregateDefinition, ...] | None = None,
     ) -> None:  # fmt: skip
-        self.path = path
-        self.store = Store(path, clock=lambda: BASE_NS, aggregates=aggregates)
+        self.path: Any = path
+        self.store: Any = (
+            Store(path, clock=lambda: BASE_NS, aggregates=aggregates) if isinstance(path, Path) else _postgres(path)
+        )
         anchor = (authority() if trusted is None else trusted).certificate
         self.ingest = Ingest(self.store, access, ReceiptCheck(anchor, required=required))
 
@@ -139,16 +143,22 @@ class RelayInProcess:
         return keeper.retain_once()
 
     def accounts(self) -> list[OriginAccount]:
-        with closing(open_for_reading(self.path)) as db:
-            return audit(db)
+        with open_reader(self.path) as reader:
+            return reader.audit()
 
     def account(self) -> OriginAccount:
         (account,) = self.accounts()
         return account
 
     def records(self, **wanted: Any) -> list[dict[str, Any]]:
-        with closing(open_for_reading(self.path)) as db:
-            return list(select(db, Query(**wanted)))
+        with open_reader(self.path) as reader:
+            return list(map(parsed_fields, records_of_pages(reader.page, Query(**wanted))))
+
+
+def _postgres(place: PostgresPlace) -> Any:
+    from cloud_relay.store.postgres.writing import PostgresStore
+
+    return PostgresStore(place, clock=lambda: BASE_NS)
 
 
 @pytest.fixture(name="relay")

@@ -1,0 +1,1 @@
+"""A store in PostgreSQL, for several relays behind one address."""

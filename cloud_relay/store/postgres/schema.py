@@ -1,0 +1,128 @@
+"""The tables of the store in PostgreSQL, and how a database gets them.
+
+They hold what those of SQLite hold, see :mod:`cloud_relay.store.schema`. Texts compare by their bytes, as there
+(``COLLATE "C"``). What differs:
+
+- ``records.number`` says in which order transactions began: it is the number of the transaction, and the place of the
+  record in it. Relays commit in any order, but once all transactions up to one are over, nothing appears below it. So a
+  stream follows numbers up to there and misses nothing, and no relay waits for another one.
+- ``records.receipt`` and ``records.place`` say which receipt covers a record, and ``cell`` where it is.
+- ``origins.highest`` is the highest stored sequence, and ``origins.ranges`` the number of fates.
+
+Relays change rows of an origin only while they hold its lock, and take the locks of several in one order.
+"""
+
+import re
+from typing import Final
+
+from cloud_relay.store.postgres.session import SCHEMA, PostgresSession
+from protocols.base.errors import StorageError
+
+NUMBER_BITS: Final = 16
+"""A transaction has fewer records than this many bits can number."""
+MIGRATING: Final = 0x6D6E7273
+"""The lock of whoever makes or changes tables."""
+
+VERSIONS: Final = (
+    """
+CREATE TABLE records (
+    number bigint NOT NULL, origin text NOT NULL, sequence bigint NOT NULL, rule text NOT NULL,
+    key text NOT NULL, sensing_origin text NOT NULL, reading_sequence bigint NOT NULL, value text NOT NULL,
+    latitude_deg float8 NOT NULL, longitude_deg float8 NOT NULL, accuracy_m float8 NOT NULL,
+    altitude_m float8, heading_deg float8,
+    event_utc_ns bigint NOT NULL, uncertainty_ns bigint NOT NULL,
+    sensor text NOT NULL, unit text NOT NULL, quality float8 NOT NULL, calibration text NOT NULL, lineage text NOT NULL,
+    priority bigint NOT NULL, lifespan_ms bigint NOT NULL, received_utc_ns bigint NOT NULL, encoded bytea NOT NULL,
+    receipt bigint, place integer, cell integer NOT NULL,
+    PRIMARY KEY (origin, sequence));
+CREATE UNIQUE INDEX records_by_number ON records (number);
+CREATE INDEX records_in_streams ON records (key, origin, event_utc_ns, sequence);
+CREATE INDEX records_in_time ON records (event_utc_ns, origin, sequence);
+CREATE INDEX records_in_cells ON records (cell, event_utc_ns, origin, sequence);
+CREATE TABLE streams (
+    key text NOT NULL, origin text NOT NULL, rule text NOT NULL, records bigint NOT NULL,
+    newest_utc_ns bigint NOT NULL, PRIMARY KEY (key, origin, rule)) WITH (fillfactor = 70);
+CREATE INDEX streams_by_origin ON streams (origin);
+CREATE TABLE fates (
+    origin text NOT NULL, first bigint NOT NULL, last bigint NOT NULL, state text NOT NULL,
+    PRIMARY KEY (origin, first));
+CREATE TABLE conflicts (
+    origin text NOT NULL, sequence bigint NOT NULL, times bigint NOT NULL, last_utc_ns bigint NOT NULL,
+    PRIMARY KEY (origin, sequence));
+CREATE TABLE origins (
+    origin text NOT NULL PRIMARY KEY, next_sequence bigint NOT NULL, incarnation bigint NOT NULL,
+    last_utc_ns bigint NOT NULL, highest bigint NOT NULL, ranges bigint NOT NULL) WITH (fillfactor = 50);
+CREATE TABLE receipts (
+    number bigint NOT NULL PRIMARY KEY, origin text NOT NULL, receipt bytea NOT NULL, leaves bytea NOT NULL,
+    received_utc_ns bigint NOT NULL);
+CREATE TABLE certificates (
+    origin text NOT NULL, id bytea NOT NULL, certificate bytea NOT NULL, PRIMARY KEY (origin, id));
+CREATE TABLE wrong_receipts (
+    origin text NOT NULL PRIMARY KEY, times bigint NOT NULL, last_utc_ns bigint NOT NULL, why text NOT NULL);
+CREATE TABLE store (version integer NOT NULL, number_base bigint NOT NULL, made text NOT NULL);
+INSERT INTO store VALUES (0, 0, gen_random_uuid()::text)
+""",
+)
+"""What makes a store of each version from one of the version before. The first one makes it of nothing."""
+SETTLED: Final = (
+    f"((pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT number_base FROM store)) << {NUMBER_BITS})"  # noqa: S608 - constants only
+)
+"""All numbers below this one are those of transactions that are over."""
+_TEXT: Final = re.compile(r"\btext\b(?= NOT NULL)")
+
+
+def prepare_store(session: PostgresSession) -> int:
+    """Make or change the tables, if they are not those of this program. It waits for another relay that does so now.
+    Returns what is added to numbers of transactions. It may raise ``ERRORS``.
+
+    :raises StorageError: the store is of a newer program.
+    """
+    if _version(session) == len(VERSIONS) and (base := _valid_base(session)) is not None:
+        return base
+    with session.transaction():
+        session.execute("SET LOCAL lock_timeout = 0")
+        session.rows("SELECT pg_advisory_xact_lock($1)", MIGRATING)
+        version = _version(session)
+        if version == 0:
+            session.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        for number, script in enumerate(VERSIONS[version:], version + 1):
+            session.execute(_TEXT.sub('text COLLATE "C"', script))
+            session.execute("UPDATE store SET version = $1", number)
+        base = _valid_base(session)
+        if base is None:
+            base = session.row(
+                f"UPDATE store SET number_base = (SELECT max(number) >> {NUMBER_BITS} FROM records) + 1"  # noqa: S608
+                " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint RETURNING number_base"
+            )[0]
+        return int(base)
+
+
+def check_version(session: PostgresSession) -> None:
+    """:raises StorageError: the database has no store, or one of a newer program."""
+    if _version(session) == 0:
+        raise StorageError(
+            f"the database {session.place} has no store: start a relay on it once, or name the right one"
+        )
+
+
+def _version(session: PostgresSession) -> int:
+    """0: there is none."""
+    if session.row("SELECT to_regclass($1) IS NULL", f"{SCHEMA}.store")[0]:
+        return 0
+    version = int(session.row("SELECT version FROM store")[0])
+    if version > len(VERSIONS):
+        raise StorageError(
+            f"the store {session.place} has version {version}, this program knows {len(VERSIONS)}: start the newer "
+            "program"
+        )
+    return version
+
+
+def _valid_base(session: PostgresSession) -> int | None:
+    """What makes new numbers larger than those that are there; None: transactions are counted anew, because the
+    database was restored from a dump, say."""
+    base, is_valid = session.row(
+        f"SELECT number_base, coalesce((SELECT max(number) >> {NUMBER_BITS} FROM records)"  # noqa: S608
+        " < pg_snapshot_xmax(pg_current_snapshot())::text::bigint + number_base, true) FROM store"
+    )
+    return int(base) if is_valid else None

@@ -1,0 +1,239 @@
+"""A store in PostgreSQL, written by any number of relays at once, of which none leads.
+
+Two threads take groups of batches, so that one prepares rows while the server works for the other. Each has a
+connection of its own. When the server is away or fails over, a group is tried again on a new connection, as long as
+those who sent it still wait; after that they are told, and their nodes keep the records. A commit of which nothing came
+back is tried again, too: records that are there already are acknowledged and not stored twice.
+
+A third thread looks for what other relays stored, so that live streams show it.
+"""
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final
+
+from cloud_relay.store.contract import StorableBatch
+from cloud_relay.store.places import PostgresPlace
+from cloud_relay.store.postgres.group import Answer, GroupTally, commit_group
+from cloud_relay.store.postgres.schema import SETTLED, prepare_store
+from cloud_relay.store.postgres.session import CLASHES, ERRORS, LOST, PostgresSession, postgres_error
+from cloud_relay.store.turns import Turns
+from protocols.base.errors import MeshError, StorageError
+
+WRITERS: Final = 2
+MAX_WAITING_BATCHES: Final = 64
+"""Batches that wait for the database, of at most 1 MiB each."""
+MAX_GROUP_BATCHES: Final = 16
+"""Batches in one transaction, each of another node."""
+PATIENCE_S: Final = 7.0
+"""For which a batch is tried, from when it came: less than its node waits, and than ingest does."""
+STATEMENT_S: Final = 5.0
+START_PATIENCE_S: Final = 30.0
+"""For which a relay that starts waits for the server, which may start at the same time."""
+LOOK_S: Final = 0.5
+"""Between two looks for what others stored."""
+_SETTINGS: Final = {"lock_timeout": "4s"}
+_NEWEST: Final = f"SELECT max(number) FROM records WHERE number < {SETTLED}"  # noqa: S608 - constants only
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+_log = logging.getLogger(__name__)
+
+
+class _Waiting:
+    """A batch, who waits for it, and until when it is worth trying."""
+
+    __slots__ = ("batch", "done", "until_s")
+
+    def __init__(self, batch: StorableBatch) -> None:
+        self.batch = batch
+        self.done: Future[Answer] = Future()
+        self.until_s = time.monotonic() + PATIENCE_S
+
+
+class PostgresStore:
+    """A :class:`~cloud_relay.store.contract.RecordStore`. :mod:`cloud_relay.query.readers.postgres` reads it."""
+
+    def __init__(self, place: PostgresPlace, clock: Callable[[], int] = time.time_ns) -> None:
+        """Make the tables if they are missing, and begin to take batches. ``clock`` gives UTC nanoseconds.
+
+        :raises StorageError: the database can't be used; says why and the way out.
+        """
+        self._place, self._clock = place, clock
+        self._turns: Turns[_Waiting] = Turns(MAX_WAITING_BATCHES)
+        self._counting = threading.Lock()
+        self._total = GroupTally()
+        self._failures = self._retries = 0
+        self._stop = threading.Event()
+        self.at_commit: Callable[[], None] = lambda: None
+        """Called on one of our threads whenever records were stored."""
+        self.at_end: Callable[[float, bool], None] = lambda took_s, done: None
+        """Called on one of our threads when a group is over, with how long it took and whether it is on disk."""
+        writer = _Writer(place)
+        try:
+            self._open(writer)
+        except BaseException:
+            writer.close()
+            raise
+        writers = [writer, *(_Writer(place) for _ in range(1, WRITERS))]
+        self._threads = [threading.Thread(target=self._write, args=(one,), name="store") for one in writers]
+        self._watcher = threading.Thread(target=self._watch, name="store-watch")
+        for thread in (*self._threads, self._watcher):
+            thread.start()
+
+    def submit(self, batch: StorableBatch) -> "Future[Answer]":
+        """Queue a batch, see the contract. :raises StorageError: when the store is closed."""
+        waiting = _Waiting(batch)
+        try:
+            left = self._turns.put(batch.origin, waiting)
+        except ValueError as error:
+            raise StorageError("the store is closed: send the batch again later") from error
+        if left is not None:
+            left.done.set_exception(
+                StorageError(f"the store is {MAX_WAITING_BATCHES} batches behind: send the batch again later")
+            )
+        return waiting.done
+
+    def statistics(self) -> dict[str, int]:
+        """Counts of this relay since its start: those of SQLite's store, and transactions that were tried again."""
+        with self._counting:
+            return {
+                "stored": self._total.stored,
+                "repeated": self._total.repeated,
+                "conflicts": self._total.conflicts,
+                "failures": self._failures,
+                "retries": self._retries,
+                "batches_gave_way": self._turns.gave_way,
+                "fates_beyond_bounds": self._total.fates_beyond_bounds,
+            }
+
+    def close(self) -> None:
+        """Finish what is queued and disconnect. Idempotent."""
+        self._turns.close()
+        for thread in self._threads:
+            thread.join()
+        self._stop.set()
+        self._watcher.join()
+
+    def _open(self, writer: "_Writer") -> None:
+        """Wait for the server. :raises StorageError: it does not come, or waiting would not help."""
+        ends_s, pause_s = time.monotonic() + START_PATIENCE_S, _FIRST_PAUSE_S
+        while True:
+            try:
+                writer.connect()
+            except (*LOST, *CLASHES) as error:
+                if time.monotonic() > ends_s or isinstance(error, ssl.SSLError):
+                    raise postgres_error(self._place, error) from error
+                _log.warning("%s", postgres_error(self._place, error))
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            except ERRORS as error:
+                raise postgres_error(self._place, error) from error
+            else:
+                return
+
+    # --- the writing threads ---------------------------------------------------------------------------------------
+    def _write(self, writer: "_Writer") -> None:
+        while group := self._turns.take(MAX_GROUP_BATCHES):
+            self._commit(writer, group)
+        writer.close()
+
+    def _commit(self, writer: "_Writer", group: list[_Waiting]) -> None:
+        """Commit a group, and tell those who wait."""
+        began_s = time.monotonic()
+        try:
+            answers, tally = self._tried(writer, group)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
+            if len(group) > 1 and not isinstance(error, (*LOST, *CLASHES, MeshError)):
+                for waiting in group:  # one of them has what the database can't take: the others are not to pay for it
+                    self._commit(writer, [waiting])
+                return
+            with self._counting:
+                self._failures += 1
+            self.at_end(time.monotonic() - began_s, False)
+            told = postgres_error(self._place, error)
+            _log.error("%s", told)
+            for waiting in group:
+                waiting.done.set_exception(told)
+            return
+        self.at_end(time.monotonic() - began_s, True)
+        with self._counting:
+            for name in GroupTally.__slots__:
+                setattr(self._total, name, getattr(self._total, name) + getattr(tally, name))
+        for waiting, answer in zip(group, answers, strict=True):
+            waiting.done.set_result(answer)
+        if tally.stored:
+            self._tell()
+
+    def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], GroupTally]:
+        """Commit a group, as often as it takes, while somebody waits for it."""
+        until_s, pause_s = min(waiting.until_s for waiting in group), _FIRST_PAUSE_S
+        batches = [waiting.batch for waiting in group]
+        while True:
+            try:
+                return writer.commit(batches, self._clock(), until_s)
+            except (*LOST, *CLASHES) as error:
+                writer.session.drop()
+                if time.monotonic() + pause_s > until_s:
+                    raise
+                _log.warning("a group of batches is tried again: %s", postgres_error(self._place, error))
+            with self._counting:
+                self._retries += 1
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _tell(self) -> None:
+        try:
+            self.at_commit()
+        except Exception:  # noqa: BLE001 - this thread must go on, or every later batch would wait for it
+            _log.exception("not everybody was told of what was stored: this is a bug of the relay")
+
+    # --- the watching thread ---------------------------------------------------------------------------------------
+    def _watch(self) -> None:
+        session = PostgresSession(self._place, STATEMENT_S, {"default_transaction_read_only": "on"}, writes=True)
+        seen = None
+        while not self._stop.wait(LOOK_S):
+            with suppress(*ERRORS, MeshError):  # the writers say what is wrong
+                session.connect()
+                newest = session.row(_NEWEST)[0]
+                if seen is not None and newest != seen:
+                    self._tell()
+                seen = newest or 0
+        session.close()
+
+
+class _Writer:
+    """A connection that writes. Belongs to one thread at a time."""
+
+    def __init__(self, place: PostgresPlace) -> None:
+        # A server with `synchronous_commit = off` would lose what we acknowledge, and `local` what a standby is for.
+        self.session = PostgresSession(place, STATEMENT_S, _SETTINGS, writes=True)
+        self._base = 0
+
+    def connect(self) -> None:
+        """Connect if there is no connection, and find the tables as they should be. It may raise ``ERRORS``."""
+        if self.session.is_connected:
+            return
+        self.session.connect()
+        self.session.rows(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+        )
+        self._base = prepare_store(self.session)
+
+    def commit(self, batches: list[StorableBatch], now_utc_ns: int, until_s: float) -> tuple[list[Answer], GroupTally]:
+        """Commit batches, see :func:`commit_group`."""
+        self.session.until_s = until_s
+        try:
+            self.connect()
+            return commit_group(self.session, batches, self._base, now_utc_ns)
+        finally:
+            self.session.until_s = float("inf")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.session.close()

@@ -1,0 +1,27 @@
+"""A PostgreSQL for the tests of one process. Import ``given_postgres`` where the fixture ``postgres`` is used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.postgresql import PostgresServer, programs
+from cloud_relay.store.places import PostgresPlace, store_place
+
+
+@pytest.fixture(name="postgres", scope="session")
+def given_postgres() -> Iterator[PostgresServer]:
+    """It is not killed by tests, which have their own then, so it need not sync."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed: .ci/servers installs it")
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed: pip install 'meshnode[postgresql]'")
+    with PostgresServer(syncs=False) as server:
+        yield server
+
+
+def fresh_place(server: PostgresServer) -> PostgresPlace:
+    """A database without a store. It is the same one each time: making another takes long."""
+    server.sql("DROP SCHEMA IF EXISTS meshnode CASCADE")
+    place = store_place(server.url("postgres"), Path("/"))
+    assert isinstance(place, PostgresPlace)
+    return place
