@@ -17,6 +17,7 @@ from benchmarks import busy, dissemination, ends, insiders, relay_siege, report,
 from benchmarks.__main__ import main
 from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
+from benchmarks.postgresql import programs
 from benchmarks.schedule import Outcome, Plan
 from meshnode.identity import create_mesh, issue
 from protocols.base.ids import Role
@@ -497,6 +498,17 @@ def test_record_kills_tiny_run_accounts_for_every_reading() -> None:
     assert sum(account["kills"].values()) == 4
     assert account["counted"] > account["published"] / 3
     assert account["records"] == account["issued"] > 0
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed: .ci/servers installs it")
+def test_relay_pair_short_run_has_each_acknowledged_record_once() -> None:
+    """The short form of ``python -m benchmarks.relay_pair``: relays and PostgreSQL die under load."""
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed: pip install 'meshnode[postgresql]'")
+    account = _printed("benchmarks.relay_pair", "--seconds", "5", "--every", "2", "--answer", "3")
+    assert account["kills"]["relay"] > 1
+    assert account["kills"]["postgresql"] == 1
+    assert account["rows"] == account["acknowledged"] > 0
 
 
 @pytest.mark.processes

@@ -139,7 +139,7 @@ class _Group:
         origins = [batch.origin for batch in batches]
         assert len(set(origins)) == len(origins), "a group has one batch of each origin"
         locks = sorted({origin_lock(origin) for origin in origins})
-        transaction = self._session.row(_LOCK, ORIGIN_LOCKS, locks)[0]
+        transaction = self._session.rows(_LOCK, ORIGIN_LOCKS, locks)[0][0]  # all rows, or it takes the first lock only
         self._number = (transaction + self._base) << NUMBER_BITS
         for origin, *of in self._session.rows(_ORIGINS, origins):
             self._known[origin] = _Origin(*of)

@@ -79,22 +79,30 @@ def prepare_store(session: PostgresSession) -> int:
     """
     if _version(session) == len(VERSIONS) and (base := _valid_base(session)) is not None:
         return base
-    with session.transaction():
-        session.execute("SET LOCAL lock_timeout = 0")
-        session.rows("SELECT pg_advisory_xact_lock($1)", MIGRATING)
-        version = _version(session)
-        if version == 0:
-            session.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        for number, script in enumerate(VERSIONS[version:], version + 1):
-            session.execute(_TEXT.sub('text COLLATE "C"', script))
-            session.execute("UPDATE store SET version = $1", number)
-        base = _valid_base(session)
-        if base is None:
-            base = session.row(
-                f"UPDATE store SET number_base = (SELECT max(number) >> {NUMBER_BITS} FROM records) + 1"  # noqa: S608
-                " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint RETURNING number_base"
-            )[0]
-        return int(base)
+    # The lock is taken before the transaction: one that began before it would not see all that others did meanwhile.
+    session.rows("SELECT pg_advisory_lock($1)", MIGRATING)
+    try:
+        with session.transaction():
+            return _migrated(session)
+    finally:
+        if session.is_connected:  # or it is free already
+            session.rows("SELECT pg_advisory_unlock($1)", MIGRATING)
+
+
+def _migrated(session: PostgresSession) -> int:
+    version = _version(session)
+    if version == 0:
+        session.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+    for number, script in enumerate(VERSIONS[version:], version + 1):
+        session.execute(_TEXT.sub('text COLLATE "C"', script))
+        session.execute("UPDATE store SET version = $1", number)
+    base = _valid_base(session)
+    if base is None:
+        base = session.row(
+            f"UPDATE store SET number_base = (SELECT max(number) >> {NUMBER_BITS} FROM records) + 1"  # noqa: S608
+            " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint RETURNING number_base"
+        )[0]
+    return int(base)
 
 
 def check_version(session: PostgresSession) -> None:

@@ -194,7 +194,7 @@ class PostgresStore:
 
     # --- the watching thread ---------------------------------------------------------------------------------------
     def _watch(self) -> None:
-        session = PostgresSession(self._place, STATEMENT_S, {"default_transaction_read_only": "on"}, writes=True)
+        session = PostgresSession(self._place, STATEMENT_S, {}, writes=True)
         seen = None
         while not self._stop.wait(LOOK_S):
             with suppress(*ERRORS, MeshError):  # the writers say what is wrong

@@ -21,7 +21,7 @@ from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.schema import NUMBER_BITS, SETTLED, check_version
 from cloud_relay.store.postgres.session import ERRORS, LOST, PostgresSession, postgres_error
-from cloud_relay.store.postgres.texts import shown_text
+from cloud_relay.store.postgres.texts import shown_text, stored_text
 from protocols.base.errors import StorageError
 
 STATEMENT_S: Final = 5.0
@@ -213,7 +213,7 @@ class PostgresReader:
             some = streams[begin : begin + _SLICE]
             made = SqlStatement()
             keys, origins, times = (made.value([stream[at] for stream in some]) for at in range(3))
-            rule = "true" if query.rule is None else f"rule = {made.value(query.rule)}"
+            rule = "true" if query.rule is None else f"rule = {made.value(stored_text(query.rule))}"
             rows = self.session.rows(
                 f"SELECT its_key, newest.* FROM unnest({keys}::text[], {origins}::text[], {times}::bigint[])"  # noqa: S608 - our texts
                 " AS stream (its_key, its_origin, its_utc_ns) CROSS JOIN LATERAL"

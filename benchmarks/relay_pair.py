@@ -1,0 +1,252 @@
+"""``python -m benchmarks.relay_pair``: two relays on one PostgreSQL, one of them killed every ten seconds under load,
+and PostgreSQL once. Each acknowledged record must be there exactly once.
+
+Nodes upload over mutual TLS as fast as they are answered, to either relay, as one name with two addresses has it. A
+node that is refused or gets no answer sends the same batch again, to the other relay. Every ``--every`` seconds one
+relay is killed with SIGKILL and started again a second later; in the middle PostgreSQL is, too. At the end the database
+is asked: each sequence that was acknowledged is a row, its reading is the one that was sent, no reading is in two rows,
+and the accounts of all nodes add up.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from msgspec import Raw
+
+from benchmarks.postgresql import PostgresServer, programs
+from cloud_relay.query.opening import open_reader
+from cloud_relay.store.places import store_place
+from meshnode.identity import create_mesh, issue
+from meshnode.links.nng.library import open_requester
+from meshnode.links.transport import Address, CredentialFiles, Requester
+from protocols.base.errors import TransportError
+from protocols.base.ids import MeshName, Role
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.records import Acknowledgement, Batch, Record
+
+MESH: Final = MeshName("pair")
+_AWAY_S: Final = 1.0
+"""For which a relay is away, and PostgreSQL."""
+_ROOT: Final = Path(__file__).parents[1]
+_BEGIN_NS: Final = 1_790_000_000_000_000_000
+_RELAY: Final = """
+[relay]
+id = "{id}"
+host = "127.0.0.1"
+port = {port}
+[store]
+url = "{url}"
+"""
+
+
+@dataclass(slots=True)
+class Uploads:
+    """What one node sent, and what became of it."""
+
+    node: str
+    credentials: CredentialFiles
+    acknowledged: set[int] = field(default_factory=set)
+    issued: int = 0
+    again: int = 0
+    """Batches that were sent again, without an answer or after a refusal."""
+    longest_s: float = 0.0
+    """The longest time between two acknowledgements."""
+    faults: list[str] = field(default_factory=list)
+
+
+class Pair:
+    """Two relays, their PostgreSQL, and the nodes that upload."""
+
+    def __init__(self, folder: Path, server: PostgresServer, nodes: int, records: int, answer_s: float) -> None:
+        self._folder, self._server, self._records, self._answer_s = folder, server, records, answer_s
+        self._url = server.create("records")
+        self.place = store_place(self._url)
+        create_mesh(folder / "authority", MESH)
+        self._ports = [_free_port(), _free_port()]
+        self._relays: list[subprocess.Popen[bytes] | None] = [None, None]
+        for number, port in enumerate(self._ports):
+            home = folder / f"relay-{number}"
+            issue(folder / "authority", Role.RELAY, f"relay-{number}", home)
+            (home / "relay.toml").write_text(_RELAY.format(id=f"relay-{number}", port=port, url=self._url))
+        self.uploads = [self._node(f"veh-{number}") for number in range(nodes)]
+        self._stop = threading.Event()
+        self.kills = {"relay": 0, "postgresql": 0}
+
+    def run(self, seconds: float, every_s: float, seed: int) -> None:
+        """Upload for so long, with kills, and then until each node has an answer to its last batch."""
+        random = Random(seed)
+        for number in (0, 1):
+            self._start(number)
+        threads = [threading.Thread(target=self._upload, args=(node, number % 2)) for number, node in
+                   enumerate(self.uploads)]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        try:
+            begin_s, number = time.monotonic(), 0
+            while time.monotonic() - begin_s < seconds:
+                time.sleep(every_s - _AWAY_S + random.uniform(0, 0.2))
+                self._kill(number % 2)
+                if not self.kills["postgresql"] and time.monotonic() - begin_s > seconds / 2:
+                    self._server.kill()
+                    self.kills["postgresql"] += 1
+                    time.sleep(_AWAY_S)
+                    self._server.start()
+                time.sleep(_AWAY_S)
+                self._start(number % 2)
+                number += 1
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            for relay in self._relays:
+                if relay is not None:
+                    relay.send_signal(signal.SIGTERM)
+                    relay.wait(30)
+
+    def account(self) -> dict[str, Any]:
+        """What is in the database, and what is wrong with it."""
+        wrong = [f"{node.node}: {fault}" for node in self.uploads for fault in node.faults[:5]]
+        acknowledged = sum(len(node.acknowledged) for node in self.uploads)
+        rows = 0
+        for node in self.uploads:
+            told = self._server.sql(
+                f"SELECT sequence, reading_sequence, value FROM meshnode.records WHERE origin = '{node.node}'",
+                "records",
+            ).splitlines()
+            held = [tuple(line.split("|")) for line in told]
+            rows += len(held)
+            sequences = {int(sequence) for sequence, _, _ in held}
+            if missing := node.acknowledged - sequences:
+                wrong.append(f"{node.node}: {len(missing)} acknowledged records are missing, {min(missing)} the first")
+            if len(sequences) < len(held) or len({reading for _, reading, _ in held}) < len(held):
+                wrong.append(f"{node.node}: a record is there twice")
+            if odd := [one for one in held if not one[0] == one[1] == one[2]]:
+                wrong.append(f"{node.node}: {len(odd)} rows are not what was sent: {odd[0]}")
+        with open_reader(self.place) as reader:
+            odd_ones = [one for one in reader.audit() if not one.adds_up or one.outstanding]
+        wrong += [f"the account of {one.origin} does not add up: {one}" for one in odd_ones]
+        return {
+            "kills": self.kills, "issued": sum(node.issued for node in self.uploads), "acknowledged": acknowledged,
+            "rows": rows, "sent_again": sum(node.again for node in self.uploads),
+            "longest_gap_s": round(max(node.longest_s for node in self.uploads), 2), "wrong": wrong,
+        }  # fmt: skip
+
+    # --- nodes -----------------------------------------------------------------------------------------------------
+    def _node(self, name: str) -> Uploads:
+        return Uploads(name, issue(self._folder / "authority", Role.VEHICLE, name, self._folder / name).credentials)
+
+    def _upload(self, node: Uploads, relay: int) -> None:
+        """Send batch after batch, each until it is acknowledged."""
+        requester: Requester | None = None
+        last_s = time.monotonic()
+        while not self._stop.is_set():
+            first = node.issued + 1
+            node.issued += self._records
+            sent = encode_frame(_batch(node.node, first, node.issued))
+            while True:
+                answer, requester = self._sent(node, requester, relay, sent)
+                if isinstance(answer, Acknowledgement):
+                    break
+                if requester is not None:
+                    requester.close()
+                requester, relay = None, 1 - relay
+                node.again += 1
+                time.sleep(0.05)
+            if answer.stored != tuple(range(first, node.issued + 1)):
+                node.faults.append(f"{first} to {node.issued} was answered with {answer}"[:300])
+            node.acknowledged.update(answer.stored)
+            node.longest_s, last_s = max(node.longest_s, time.monotonic() - last_s), time.monotonic()
+        if requester is not None:
+            requester.close()
+
+    def _sent(
+        self, node: Uploads, requester: Requester | None, relay: int, sent: bytes
+    ) -> tuple[object, Requester | None]:
+        """The answer of a relay, or None, and the connection to it."""
+        try:
+            if requester is None:
+                requester = open_requester(node.credentials, Address("127.0.0.1", self._ports[relay]), MESH)
+            return decode_untrusted_relay_frame(requester.request(sent, self._answer_s)), requester
+        except TransportError:
+            return None, requester
+
+    # --- relays ----------------------------------------------------------------------------------------------------
+    def _start(self, number: int) -> None:
+        command = [sys.executable, "-m", "cloud_relay", "run", "--log-level", "error", "--config",
+                   str(self._folder / f"relay-{number}" / "relay.toml")]  # fmt: skip
+        with (self._folder / "log").open("ab") as log:
+            self._relays[number] = subprocess.Popen(command, cwd=_ROOT, stdout=log, stderr=log)
+
+    def _kill(self, number: int) -> None:
+        relay = self._relays[number]
+        assert relay is not None
+        os.kill(relay.pid, signal.SIGKILL)
+        if relay.wait(30) == -signal.SIGKILL:
+            self.kills["relay"] += 1
+
+
+def _batch(node: str, first: int, last: int) -> Batch:
+    records = []
+    for number in range(first, last + 1):
+        reading = Reading(
+            f"veh/{node}/speed", node, number, number, Position(48.7, 11.4, 2.0),
+            EventTime(_BEGIN_NS + number * 1_000_000, 1_000_000), Provenance("wheel", "m/s"),
+        )  # fmt: skip
+        records.append(Record(number, "r", Raw(encode_reading(reading))))
+    return Batch(MAJOR, MINOR, node, 1, last + 1, tuple(records))
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def main() -> int:
+    """Run the campaign. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.relay_pair", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="how long (default: 120)")
+    parser.add_argument("--every", type=float, default=10.0, metavar="S", help="between two kills (default: 10)")
+    parser.add_argument("--nodes", type=int, default=8, metavar="N", help="that upload (default: 8)")
+    parser.add_argument("--records", type=int, default=50, metavar="N", help="in a batch (default: 50)")
+    parser.add_argument("--answer", type=float, default=10.0, metavar="S", help="a node waits so long (default: 10)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one object")
+    options = parser.parse_args()
+    if programs() is None:
+        print("PostgreSQL is not installed: .ci/servers installs it", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="mesh-pair-") as name, PostgresServer() as server:
+        pair = Pair(Path(name), server, options.nodes, options.records, options.answer)
+        pair.run(options.seconds, options.every, options.seed)
+        account = pair.account()
+    if options.json:
+        print(json.dumps(account))
+    else:
+        kills = account["kills"]
+        print(f"{kills['relay']} kills of a relay, {kills['postgresql']} of PostgreSQL")
+        print(f"{account['issued']:,} records sent, {account['acknowledged']:,} acknowledged, {account['rows']:,} rows")
+        print(f"{account['sent_again']:,} batches were sent again")
+        print(f"the longest time of a node without an acknowledgement: {account['longest_gap_s']:.1f} s")
+        for line in account["wrong"]:
+            print(f"WRONG: {line}")
+    return 1 if account["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

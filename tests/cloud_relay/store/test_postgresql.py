@@ -1,0 +1,317 @@
+"""The store in PostgreSQL when the server restarts, is slow, or is changed under it; where it is, and what keeps its
+secrets."""
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.postgresql import PostgresServer
+from cloud_relay.cli import main
+from cloud_relay.config import load_config
+from cloud_relay.query.opening import open_reader
+from cloud_relay.query.selection import Query
+from cloud_relay.store.places import PostgresPlace, store_place
+from cloud_relay.store.postgres import schema, writing
+from cloud_relay.store.postgres.group import ORIGIN_LOCKS, commit_group, origin_lock
+from cloud_relay.store.postgres.session import PostgresSession
+from cloud_relay.store.postgres.texts import shown_text, stored_text
+from protocols.base.errors import ConfigError, StorageError
+from protocols.wire.records import Acknowledgement, Fate, RelayRefusal
+from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.relay_fixture import RelayInProcess, batch
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(name="place")
+def given_empty_place(postgres: PostgresServer) -> PostgresPlace:
+    return fresh_place(postgres)
+
+
+@pytest.fixture(name="session")
+def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
+    session = PostgresSession(place, 60, {})
+    session.connect()
+    yield session
+    session.close()
+
+
+# --- several relays ------------------------------------------------------------------------------------------------
+def test_two_relays_with_the_same_batches_at_once_store_each_record_once(place: PostgresPlace) -> None:
+    """Nodes change relays while an answer is under way: no relay leads, and none waits for ever."""
+    relays = [RelayInProcess(place), RelayInProcess(place)]
+    sent = [(node, first) for first in range(1, 60, 3) for node in ("v-1", "v-2", "v-3")]
+
+    def send(relay: RelayInProcess) -> set[str]:
+        with ThreadPoolExecutor(6) as threads:
+            answers = threads.map(
+                lambda one: relay.send(batch(one[1], one[1] + 1, one[1] + 2, node=one[0], following=62,
+                                             fates=(Fate(61, 61, "expired"),)), one[0]), sent,
+            )  # fmt: skip
+            return {type(answer).__name__ for answer in answers}
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(send, relays)) == [{"Acknowledgement"}] * 2
+    accounts = relays[0].accounts()
+    counts = [relay.store.statistics() for relay in relays]
+    for relay in relays:
+        relay.store.close()
+    assert [(one.stored, one.expired, one.conflicts, one.missing) for one in accounts] == [(60, 1, 0, 0)] * 3
+    assert sum(one["stored"] for one in counts) == 180
+    assert sum(one["repeated"] for one in counts) == 180
+    assert sum(one["failures"] for one in counts) == 0
+
+
+def test_relays_that_start_at_once_make_the_tables_once(place: PostgresPlace) -> None:
+    """They are started by the same unit at the same time."""
+    with ThreadPoolExecutor(4) as threads:
+        relays = list(threads.map(RelayInProcess, [place] * 4))
+    for relay in relays:
+        assert isinstance(relay.send(batch(1)), Acknowledgement)
+        relay.store.close()
+
+
+def test_stream_waits_for_a_transaction_that_began_before_and_ends_after(
+    place: PostgresPlace, session: PostgresSession
+) -> None:
+    """Relays commit in any order. A stream that went past a record of a slow one would never show it."""
+    relay = RelayInProcess(place)
+    with open_reader(place) as reader:
+        session.execute("BEGIN")
+        session.rows("SELECT pg_current_xact_id()")
+        relay.send(batch(1))
+        begin = reader.arrivals(Query(), 0)
+        assert (begin.records, reader.newest_number()) == ([], 0), "an older transaction may still store something"
+        state = reader.state()
+        assert len(reader.page(Query()).records) == 1, "a question shows it at once"
+        session.execute("COMMIT")
+        assert [one.fields["sequence"] for _, one in reader.arrivals(Query(), begin.reached).records] == [1]
+        assert reader.state() != state or begin.records == []
+    relay.store.close()
+
+
+def test_relay_rings_for_what_another_one_stored(place: PostgresPlace) -> None:
+    """A stream is at one relay, and the nodes are at both."""
+    rung = threading.Event()
+    listening, storing = RelayInProcess(place), RelayInProcess(place)
+    storing.send(batch(1))
+    time.sleep(2 * writing.LOOK_S)  # its first look only learns where it is
+    listening.store.at_commit = rung.set
+    for number in range(2, 60):
+        storing.send(batch(number))
+        if rung.wait(1.0):
+            break
+    assert rung.is_set()
+    for relay in (listening, storing):
+        relay.store.close()
+
+
+# --- a server that is away, slow or changed --------------------------------------------------------------------------
+def test_origin_that_somebody_holds_is_refused_clearly_and_others_go_on(
+    place: PostgresPlace, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that hangs, of a person or of a relay that was stopped, must not hang nodes."""
+    monkeypatch.setattr(writing, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(writing, "_SETTINGS", {"lock_timeout": "300ms"})
+    relay = RelayInProcess(place)
+    relay.send(batch(1))
+    session.execute("BEGIN")
+    session.rows("SELECT pg_advisory_xact_lock($1, $2)", ORIGIN_LOCKS, origin_lock("v-1"))
+    assert relay.send(batch(2)) == RelayRefusal("storage", "the relay's disk does not take records now")
+    assert isinstance(relay.send(batch(1, node="v-2"), "v-2"), Acknowledgement)
+    session.execute("ROLLBACK")
+    assert relay.send(batch(2)) == Acknowledgement((2,))
+    assert relay.store.statistics()["retries"] > 0
+    relay.store.close()
+
+
+def test_connections_that_an_operator_ends_cost_no_batch(place: PostgresPlace, session: PostgresSession) -> None:
+    """As a restart or a failover does. What a commit that was cut off has done is found out by sending it again."""
+    relay = RelayInProcess(place)
+    sent = threading.Event()
+
+    def end_them() -> None:
+        for _ in range(8):
+            sent.wait(10)
+            sent.clear()
+            session.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid() AND application_name = 'cloud-relay'"
+            )
+
+    session.execute("SET application_name = 'operator'")
+    ending = threading.Thread(target=end_them)
+    ending.start()
+    for number in range(1, 25):
+        sent.set()
+        wanted = tuple(range(10 * number, 10 * number + 10))
+        while (answer := relay.send(batch(*wanted))) != Acknowledgement(wanted):
+            assert isinstance(answer, RelayRefusal)
+    sent.set()
+    ending.join()
+    assert len(relay.records(limit=1_000)) == 240
+    relay.store.close()
+
+
+def test_batch_that_the_database_cannot_take_costs_only_its_own_node(
+    place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One odd batch shares its transaction with those of others: they are not to pay for it."""
+    relay = RelayInProcess(place)
+
+    def failing(session: PostgresSession, batches: Any, *of: Any) -> Any:
+        if any(one.origin == "v-3" for one in batches):
+            session.rows("SELECT 1 / 0")
+        return commit_group(session, batches, *of)
+
+    monkeypatch.setattr(writing, "commit_group", failing)
+    nodes = [f"v-{number}" for number in range(1, 7)]
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda node: relay.send(batch(1, node=node), node), nodes))
+    assert [type(answer).__name__ for answer in answers].count("Acknowledgement") == 5
+    assert isinstance(answers[2], RelayRefusal)
+    relay.store.close()
+
+
+def test_database_restored_from_a_dump_numbers_records_after_those_it_has(
+    place: PostgresPlace, session: PostgresSession
+) -> None:
+    """A new server counts transactions anew. Streams go on after the numbers that they had."""
+    relay = RelayInProcess(place)
+    relay.send(batch(1))
+    relay.store.close()
+    session.execute(f"UPDATE records SET number = number + (1000000::bigint << {schema.NUMBER_BITS})")
+    relay = RelayInProcess(place)
+    with open_reader(place) as reader:
+        before = reader.newest_number()
+        relay.send(batch(2))
+        assert [one.fields["sequence"] for _, one in reader.arrivals(Query(), before).records] == [2]
+    relay.store.close()
+
+
+def test_server_that_does_not_sync_is_not_believed(place: PostgresPlace, session: PostgresSession) -> None:
+    """An acknowledged record is on disk, whatever somebody made the default of the database."""
+    session.execute("ALTER DATABASE postgres SET synchronous_commit = off")
+    try:
+        writer = writing._Writer(place)
+        writer.connect()
+        assert writer.session.row("SELECT current_setting('synchronous_commit')")[0] == "on"
+        writer.close()
+    finally:
+        session.execute("ALTER DATABASE postgres RESET synchronous_commit")
+
+
+def test_server_that_is_not_there_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay waits a while for it when it starts; whoever asks does not."""
+    monkeypatch.setattr(writing, "START_PATIENCE_S", 0.2)
+    place = store_place("postgresql://relay@/records?host=/nowhere&port=1")
+    with pytest.raises(StorageError, match="start the server"), open_reader(place):
+        pass
+    with pytest.raises(StorageError, match="start the server"):
+        RelayInProcess(place)
+
+
+# --- where it is, and its secrets ------------------------------------------------------------------------------------
+def test_password_is_read_from_its_file_and_told_to_nobody(
+    postgres: PostgresServer, place: PostgresPlace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be changed while a relay runs. A wrong one is an error with a way out, and without the password."""
+    secret = tmp_path / "db.password"
+    secret.write_text("s3cret\n")
+    postgres.sql("DROP ROLE IF EXISTS careful; CREATE ROLE careful LOGIN PASSWORD 's3cret' SUPERUSER")
+    url = f"postgresql://careful@127.0.0.1:{postgres.port}/postgres"
+    careful = store_place(url, tmp_path, secret)
+    relay = RelayInProcess(careful)
+    assert isinstance(relay.send(batch(1)), Acknowledgement)
+    relay.store.close()
+    secret.write_text("wr0ng")
+    with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="password_file") as failed:
+        RelayInProcess(careful)
+    for told in (repr(careful), str(failed.value), caplog.text):
+        assert "s3cret" not in told
+        assert "wr0ng" not in told
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://relay:pw@localhost/db", "has a password"),
+        ("postgresql://localhost/db?password=pw", "has a password"),
+        ("postgresql://localhost/", "names no database"),
+        ("postgresql://localhost:99999/db", "wrong port"),
+        ("postgresql://db.example/db?sslmode=require", "verify-full"),
+        ("postgresql://db.example/db?sslmode=disable", "verify-full"),
+        ("postgresql://db.example/db?sslkey=a", "sslcert and sslkey"),
+        ("postgresql://localhost/db?statement_timeout=0", "unknown name 'statement_timeout'"),
+        ("postgresql://localhost/db?user=a&user=b", "name twice"),
+        ("postgresql://[::1/db", "malformed"),
+        ("mysql://localhost/db", "unknown kind"),
+    ],
+)
+def test_url_that_is_wrong_is_refused_with_the_way_out(url: str, why: str, tmp_path: Path) -> None:
+    """Without the password that somebody wrote into it."""
+    config = tmp_path / "relay.toml"
+    config.write_text(f'[relay]\nid = "relay-1"\n[store]\nurl = "{url}"\n')
+    with pytest.raises(ConfigError, match=why) as failed:
+        load_config(config)
+    assert ":pw" not in str(failed.value)
+    assert str(config) in str(failed.value)
+
+
+def test_server_elsewhere_has_to_prove_who_it_is() -> None:
+    """As everything in the mesh has to."""
+    for url in ("postgresql://a.example,b.example:5433/db", "postgresql://localhost,db.example/db"):
+        place = store_place(url)
+        assert isinstance(place, PostgresPlace)
+        assert place.tls is not None
+        assert place.tls.checks_name
+    for url in ("postgresql:///db", "postgresql://127.0.0.1:5432/db", "postgresql:///db?host=/run/postgresql"):
+        place = store_place(url)
+        assert isinstance(place, PostgresPlace)
+        assert place.tls is None
+
+
+def test_server_without_tls_is_refused(postgres: PostgresServer, place: PostgresPlace) -> None:
+    """Whoever is in between could say that the server has none."""
+    asks = store_place(f"postgresql://relay@127.0.0.1:{postgres.port}/postgres?sslmode=verify-ca")
+    with pytest.raises((StorageError, ssl.SSLError)), open_reader(asks):
+        pass
+
+
+def test_commands_take_the_url_of_a_store(place: PostgresPlace, tmp_path: Path) -> None:
+    """Operators look into it with the commands that they know."""
+    relay = RelayInProcess(place)
+    relay.send(batch(1, 2, 3))
+    relay.store.close()
+    run = CliRunner()
+    url = ["--store", place.dsn]
+    told = run.invoke(main, ["query", *url, "--format", "csv", "--key", "veh/**"])
+    assert (told.exit_code, len(told.output.splitlines())) == (0, 4), told.output
+    told = run.invoke(main, ["audit", *url])
+    assert (told.exit_code, "the ledger adds up" in told.output) == (0, True), told.output
+    told = run.invoke(main, ["export", *url, str(tmp_path / "records.csv")])
+    assert told.exit_code == 0, told.output
+    assert len((tmp_path / "records.csv").read_text().splitlines()) == 4
+    nobody = run.invoke(main, ["audit", "--store", place.dsn.replace("/postgres?", "/nobody?")])
+    assert (nobody.exit_code, "create the database" in nobody.output) == (2, True), nobody.output
+    assert "Traceback" not in nobody.output
+
+
+def test_database_without_a_store_is_told_apart(place: PostgresPlace) -> None:
+    """A reader makes no tables."""
+    with pytest.raises(StorageError, match="has no store"), open_reader(place):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "plain", "\0", "\ue000", "\ue000\ue002", "a\0\ue000b", "\ue001\ue002\0\ue001"])
+def test_text_that_postgresql_cannot_hold_comes_back(text: str) -> None:
+    assert "\0" not in stored_text(text)
+    assert shown_text(stored_text(text)) == text
