@@ -87,6 +87,11 @@ class PostgresServer:
                 raise RuntimeError((self.folder / "log").read_text()[-2_000:])
             time.sleep(0.05)
 
+    def pin(self, cores: set[int]) -> None:
+        """Keep it to some cores, with all its processes to come."""
+        assert self._process is not None
+        os.sched_setaffinity(self._process.pid, cores)
+
     def stop(self) -> None:
         """End it at once as an operator does who can't wait: connections break, and the next start recovers."""
         self._end(signal.SIGQUIT)

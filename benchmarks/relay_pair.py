@@ -26,7 +26,7 @@ from typing import Any, Final
 from msgspec import Raw
 
 from benchmarks.postgresql import PostgresServer, programs
-from cloud_relay.query.opening import open_reader
+from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.store.places import store_place
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester

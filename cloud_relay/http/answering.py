@@ -47,8 +47,8 @@ class Answers:
 
     def close(self) -> None:
         """Wait for what is under way."""
+        self._threads.submit(self._readers.close)  # connections may have loops of their own, which can't run on ours
         self._threads.shutdown()
-        self._readers.close()
 
     async def page(self, request: Request, name: str, find: Callable[[StoreReader], RecordPage]) -> Response:
         """The page that ``find`` finds, as JSON or Arrow. ``name``: what was asked, the same for the same question."""

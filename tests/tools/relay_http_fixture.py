@@ -16,6 +16,7 @@ import pytest
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.config import HttpConfig
 from cloud_relay.http.serving import RelayHttp
+from cloud_relay.store.places import StorePlace
 from tests.tools.relay_fixture import RelayInProcess
 
 
@@ -37,10 +38,12 @@ class RelayWeb:
     """A store, and an HTTP server that reads it."""
 
     def __init__(
-        self, folder: Path, *, tokens_required: bool = False, aggregates: tuple[AggregateDefinition, ...] | None = None
-    ) -> None:
+        self, folder: Path, *, tokens_required: bool = False, place: StorePlace | None = None,
+        aggregates: tuple[AggregateDefinition, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """``place``: that of the store; None: a file in the folder."""
         self.folder = folder
-        self.relay = RelayInProcess(folder / "relay.sqlite", aggregates=aggregates)
+        self.relay = RelayInProcess(place or folder / "relay.sqlite", aggregates=aggregates)
         config = HttpConfig("127.0.0.1", 0, tokens_required, None, self.relay.path, folder)
         self.server = RelayHttp(config, self.relay.store.statistics)
         self.relay.store.at_commit = self.server.stored

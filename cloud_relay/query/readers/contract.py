@@ -65,5 +65,5 @@ class StoreReaders(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is open. No reader is in use. Idempotent."""
+        """Wait until no reader is in use, and close what is open. Not on the thread of an event loop. Idempotent."""
         ...

@@ -182,7 +182,7 @@ async def _bounded(call: Coroutine[Any, Any, ResultT], within_s: float) -> Resul
 
 def postgres_error(place: PostgresPlace, error: Exception) -> StorageError:
     """An error that says what happened, and the way out."""
-    said = str(error) or "no answer in time"
+    said = " ".join(str(error).split()) or "no answer in time"
     match error:
         case StorageError():
             return error

@@ -13,8 +13,8 @@ from benchmarks.postgresql import PostgresServer
 from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.batches import storable
 from cloud_relay.query.aggregating import untrusted_aggregates
-from cloud_relay.query.contract import StoreReader
-from cloud_relay.query.opening import open_reader
+from cloud_relay.query.readers.contract import StoreReader
+from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import Query, parse_box
 from cloud_relay.store.contract import StorableBatch

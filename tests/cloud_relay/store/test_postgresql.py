@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from benchmarks.postgresql import PostgresServer
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
-from cloud_relay.query.opening import open_reader
+from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.selection import Query
 from cloud_relay.store.places import PostgresPlace, store_place
 from cloud_relay.store.postgres import schema, writing
@@ -27,6 +28,7 @@ from protocols.base.errors import ConfigError, StorageError
 from protocols.wire.records import Acknowledgement, Fate, RelayRefusal
 from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
 from tests.tools.relay_fixture import RelayInProcess, batch
+from tests.tools.relay_http_fixture import EventStream, RelayWeb
 
 pytestmark = pytest.mark.processes
 
@@ -112,6 +114,26 @@ def test_relay_rings_for_what_another_one_stored(place: PostgresPlace) -> None:
     assert rung.is_set()
     for relay in (listening, storing):
         relay.store.close()
+
+
+def test_http_of_either_relay_shows_and_streams_all_records(place: PostgresPlace, tmp_path: Path) -> None:
+    """Clients see one store, whichever relay they came to, and go on at the other one."""
+    webs = [RelayWeb(tmp_path, place=place) for _ in range(2)]
+    with closing(EventStream(webs[0].server.port)) as stream:
+        webs[1].relay.send(batch(1, 2))
+        assert stream.sequences(2) == [1, 2]
+        seen = stream.last_id
+    assert [web.found(key="veh/*/speed") for web in webs] == [[2, 1]] * 2
+    tags = [web.get("/v1/records").headers["etag"] for web in webs]
+    assert tags[0] == tags[1]
+    assert webs[1].get("/v1/records", headers={"if-none-match": tags[0]}).status == 304
+    webs[0].relay.send(batch(3))
+    with closing(EventStream(webs[1].server.port, headers={"last-event-id": seen})) as stream:
+        assert stream.sequences(1) == [3]
+    assert webs[0].get("/v1/aggregates", by="origin").json["groups"][0]["records"] == 3
+    assert webs[0].found("/v1/newest") == [3]
+    for web in webs:
+        web.close()
 
 
 # --- a server that is away, slow or changed --------------------------------------------------------------------------

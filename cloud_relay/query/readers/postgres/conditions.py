@@ -70,8 +70,13 @@ def in_time(query: Query) -> SqlCondition:
     return found
 
 
+def stored_rule(query: Query) -> str | None:
+    """The rule of a question as the store has it."""
+    return None if query.rule is None else stored_text(query.rule)
+
+
 def _without_key(query: Query) -> Query:
-    return replace(query, key=None, rule=None if query.rule is None else stored_text(query.rule))
+    return replace(query, key=None, rule=stored_rule(query))
 
 
 def _pattern(expression: str) -> str:

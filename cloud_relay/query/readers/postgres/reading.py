@@ -14,14 +14,14 @@ from cloud_relay.query.arrivals import MAX_ARRIVALS, MAX_BYTES, MAX_EXAMINED, Re
 from cloud_relay.query.audit import BETWEEN, OriginAccount, OriginFacts, reckoned
 from cloud_relay.query.newest import is_shown
 from cloud_relay.query.proofs import made_proof
-from cloud_relay.query.readers.postgres.conditions import SqlStatement, record_filters, stream_filters
+from cloud_relay.query.readers.postgres.conditions import SqlStatement, record_filters, stored_rule, stream_filters
 from cloud_relay.query.readers.postgres.walking import walk
 from cloud_relay.query.searching import COLUMNS, MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord
 from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.schema import NUMBER_BITS, SETTLED, check_version
 from cloud_relay.store.postgres.session import ERRORS, LOST, PostgresSession, postgres_error
-from cloud_relay.store.postgres.texts import shown_text, stored_text
+from cloud_relay.store.postgres.texts import shown_text
 from protocols.base.errors import StorageError
 
 STATEMENT_S: Final = 5.0
@@ -180,7 +180,7 @@ class PostgresReader:
         for begin in range(0, len(asked), _SLICE):
             some = asked[begin : begin + _SLICE]
             rows = {row[0]: row[1:] for row in map(tuple, self.session.rows(_ROWS, some))}
-            yield from ((number, _record(rows[number])) for number in some)
+            yield from ((number, _record(rows[number])) for number in some if number in rows)
 
     def _last_key(self, after_key: str | None) -> str | None:
         """The key up to which a bounded number of streams lies; None: up to the last one."""
@@ -213,7 +213,7 @@ class PostgresReader:
             some = streams[begin : begin + _SLICE]
             made = SqlStatement()
             keys, origins, times = (made.value([stream[at] for stream in some]) for at in range(3))
-            rule = "true" if query.rule is None else f"rule = {made.value(stored_text(query.rule))}"
+            rule = "true" if query.rule is None else f"rule = {made.value(stored_rule(query))}"
             rows = self.session.rows(
                 f"SELECT its_key, newest.* FROM unnest({keys}::text[], {origins}::text[], {times}::bigint[])"  # noqa: S608 - our texts
                 " AS stream (its_key, its_origin, its_utc_ns) CROSS JOIN LATERAL"

@@ -8,7 +8,7 @@ the whole table, so the server goes along the index that the statement is made f
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from cloud_relay.query.readers.postgres.conditions import (
@@ -16,10 +16,11 @@ from cloud_relay.query.readers.postgres.conditions import (
     after_place,
     in_time,
     record_filters,
+    stored_rule,
     stream_filters,
 )
 from cloud_relay.query.selection import Place, Query
-from cloud_relay.query.sources import MAX_EXAMINED_STREAMS, MAX_SOURCES, cells_of
+from cloud_relay.query.sources import MAX_EXAMINED_STREAMS, MAX_SOURCES, cells_of, stream_names
 from cloud_relay.store.postgres.session import PostgresSession
 
 MAX_LOOK: Final = 16_384
@@ -110,13 +111,18 @@ def _streams(session: PostgresSession, query: Query) -> list[tuple[str, str, int
     """Key, origin and number of records of the streams that are asked for; None: too many, or none was asked for."""
     if query.key is None and query.origin is None and query.rule is None:
         return None
+    near = SqlStatement()
+    named, most = near.put(stream_names(replace(query, rule=stored_rule(query)))), near.value(MAX_EXAMINED_STREAMS + 1)
+    examined = session.row(
+        f"SELECT count(*) FROM (SELECT 1 FROM streams WHERE {named} LIMIT {most}) AS near",  # noqa: S608 - our texts
+        *near.values,
+    )[0]
+    if examined > MAX_EXAMINED_STREAMS:
+        return None
     made = SqlStatement()
-    filters = made.put(stream_filters(query))
-    examined, most = made.value(MAX_EXAMINED_STREAMS + 1), made.value(MAX_SOURCES + 1)
+    filters, most = made.put(stream_filters(query)), made.value(MAX_SOURCES + 1)
     rows = session.rows(
-        "SELECT key, origin, sum(records)::bigint FROM"  # noqa: S608 - our texts
-        f" (SELECT key, origin, records FROM streams WHERE {filters} LIMIT {examined}) AS asked"
-        f" GROUP BY key, origin LIMIT {most}",
+        f"SELECT key, origin, sum(records)::bigint FROM streams WHERE {filters} GROUP BY key, origin LIMIT {most}",  # noqa: S608 - our texts
         *made.values,
     )
     return None if len(rows) > MAX_SOURCES else [(key, origin, count) for key, origin, count in rows]
