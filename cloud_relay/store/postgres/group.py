@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.postgres.fates import note_fates
-from cloud_relay.store.postgres.schema import NUMBER_BITS
+from cloud_relay.store.postgres.schema import NUMBER_BITS, check_known
 from cloud_relay.store.postgres.session import PostgresSession
 from cloud_relay.store.postgres.texts import stored_text
 from cloud_relay.store.rows import EVENT_COLUMN, KEY_COLUMN
@@ -32,7 +32,8 @@ COLUMNS: Final = (
     "cell",
 )  # fmt: skip
 _LOCK: Final = (
-    "SELECT pg_current_xact_id()::text::bigint, pg_advisory_xact_lock($1, lock) FROM unnest($2::int[]) AS lock"
+    "SELECT pg_current_xact_id()::text::bigint, version, number_base, pg_advisory_xact_lock($1, lock)"
+    " FROM store, unnest($2::int[]) AS lock"
 )
 _ORIGINS: Final = (
     "SELECT origin, next_sequence, incarnation, highest, ranges FROM origins WHERE origin = ANY ($1::text[])"
@@ -103,13 +104,15 @@ class _Gathered:
 
 
 def commit_group(
-    session: PostgresSession, batches: Sequence[StorableBatch], number_base: int, now_utc_ns: int
+    session: PostgresSession, batches: Sequence[StorableBatch], now_utc_ns: int
 ) -> tuple[list[Answer], GroupTally]:
     """Take batches of different origins. It returns when they are on disk. Nothing happened if it raises one of the
     errors of a session, unless the connection was lost in the commit: then everything or nothing did.
+
+    :raises StorageError: a newer program has changed the tables meanwhile.
     """
     with session.transaction():
-        group = _Group(session, number_base, now_utc_ns)
+        group = _Group(session, now_utc_ns)
         return group.take(batches), group.tally
 
 
@@ -127,8 +130,8 @@ def cell_of(latitude_deg: float, longitude_deg: float) -> int:
 class _Group:
     """Lives for one transaction."""
 
-    def __init__(self, session: PostgresSession, number_base: int, now_utc_ns: int) -> None:
-        self._session, self._base, self._now = session, number_base, now_utc_ns
+    def __init__(self, session: PostgresSession, now_utc_ns: int) -> None:
+        self._session, self._now = session, now_utc_ns
         self._gathered = _Gathered()
         self._known: dict[str, _Origin] = {}
         self._held: dict[tuple[str, int], tuple[str, bytes, int | None]] = {}
@@ -139,8 +142,10 @@ class _Group:
         origins = [batch.origin for batch in batches]
         assert len(set(origins)) == len(origins), "a group has one batch of each origin"
         locks = sorted({origin_lock(origin) for origin in origins})
-        transaction = self._session.rows(_LOCK, ORIGIN_LOCKS, locks)[0][0]  # all rows, or it takes the first lock only
-        self._number = (transaction + self._base) << NUMBER_BITS
+        taken = self._session.rows(_LOCK, ORIGIN_LOCKS, locks)  # all rows, or it takes the first lock only
+        transaction, version, base, _ = taken[0]
+        check_known(self._session, version)
+        self._number = (transaction + base) << NUMBER_BITS
         for origin, *of in self._session.rows(_ORIGINS, origins):
             self._known[origin] = _Origin(*of)
         self._look_up(batches)

@@ -71,38 +71,36 @@ SETTLED: Final = (
 _TEXT: Final = re.compile(r"\btext\b(?= NOT NULL)")
 
 
-def prepare_store(session: PostgresSession) -> int:
-    """Make or change the tables, if they are not those of this program. It waits for another relay that does so now.
-    Returns what is added to numbers of transactions. It may raise ``ERRORS``.
+def prepare_store(session: PostgresSession) -> None:
+    """Make or change the tables, if they are not those of this program. It waits for another relay that does so now. It
+    may raise ``ERRORS``.
 
     :raises StorageError: the store is of a newer program.
     """
-    if _version(session) == len(VERSIONS) and (base := _valid_base(session)) is not None:
-        return base
+    if _version(session) == len(VERSIONS) and _is_base_valid(session):
+        return
     # The lock is taken before the transaction: one that began before it would not see all that others did meanwhile.
     session.rows("SELECT pg_advisory_lock($1)", MIGRATING)
     try:
         with session.transaction():
-            return _migrated(session)
+            _migrate(session)
     finally:
         if session.is_connected:  # or it is free already
             session.rows("SELECT pg_advisory_unlock($1)", MIGRATING)
 
 
-def _migrated(session: PostgresSession) -> int:
+def _migrate(session: PostgresSession) -> None:
     version = _version(session)
     if version == 0:
         session.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
     for number, script in enumerate(VERSIONS[version:], version + 1):
         session.execute(_TEXT.sub('text COLLATE "C"', script))
         session.execute("UPDATE store SET version = $1", number)
-    base = _valid_base(session)
-    if base is None:
-        base = session.row(
+    if not _is_base_valid(session):
+        session.execute(
             f"UPDATE store SET number_base = (SELECT max(number) >> {NUMBER_BITS} FROM records) + 1"  # noqa: S608
-            " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint RETURNING number_base"
-        )[0]
-    return int(base)
+            " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+        )
 
 
 def check_version(session: PostgresSession) -> None:
@@ -119,18 +117,25 @@ def _version(session: PostgresSession) -> int:
         return 0
     version = int(session.row("SELECT version FROM store")[0])
     if version > len(VERSIONS):
+        check_known(session, version)
+    return version
+
+
+def check_known(session: PostgresSession, version: int) -> None:
+    """:raises StorageError: the tables are not those of this program."""
+    if version != len(VERSIONS):
         raise StorageError(
             f"the store {session.place} has version {version}, this program knows {len(VERSIONS)}: start the newer "
             "program"
         )
-    return version
 
 
-def _valid_base(session: PostgresSession) -> int | None:
-    """What makes new numbers larger than those that are there; None: transactions are counted anew, because the
-    database was restored from a dump, say."""
-    base, is_valid = session.row(
-        f"SELECT number_base, coalesce((SELECT max(number) >> {NUMBER_BITS} FROM records)"  # noqa: S608
-        " < pg_snapshot_xmax(pg_current_snapshot())::text::bigint + number_base, true) FROM store"
+def _is_base_valid(session: PostgresSession) -> bool:
+    """Whether new numbers are larger than those that are there. They are not when transactions are counted anew,
+    because the database was restored from a dump, say."""
+    return bool(
+        session.row(
+            f"SELECT coalesce((SELECT max(number) >> {NUMBER_BITS} FROM records)"  # noqa: S608 - constants only
+            " < pg_snapshot_xmax(pg_current_snapshot())::text::bigint + number_base, true) FROM store"
+        )[0]
     )
-    return int(base) if is_valid else None

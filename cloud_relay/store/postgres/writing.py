@@ -210,27 +210,30 @@ class _Writer:
     """A connection that writes. Belongs to one thread at a time."""
 
     def __init__(self, place: PostgresPlace) -> None:
-        # A server with `synchronous_commit = off` would lose what we acknowledge, and `local` what a standby is for.
         self.session = PostgresSession(place, STATEMENT_S, _SETTINGS, writes=True)
-        self._base = 0
 
     def connect(self) -> None:
         """Connect if there is no connection, and find the tables as they should be. It may raise ``ERRORS``."""
         if self.session.is_connected:
             return
         self.session.connect()
-        self.session.rows(
-            "SELECT set_config('synchronous_commit', 'on', false)"
-            " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-        )
-        self._base = prepare_store(self.session)
+        try:
+            # A server with `off` would lose what we acknowledge, and with `local` what a standby is for.
+            self.session.rows(
+                "SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+            )
+            prepare_store(self.session)
+        except BaseException:
+            self.session.drop()  # or the next call would take it for prepared
+            raise
 
     def commit(self, batches: list[StorableBatch], now_utc_ns: int, until_s: float) -> tuple[list[Answer], GroupTally]:
         """Commit batches, see :func:`commit_group`."""
         self.session.until_s = until_s
         try:
             self.connect()
-            return commit_group(self.session, batches, self._base, now_utc_ns)
+            return commit_group(self.session, batches, now_utc_ns)
         finally:
             self.session.until_s = float("inf")
 

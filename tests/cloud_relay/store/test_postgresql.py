@@ -2,14 +2,16 @@
 secrets."""
 
 import logging
+import re
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner
@@ -17,9 +19,12 @@ from click.testing import CliRunner
 from benchmarks.postgresql import PostgresServer
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
+from cloud_relay.ingest.batches import COMMIT_TIMEOUT_S
 from cloud_relay.query.readers.opening import open_reader
-from cloud_relay.query.selection import Query
-from cloud_relay.store.places import PostgresPlace, store_place
+from cloud_relay.query.readers.postgres import walking
+from cloud_relay.query.readers.postgres.reading import PostgresReaders
+from cloud_relay.query.selection import Query, parse_box
+from cloud_relay.store.places import PostgresPlace, StorePlace, store_place
 from cloud_relay.store.postgres import schema, writing
 from cloud_relay.store.postgres.group import ORIGIN_LOCKS, commit_group, origin_lock
 from cloud_relay.store.postgres.session import PostgresSession
@@ -27,7 +32,7 @@ from cloud_relay.store.postgres.texts import shown_text, stored_text
 from protocols.base.errors import ConfigError, StorageError
 from protocols.wire.records import Acknowledgement, Fate, RelayRefusal
 from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
-from tests.tools.relay_fixture import RelayInProcess, batch
+from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch
 from tests.tools.relay_http_fixture import EventStream, RelayWeb
 
 pytestmark = pytest.mark.processes
@@ -44,6 +49,56 @@ def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
     session.connect()
     yield session
     session.close()
+
+
+def careful_place(postgres: PostgresServer, port: int, secret: Path) -> StorePlace:
+    """The database for a user who needs a password, over TCP."""
+    secret.write_text("s3cret\n")
+    postgres.sql("DROP ROLE IF EXISTS careful; CREATE ROLE careful LOGIN PASSWORD 's3cret' SUPERUSER")
+    return store_place(f"postgresql://careful@127.0.0.1:{port}/postgres", secret.parent, secret)
+
+
+class Forwarder:
+    """Passes connections on to a port of this host, as long as ``passing`` is set."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.passing = threading.Event()
+        self.passing.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.passing.set()
+        for one in (self._listener, *self._open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=ends))
+                    self._threads[-1].start()
+
+    def _pass_on(self, come: socket.socket, go: socket.socket) -> None:
+        with suppress(OSError):
+            while data := come.recv(65_536):
+                self.passing.wait()
+                go.sendall(data)
+            go.shutdown(socket.SHUT_WR)
 
 
 # --- several relays ------------------------------------------------------------------------------------------------
@@ -183,6 +238,25 @@ def test_connections_that_an_operator_ends_cost_no_batch(place: PostgresPlace, s
     relay.store.close()
 
 
+def test_server_that_falls_silent_is_given_up_and_found_again(
+    postgres: PostgresServer, place: PostgresPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that swallows everything says nothing: nodes must be refused in time, and served once it is back."""
+    monkeypatch.setattr(writing, "PATIENCE_S", 1.0)
+    with Forwarder(postgres.port) as forwarder:
+        behind = careful_place(postgres, forwarder.port, tmp_path / "db.password")
+        relay = RelayInProcess(behind)
+        assert relay.send(batch(1)) == Acknowledgement((1,))
+        forwarder.passing.clear()
+        began_s = time.monotonic()
+        assert isinstance(relay.send(batch(1, 2)), RelayRefusal)
+        assert time.monotonic() - began_s < COMMIT_TIMEOUT_S, "its node was told why, before it gave up"
+        forwarder.passing.set()
+        while relay.send(batch(1, 2)) != Acknowledgement((1, 2)):
+            time.sleep(0.05)
+        relay.store.close()
+
+
 def test_batch_that_the_database_cannot_take_costs_only_its_own_node(
     place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +293,20 @@ def test_database_restored_from_a_dump_numbers_records_after_those_it_has(
     relay.store.close()
 
 
+def test_relay_that_runs_while_a_newer_one_changes_the_tables_writes_nothing(
+    place: PostgresPlace, session: PostgresSession
+) -> None:
+    """Relays are updated one after the other: the old one must not write into tables that it does not know."""
+    relay = RelayInProcess(place)
+    relay.send(batch(1))
+    session.execute("UPDATE store SET version = version + 1")
+    for _ in range(2):
+        assert isinstance(relay.send(batch(2)), RelayRefusal)
+    session.execute("UPDATE store SET version = version - 1")
+    assert relay.send(batch(2)) == Acknowledgement((2,))
+    relay.store.close()
+
+
 def test_server_that_does_not_sync_is_not_believed(place: PostgresPlace, session: PostgresSession) -> None:
     """An acknowledged record is on disk, whatever somebody made the default of the database."""
     session.execute("ALTER DATABASE postgres SET synchronous_commit = off")
@@ -241,16 +329,37 @@ def test_server_that_is_not_there_is_told_with_the_way_out(monkeypatch: pytest.M
         RelayInProcess(place)
 
 
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (Query(), "records_in_time"),
+        (Query(min_quality=0.5, newest_first=False, after=(BASE_NS, "v-1", 1)), "records_in_time"),
+        (Query(key="veh/*/speed", since_utc_ns=BASE_NS), "records_in_streams"),
+        (Query(origin="v-1", until_utc_ns=BASE_NS, newest_first=False), "records_in_streams"),
+        (Query(box=parse_box("48.7,11.4,48.71,11.41"), after=(BASE_NS, "v-1", 1)), "records_in_cells"),
+    ],
+)
+def test_look_goes_along_the_index_that_it_is_made_for(place: PostgresPlace, query: Query, index: str) -> None:
+    """Whatever the server thinks of its statistics: a sort or a scan would look at everything."""
+    relay = RelayInProcess(place)
+    relay.send(batch(*range(1, 100)))
+    relay.store.close()
+    with PostgresReaders(place, 1).reader() as reader:
+        found = walking._sources(reader.session, query)
+        text, values = walking._statement(query, found, query.after, 16)
+        plan = "\n".join(row[0] for row in reader.session.rows(f"EXPLAIN {text}", *values))
+        reader.session.close()
+    assert index in plan, plan
+    assert not re.search(r"Sort|Seq Scan|Bitmap", plan), plan
+
+
 # --- where it is, and its secrets ------------------------------------------------------------------------------------
 def test_password_is_read_from_its_file_and_told_to_nobody(
     postgres: PostgresServer, place: PostgresPlace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be changed while a relay runs. A wrong one is an error with a way out, and without the password."""
     secret = tmp_path / "db.password"
-    secret.write_text("s3cret\n")
-    postgres.sql("DROP ROLE IF EXISTS careful; CREATE ROLE careful LOGIN PASSWORD 's3cret' SUPERUSER")
-    url = f"postgresql://careful@127.0.0.1:{postgres.port}/postgres"
-    careful = store_place(url, tmp_path, secret)
+    careful = careful_place(postgres, postgres.port, secret)
     relay = RelayInProcess(careful)
     assert isinstance(relay.send(batch(1)), Acknowledgement)
     relay.store.close()

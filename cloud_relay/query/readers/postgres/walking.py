@@ -70,19 +70,8 @@ def walk(session: PostgresSession, query: Query) -> Iterator[RecordLook]:
 
 
 def _look(session: PostgresSession, query: Query, sources: _Sources, after: Place | None, size: int) -> RecordLook:
-    made = SqlStatement()
-    direction = "DESC" if query.newest_first else "ASC"
-    order = f"ORDER BY event_utc_ns {direction}, origin {direction}, sequence {direction}"
-    marks = [made.value(values) for values in sources.values]
-    bounds = made.put(in_time(query) & after_place(after, newest_first=query.newest_first))
-    wanted, most = made.put(record_filters(query)), made.value(size)
-    rows = session.rows(
-        "SELECT event_utc_ns, origin, sequence, number, wanted, at FROM"  # noqa: S608 - our texts
-        f" unnest({sources.table.format(*marks)} CROSS JOIN LATERAL (SELECT event_utc_ns, origin, sequence, number,"
-        f" ({wanted}) AS wanted, row_number() OVER ({order}) AS at FROM records WHERE {sources.fixed} AND {bounds}"
-        f" {order} LIMIT {most}) AS seen WHERE wanted OR at = {most}",
-        *made.values,
-    )
+    text, values = _statement(query, sources, after, size)
+    rows = session.rows(text, *values)
     ends = [tuple(row[:3]) for row in rows if row[5] == size]
     reached = (max(ends) if query.newest_first else min(ends)) if ends else None
     records = [(tuple(row[:3]), row[3]) for row in rows if row[4]]
@@ -90,6 +79,23 @@ def _look(session: PostgresSession, query: Query, sources: _Sources, after: Plac
     if reached is not None:
         records = [one for one in records if (one[0] >= reached if query.newest_first else one[0] <= reached)]
     return RecordLook(records, reached)
+
+
+def _statement(query: Query, sources: _Sources, after: Place | None, size: int) -> tuple[str, list[object]]:
+    """What looks at the next ``size`` entries of each source: it goes along one index and ends early."""
+    made = SqlStatement()
+    direction = "DESC" if query.newest_first else "ASC"
+    order = f"ORDER BY event_utc_ns {direction}, origin {direction}, sequence {direction}"
+    marks = [made.value(values) for values in sources.values]
+    bounds = made.put(in_time(query) & after_place(after, newest_first=query.newest_first))
+    wanted, most = made.put(record_filters(query)), made.value(size)
+    text = (
+        "SELECT event_utc_ns, origin, sequence, number, wanted, at FROM"  # noqa: S608 - our texts
+        f" unnest({sources.table.format(*marks)} CROSS JOIN LATERAL (SELECT event_utc_ns, origin, sequence, number,"
+        f" ({wanted}) AS wanted, row_number() OVER ({order}) AS at FROM records WHERE {sources.fixed} AND {bounds}"
+        f" {order} LIMIT {most}) AS seen WHERE wanted OR at = {most}"
+    )
+    return text, made.values
 
 
 def _sources(session: PostgresSession, query: Query) -> _Sources:
