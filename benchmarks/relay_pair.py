@@ -86,6 +86,8 @@ class Pair:
         self.uploads = [self._node(f"veh-{number}") for number in range(nodes)]
         self._stop = threading.Event()
         self.kills = {"relay": 0, "postgresql": 0}
+        self.away_s = 0.0
+        """For how long PostgreSQL did not answer: it recovers from its log first."""
 
     def run(self, seconds: float, every_s: float, seed: int) -> None:
         """Upload for so long, with kills, and then until each node has an answer to its last batch."""
@@ -102,10 +104,12 @@ class Pair:
                 time.sleep(every_s - _AWAY_S + random.uniform(0, 0.2))
                 self._kill(number % 2)
                 if not self.kills["postgresql"] and time.monotonic() - begin_s > seconds / 2:
+                    away_s = time.monotonic()
                     self._server.kill()
                     self.kills["postgresql"] += 1
                     time.sleep(_AWAY_S)
                     self._server.start()
+                    self.away_s = time.monotonic() - away_s
                 time.sleep(_AWAY_S)
                 self._start(number % 2)
                 number += 1
@@ -143,6 +147,7 @@ class Pair:
         return {
             "kills": self.kills, "issued": sum(node.issued for node in self.uploads), "acknowledged": acknowledged,
             "rows": rows, "sent_again": sum(node.again for node in self.uploads),
+            "postgresql_away_s": round(self.away_s, 2),
             "longest_gap_s": round(max(node.longest_s for node in self.uploads), 2), "wrong": wrong,
         }  # fmt: skip
 
@@ -242,7 +247,8 @@ def main() -> int:
         print(f"{kills['relay']} kills of a relay, {kills['postgresql']} of PostgreSQL")
         print(f"{account['issued']:,} records sent, {account['acknowledged']:,} acknowledged, {account['rows']:,} rows")
         print(f"{account['sent_again']:,} batches were sent again")
-        print(f"the longest time of a node without an acknowledgement: {account['longest_gap_s']:.1f} s")
+        print(f"PostgreSQL was away for {account['postgresql_away_s']:.1f} s; the longest time of a node without an "
+              f"acknowledgement: {account['longest_gap_s']:.1f} s")  # fmt: skip
         for line in account["wrong"]:
             print(f"WRONG: {line}")
     return 1 if account["wrong"] else 0
