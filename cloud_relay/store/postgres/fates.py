@@ -73,14 +73,15 @@ class NearbyFates:
 def note_fates(session: PostgresSession, origin: str, told: list[Fate], ranges: int) -> tuple[int, int]:
     """Note the fates of one batch of an origin that has so many ranges. Returns how many it has then, and how many
     fates were not noted whole."""
-    most = fates.MAX_TOUCHED_RANGES + 3 * len(told)
+    most = fates.MAX_TOUCHED_RANGES + 3 * len(told) + 1
     near = session.rows(_NEAR, origin, [fate.first for fate in told], [fate.last for fate in told], most)
     changed = NearbyFates((first, last, state) for first, last, state in near)
     if len(near) == most:  # what begins after these is not known, so nothing may be noted there
         end = near[-1][0]
         told = [Fate(fate.first, min(fate.last, end - 1), fate.state) for fate in told if fate.first < end]
-        changed.beyond_bounds += 1
     more = changed.note(told, fates.MAX_RANGES_PER_ORIGIN - ranges)
+    if len(near) == most:
+        changed.beyond_bounds = max(1, changed.beyond_bounds)
     gone, new = changed.changes()
     if gone:
         session.execute("DELETE FROM fates WHERE origin = $1 AND first = ANY ($2::bigint[])", origin, gone)

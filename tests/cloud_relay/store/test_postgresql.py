@@ -20,10 +20,11 @@ from benchmarks.postgresql import PostgresServer
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
 from cloud_relay.ingest.batches import COMMIT_TIMEOUT_S
-from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.query.readers.opening import open_reader, open_readers
 from cloud_relay.query.readers.postgres import walking
 from cloud_relay.query.readers.postgres.reading import PostgresReaders
 from cloud_relay.query.selection import Query, parse_box
+from cloud_relay.store.opening import open_store
 from cloud_relay.store.places import PostgresPlace, StorePlace, store_place
 from cloud_relay.store.postgres import schema, writing
 from cloud_relay.store.postgres.group import ORIGIN_LOCKS, commit_group, origin_lock
@@ -434,6 +435,14 @@ def test_commands_take_the_url_of_a_store(place: PostgresPlace, tmp_path: Path) 
     nobody = run.invoke(main, ["audit", "--store", place.dsn.replace("/postgres?", "/nobody?")])
     assert (nobody.exit_code, "create the database" in nobody.output) == (2, True), nobody.output
     assert "Traceback" not in nobody.output
+
+
+def test_relay_without_asyncpg_says_how_to_get_it(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra: most relays have SQLite."""
+    monkeypatch.setattr("cloud_relay.store.opening.find_spec", lambda _: None)
+    for opening in (lambda: open_store(place), lambda: open_readers(place, 1)):
+        with pytest.raises(ConfigError, match=r"pip install 'meshnode\[postgresql\]'"):
+            opening()
 
 
 def test_database_without_a_store_is_told_apart(place: PostgresPlace) -> None:
