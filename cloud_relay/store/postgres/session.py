@@ -109,7 +109,7 @@ class PostgresSession:
             self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.close()
 
-    # --- statements; each may raise ERRORS -------------------------------------------------------------------------
+    # --- statements; each may raise ERRORS, or ValueError for a value that no column holds ----------------------------
     def rows(self, statement: str, *values: object) -> list[asyncpg.Record]:
         """All rows of a statement."""
         return list(self._run(self._open.fetch(statement, *values)))
@@ -170,9 +170,16 @@ class PostgresSession:
         within_s = min(self._statement_s + 1.0 if most_s is None else most_s, self.until_s - time.monotonic())
         try:
             return self._loop.run_until_complete(_bounded(call, within_s))
-        except (*LOST, asyncio.CancelledError):
+        except (*LOST, asyncio.CancelledError) as error:
             self.drop()
+            if _is_about_a_value(error):
+                raise ValueError(f"PostgreSQL can't hold a value: {error}") from error  # and would not later either
             raise
+
+
+def _is_about_a_value(error: BaseException) -> bool:
+    """Whether asyncpg could not encode a value. Its error for this is one of its interface, too."""
+    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
 
 
 async def _bounded(call: Coroutine[Any, Any, ResultT], within_s: float) -> ResultT:

@@ -139,7 +139,12 @@ class PostgresStore:
     # --- the writing threads ---------------------------------------------------------------------------------------
     def _write(self, writer: "_Writer") -> None:
         while group := self._turns.take(MAX_GROUP_BATCHES):
-            self._commit(writer, group)
+            now_s = time.monotonic()
+            for waiting in group:
+                if waiting.until_s <= now_s:  # nobody waits for it any more
+                    waiting.done.set_exception(StorageError("the database is too slow: send the batch again later"))
+            if alive := [waiting for waiting in group if waiting.until_s > now_s]:
+                self._commit(writer, alive)
         writer.close()
 
     def _commit(self, writer: "_Writer", group: list[_Waiting]) -> None:
@@ -171,7 +176,7 @@ class PostgresStore:
 
     def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], GroupTally]:
         """Commit a group, as often as it takes, while somebody waits for it."""
-        until_s, pause_s = min(waiting.until_s for waiting in group), _FIRST_PAUSE_S
+        until_s, pause_s = max(waiting.until_s for waiting in group), _FIRST_PAUSE_S
         batches = [waiting.batch for waiting in group]
         while True:
             try:
@@ -199,10 +204,10 @@ class PostgresStore:
         while not self._stop.wait(LOOK_S):
             with suppress(*ERRORS, MeshError):  # the writers say what is wrong
                 session.connect()
-                newest = session.row(_NEWEST)[0]
+                newest = session.row(_NEWEST)[0] or 0
                 if seen is not None and newest != seen:
                     self._tell()
-                seen = newest or 0
+                seen = newest
         session.close()
 
 

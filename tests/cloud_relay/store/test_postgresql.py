@@ -258,15 +258,16 @@ def test_server_that_falls_silent_is_given_up_and_found_again(
         relay.store.close()
 
 
+@pytest.mark.parametrize("odd", [("SELECT 1 / 0",), ("SELECT $1::bigint", 2**63)], ids=["there", "here"])
 def test_batch_that_the_database_cannot_take_costs_only_its_own_node(
-    place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+    place: PostgresPlace, monkeypatch: pytest.MonkeyPatch, odd: tuple[Any, ...]
 ) -> None:
     """One odd batch shares its transaction with those of others: they are not to pay for it."""
     relay = RelayInProcess(place)
 
     def failing(session: PostgresSession, batches: Any, *of: Any) -> Any:
         if any(one.origin == "v-3" for one in batches):
-            session.rows("SELECT 1 / 0")
+            session.rows(*odd)
         return commit_group(session, batches, *of)
 
     monkeypatch.setattr(writing, "commit_group", failing)
