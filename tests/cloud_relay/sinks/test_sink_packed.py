@@ -1,5 +1,6 @@
 """Sinks of a store that packs its older records and lets them go by retention."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import FOLDER, MAX_GAPS, ProgressFile, SinkProgress, SkippedRecords
 from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.packs.tables import FIRST_BODY, place_of
+from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
 from tests.tools.sink_servers import HttpReceiver
 
@@ -106,6 +109,27 @@ def test_file_under_way_is_not_replaced_by_what_retention_left_of_it(tmp_path: P
         assert whole.read_bytes() == written
         others = [path for path in out.iterdir() if path != whole]
         assert sum(pq.read_metadata(path).num_rows for path in others) == 30
+
+
+def test_sink_waits_at_a_damaged_pack_and_says_so(tmp_path: Path, receiver: HttpReceiver) -> None:
+    """To pass it by would lose records that a copy of the store still has."""
+    with closing(SinkBench(tmp_path, table(receiver.url))) as bench:
+        bench.store(1, 40)
+        bench.relay.pack(20)
+        with closing(sqlite3.connect(bench.relay.path)) as db:
+            (content,) = db.execute("SELECT content FROM packs WHERE pack = 2").fetchone()
+            place = place_of(content, FIRST_BODY)
+            (block,) = db.execute("SELECT data FROM pack_blocks WHERE place = ?", (place,)).fetchone()
+            db.execute("UPDATE pack_blocks SET data = x'00' WHERE place = ?", (place,))
+            db.commit()
+            with bench.running() as sinks:
+                eventually(lambda: "pack 2 of the store is damaged" in sinks.statistics()["out"]["error"])
+                assert sinks.statistics()["out"]["backlog"] > 0
+                db.execute("UPDATE pack_blocks SET data = ? WHERE place = ?", (block, place))
+                db.commit()
+                counted = bench.delivered_all(sinks)
+        assert (counted["delivered"], counted["deleted"]) == (40, 0)
+    assert receiver.ids() == [f"v-1/{number}" for number in range(1, 41)]
 
 
 def test_gaps_of_deleted_records_that_follow_one_another_are_one() -> None:
