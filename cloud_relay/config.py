@@ -84,7 +84,7 @@ MAX_CONFIG_BYTES = 1024 * 1024
 _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
     "identity": ("certificate", "key", "authority", "sealing_key"),
-    "store": ("path", "pack_after_s", "pack_beyond", "max_mb"),
+    "store": ("path", "url", "password_file", "pack_after_s", "pack_beyond", "max_mb"),
     "ingest": ("receipts",),
     "releases": ("folder",),
     "http": ("host", "port", "tokens", "certificate", "key", "certificates", "operators"),
@@ -93,7 +93,7 @@ _KEYS = {
 _LISTS = ("aggregate", "retention", "sink", "training")
 """Tables that may be there several times. Whoever uses them checks them."""
 _NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url"
-_NO_RETENTION = "delete old records of PostgreSQL by its own means, and remove it, or remove store.url"
+_NO_RETENTION = "PostgreSQL keeps all records so far: remove it, or store.url"
 ONLY_IN_SQLITE = {
     "pack_after_s": ("store", _NO_PACKS),
     "pack_beyond": ("store", _NO_PACKS),

@@ -70,7 +70,7 @@ _COVER: Final = (
 
 
 @dataclass(slots=True)
-class GroupTally:
+class StoredTally:
     """What one transaction did."""
 
     stored: int = 0
@@ -105,7 +105,7 @@ class _Gathered:
 
 def commit_group(
     session: PostgresSession, batches: Sequence[StorableBatch], now_utc_ns: int
-) -> tuple[list[Answer], GroupTally]:
+) -> tuple[list[Answer], StoredTally]:
     """Take batches of different origins. It returns when they are on disk. Nothing happened if it raises one of the
     errors of a session, unless the connection was lost in the commit: then everything or nothing did.
 
@@ -136,7 +136,7 @@ class _Group:
         self._known: dict[str, _Origin] = {}
         self._held: dict[tuple[str, int], tuple[str, bytes, int | None]] = {}
         self._number = 0
-        self.tally = GroupTally()
+        self.tally = StoredTally()
 
     def take(self, batches: Sequence[StorableBatch]) -> list[Answer]:
         origins = [batch.origin for batch in batches]

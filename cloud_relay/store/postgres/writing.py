@@ -19,7 +19,7 @@ from typing import Final
 
 from cloud_relay.store.contract import StorableBatch
 from cloud_relay.store.places import PostgresPlace
-from cloud_relay.store.postgres.group import Answer, GroupTally, commit_group
+from cloud_relay.store.postgres.group import Answer, StoredTally, commit_group
 from cloud_relay.store.postgres.schema import SETTLED, prepare_store
 from cloud_relay.store.postgres.session import CLASHES, ERRORS, LOST, PostgresSession, postgres_error
 from cloud_relay.store.turns import Turns
@@ -66,7 +66,7 @@ class PostgresStore:
         self._place, self._clock = place, clock
         self._turns: Turns[_Waiting] = Turns(MAX_WAITING_BATCHES)
         self._counting = threading.Lock()
-        self._total = GroupTally()
+        self._total = StoredTally()
         self._failures = self._retries = 0
         self._stop = threading.Event()
         self.at_commit: Callable[[], None] = lambda: None
@@ -167,14 +167,14 @@ class PostgresStore:
             return
         self.at_end(time.monotonic() - began_s, True)
         with self._counting:
-            for name in GroupTally.__slots__:
+            for name in StoredTally.__slots__:
                 setattr(self._total, name, getattr(self._total, name) + getattr(tally, name))
         for waiting, answer in zip(group, answers, strict=True):
             waiting.done.set_result(answer)
         if tally.stored:
             self._tell()
 
-    def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], GroupTally]:
+    def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], StoredTally]:
         """Commit a group, as often as it takes, while somebody waits for it."""
         until_s, pause_s = max(waiting.until_s for waiting in group), _FIRST_PAUSE_S
         batches = [waiting.batch for waiting in group]
@@ -233,7 +233,7 @@ class _Writer:
             self.session.drop()  # or the next call would take it for prepared
             raise
 
-    def commit(self, batches: list[StorableBatch], now_utc_ns: int, until_s: float) -> tuple[list[Answer], GroupTally]:
+    def commit(self, batches: list[StorableBatch], now_utc_ns: int, until_s: float) -> tuple[list[Answer], StoredTally]:
         """Commit batches, see :func:`commit_group`."""
         self.session.until_s = until_s
         try:

@@ -1,0 +1,51 @@
+"""What is kept in SQLite only is refused by name where a store is in PostgreSQL, before anything is done."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cloud_relay.cli import main
+from cloud_relay.config import load_config
+from protocols.base.errors import ConfigError
+
+URL = 'url = "postgresql://localhost/records"\n'
+
+
+@pytest.mark.parametrize(
+    ("rest", "name"),
+    [
+        ("max_mb = 1\n", "store.max_mb"),
+        ("pack_after_s = 60\n", "store.pack_after_s"),
+        ("pack_beyond = 60\n", "store.pack_beyond"),
+        ('[[retention]]\nkeys = "veh/**"\nmax_age_s = 60\n', r"\[\[retention\]\]"),
+        ('[[aggregate]]\nname = "speed"\nkey = "veh/*/speed"\nbucket = "1h"\n', r"\[\[aggregate\]\]"),
+        ('[[sink]]\nname = "lake"\nkind = "parquet"\nurl = "lake"\n', r"\[\[sink\]\]"),
+    ],
+)
+def test_setting_for_sqlite_beside_a_url_is_refused_with_the_way_out(tmp_path: Path, rest: str, name: str) -> None:
+    """Who asks for retention and gets none would find out when the disk is full."""
+    file = tmp_path / "relay.toml"
+    file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}{rest}')
+    with pytest.raises(ConfigError, match=f"{name} is for a store in SQLite only: .*remove it"):
+        load_config(file)
+    file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}')
+    load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("dataset", "list"), "datasets are"),
+        (("aggregates", "list"), "kept aggregates are"),
+        (("retention",), "retention is"),
+    ],
+)
+def test_command_for_sqlite_says_so_of_another_store(tmp_path: Path, words: tuple[str, ...], what: str) -> None:
+    """A command that made a file of that name, or told of an empty store, would be believed."""
+    file = tmp_path / "relay.toml"
+    file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}')
+    done = CliRunner().invoke(main, [*words, "--config", str(file)])
+    assert done.exit_code == 2
+    assert f"{what} to be had of a store in SQLite only" in done.output
+    assert list(tmp_path.iterdir()) == [file]
