@@ -23,7 +23,7 @@ from starlette.routing import Route
 from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
 from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
-from cloud_relay.http.kept import FollowedGroups, kept_answer, kept_list
+from cloud_relay.http.kept import FollowedGroups, check_named, kept_answer, kept_list
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
 from cloud_relay.http.reception import METHODS, KnownPath, Reception
@@ -33,7 +33,7 @@ from cloud_relay.metrics.families import gauge
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.query.aggregating import untrusted_aggregates
 from cloud_relay.query.arrivals import STREAM_FILTERS
-from cloud_relay.query.kept import KEPT_STREAM_FILTERS, check_is_kept, untrusted_kept
+from cloud_relay.query.kept import KEPT_STREAM_FILTERS, untrusted_kept
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor
 from cloud_relay.query.readers.contract import StoreReaders
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
@@ -170,7 +170,7 @@ class RelayApi:
         try:
             query = untrusted_kept(name, _given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
-            await self._answers.read(partial(check_is_kept, name=name))
+            await self._answers.read(lambda reader: check_named(reader, name))
             return _nothing(request, {"groups": [], "cursor": None}, error)
         return await kept_answer(self._answers, request, query)
 
@@ -178,7 +178,7 @@ class RelayApi:
         """Groups of a kept aggregate as they change."""
         name = request.path_params["name"]
         query = untrusted_kept(name, _given(request), UtcNs(time.time_ns()), KEPT_STREAM_FILTERS)
-        await self._answers.read(partial(check_is_kept, name=name))
+        await self._answers.read(lambda reader: check_named(reader, name))
         return await self._stream(request, FollowedGroups(query))
 
     async def stream(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from cloud_relay.http.streaming import StreamLook
 from cloud_relay.query.kept import (
     KeptQuery,
     changed_groups,
+    check_is_kept,
     cursor_after,
     group_form,
     kept_aggregates,
@@ -43,6 +44,11 @@ async def kept_list(answers: Answers, request: Request) -> Response:
         return {"aggregates": kept_aggregates(_kept(reader).db)}, {}
 
     return await answers.tagged(request, "kept", found, kept_state)
+
+
+def check_named(reader: StoreReader, name: str) -> None:
+    """:raises MeshError: no aggregate of that name is kept."""
+    check_is_kept(_kept(reader).db, name)
 
 
 def kept_state(reader: StoreReader) -> str:
