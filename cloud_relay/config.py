@@ -51,6 +51,7 @@
     name = "lake"
     kind = "parquet"
     url = "s3://records/mesh"
+
     [[training]]                # when a model is trained again: see cloud_relay.learning.retraining.triggers
     recipe = "hotspot.toml"
     records = 10_000
