@@ -76,7 +76,8 @@ def test_plan_of_ten_minutes_has_every_kind_many_times() -> None:
 def judged(published: int, stored: Counter[str], dropped: int = 0, **account: int) -> list[str]:
     """The faults of one node's records."""
     outcome = Outcome("express", 1, 4, 1.0)
-    fields = dict.fromkeys(("issued", "expired", "evicted", "refused", "outstanding", "missing"), 0) | account
+    names = ("issued", "expired", "evicted", "refused", "deleted", "outstanding", "missing")
+    fields = dict.fromkeys(names, 0) | account
     known = OriginAccount(
         "veh-1", stored=len(stored), gaps=(), stored_after_all=0, conflicts=0, with_receipt=len(stored),
         wrong_receipts=0, why_wrong="", **fields,
