@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from meshnode.sensors.contract import DriverContext, InferenceSample, Sample
 from meshnode.sensors.options import Options
 from meshnode.sensors.series.tables import PARQUET, UNITS_S, SeriesFile, require_pyarrow
-from meshnode.sensors.series.windows import MAX_LENGTH, MAX_VALUES, Window, Windows, shaped
+from meshnode.sensors.series.windows import MAX_LENGTH, MAX_VALUES, SeriesWindow, Windows, shaped
 from protocols.base.errors import ConfigError, InvalidKey, ModelInvalid, SourceUnavailable
 from protocols.base.keys import checked_key
 from protocols.base.limits import MAX_BUDGET_MS, MAX_TEXT_CHARS
@@ -149,7 +149,7 @@ class SeriesReplay:
         step_s = self._usual_step_s()
         return f"{self._file.path.name}: {', '.join(self._names)[:100]}, {1 / step_s:.4g} rows a second"
 
-    def _timed(self) -> Iterator[tuple[float, tuple[float, ...], Window | None]]:
+    def _timed(self) -> Iterator[tuple[float, tuple[float, ...], SeriesWindow | None]]:
         """Rows with seconds since the first one, which never go back, and the windows that they complete."""
         model, windows = self._model, None
         if model is not None:
@@ -165,7 +165,7 @@ class SeriesReplay:
             last_s = time_s
             yield passed_s, row, None if windows is None else windows.add(time_s, row)
 
-    def _of_window(self, due_s: float, window: Window) -> Sample:
+    def _of_window(self, due_s: float, window: SeriesWindow) -> Sample:
         assert self._model is not None, "windows are for it"
         value = {"from_s": window.from_s, "to_s": window.to_s, "rows": len(window.values)}
         infer = asked(self._model, window, self._result_key)
@@ -180,7 +180,7 @@ class SeriesReplay:
         return median(steps) if steps else 1.0
 
 
-def asked(model: WindowModel, window: Window, result_key: str) -> InferenceSample:
+def asked(model: WindowModel, window: SeriesWindow, result_key: str) -> InferenceSample:
     """What the node is asked to compute for a window."""
 
     def interpret(outputs: "Mapping[str, NDArray[Any]]") -> dict[str, Any]:

@@ -16,7 +16,7 @@ MAX_VALUES: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class SeriesWindow:
     """Rows without a gap between them. ``values float32[length, channels]``, oldest first."""
 
     from_s: float
@@ -34,7 +34,7 @@ class Windows:
         self._since = 0
         self.gaps = 0
 
-    def add(self, time_s: float, row: Sequence[float]) -> Window | None:
+    def add(self, time_s: float, row: Sequence[float]) -> SeriesWindow | None:
         """The next row; the window that it completes, if it does."""
         import numpy as np
 
@@ -49,7 +49,7 @@ class Windows:
         if self._since != 1 % self._hop:
             return None
         values = np.array([each for _, each in self._rows], np.float32)
-        return Window(self._rows[0][0], time_s, values)
+        return SeriesWindow(self._rows[0][0], time_s, values)
 
 
 def shaped(values: "NDArray[Any]", layout: str) -> "NDArray[Any]":
