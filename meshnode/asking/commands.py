@@ -11,6 +11,8 @@ from meshnode.console.node_api import chosen_node, on_a_node
 from meshnode.console.printing import printable
 from meshnode.console.readings import reading_line
 
+PATIENCE_S: Final = 20.0
+"""The node waits ten seconds for its relay. It has to have the time to say that the relay is away."""
 _PAGE: Final = 100
 
 
@@ -41,7 +43,7 @@ def query(
     api, cursor, shown = chosen_node(node_config, http_address), None, 0
     while limit:
         paged = given | {"limit": str(min(limit, _PAGE))} | ({} if cursor is None else {"cursor": cursor})
-        page = api.get(f"/v1/query?{urlencode(paged)}")
+        page = api.get(f"/v1/query?{urlencode(paged)}", PATIENCE_S)
         if page["not_shown"]:
             click.echo(f"meshnode: {page['not_shown']} readings have no form in JSON", err=True)
         for entry in page["readings"]:

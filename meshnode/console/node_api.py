@@ -57,9 +57,9 @@ class NodeApi:
     named_by: str
     """How the user chose the node, for messages."""
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, timeout_s: float = TIMEOUT_S) -> Any:
         """The content of a path. :raises MeshError: the node refuses, or there is no node."""
-        return json.loads(self.exchange("GET", path)[0])
+        return json.loads(self.exchange("GET", path, timeout_s=timeout_s)[0])
 
     def exchange(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None,

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import meshnode
+from meshnode.asking import commands, running
 from meshnode.asking.commands import query
 from meshnode.http.running import RunningHttp
 from meshnode.http.section import HttpSection
@@ -298,3 +299,8 @@ def json_port(vehicle: meshnode.Node) -> int:
     port = vehicle.part(RunningHttp).port
     assert port is not None
     return port
+
+
+def test_command_waits_longer_than_the_node_waits_for_its_relay() -> None:
+    """Both had ten seconds: who asked while the relay was away was told that the node is stopped, now and then."""
+    assert commands.PATIENCE_S >= running.TIMEOUT_S + 5
