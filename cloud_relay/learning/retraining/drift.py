@@ -5,6 +5,7 @@ ADWIN (Bifet and Gavalda, 2007) compares the means of two parts of a window that
 compares the distribution of the newest 30 values with that of those before.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -55,17 +56,20 @@ class DriftWatch:
         self.has_drifted = False
 
     def take(self, row: Mapping[str, Any]) -> None:
-        """A new record. What it lacks is passed over: training says what is missing."""
+        """A new record. One that lacks something, or has something else there, is passed over: any node may send it,
+        and training says what is wrong.
+
+        :raises ConfigError: a path leads nowhere in any record.
+        """
         if self._path != ERROR:
             assert self._path is not None
-            number = number_of(value_at(row, self._path), self._path)
-            if number is not None:
+            if (number := _number_in(row, self._path)) is not None:
                 self._update(number)
             return
         if self._model is None:
             return
-        numbers = [number_of(value_at(row, path), path) for path in self._recipe.features.values()]
-        target = target_of(value_at(row, self._recipe.target.path), self._recipe)
+        numbers = [_number_in(row, path) for path in self._recipe.features.values()]
+        target = self._target_in(row)
         if target is not None and None not in numbers:
             self._waiting.append((numbers, target))  # type: ignore[arg-type]
         if len(self._waiting) >= AT_ONCE:
@@ -87,6 +91,23 @@ class DriftWatch:
             else:
                 self._update(abs(float(outputs[VALUE][place, 0]) - float(target)))
 
+    def _target_in(self, row: Mapping[str, Any]) -> Any:
+        value = value_at(row, self._recipe.target.path)
+        try:
+            return target_of(value, self._recipe)
+        except ConfigError:
+            return None
+
     def _update(self, value: float) -> None:
+        if not math.isfinite(value):  # the model overflowed; detectors that keep sums would never fire again
+            return
         self._detector.update(value)
         self.has_drifted = self.has_drifted or bool(self._detector.drift_detected)
+
+
+def _number_in(row: Mapping[str, Any], path: str) -> float | None:
+    value = value_at(row, path)
+    try:
+        return number_of(value, path)
+    except ConfigError:
+        return None
