@@ -9,15 +9,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
+from cloud_relay.export.whole_file import ends_by_signals
 from cloud_relay.learning.recipe import Recipe
 from cloud_relay.learning.runs import (
     DATA_FILE,
@@ -63,7 +61,7 @@ def train(
     (folder / ORDER_FILE).write_bytes(msgspec.json.encode(order))
     began_s, began_utc_s = time.monotonic(), time.time()
     try:
-        with _ends_by_signals():
+        with ends_by_signals():
             why = _carried_out(folder, recipe)
     finally:
         shutil.rmtree(folder / SERVING_FOLDER, ignore_errors=True)
@@ -95,22 +93,6 @@ def _carried_out(folder: Path, recipe: Recipe) -> str:
         _kill_group(process)
     said = f"the process {how_it_exited(status)}: see {OUTPUT_FILE} of the run"
     return "" if status in (0, 1) else f"{said}, or raise limits.memory_mib if it was short of memory"
-
-
-@contextmanager
-def _ends_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit meanwhile, as Ctrl-C raises KeyboardInterrupt, so that what was started ends
-    too. Call it on the main thread."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _kill_group(leader: "subprocess.Popen[bytes]") -> None:
