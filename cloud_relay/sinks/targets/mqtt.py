@@ -31,7 +31,7 @@ KEEPALIVE_S: Final = 30
 REFUSING: Final = frozenset((0x87, 0x90, 0x95, 0x99))
 """Not authorized (for this topic), topic name invalid, packet too large, payload format invalid."""
 _FAILING: Final = 0x80
-_NO_TOPIC: Final = re.compile(r"[+#\0]")
+_NO_TOPIC: Final = frozenset("+#")
 _MAX_TOPIC_BYTES: Final = 65_535
 
 
@@ -105,6 +105,7 @@ class MqttTarget(SinkTarget):
                 raise DeliveryFailed(f"the broker is not connected: {paho.error_string(sent.rc)}")
             answers.append(self._confirmed.setdefault(sent.mid, asyncio.get_running_loop().create_future()))
         all_answered = asyncio.gather(*answers)
+        all_answered.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio complains
         try:
             await asyncio.wait((all_answered, self._lost), return_when=asyncio.FIRST_COMPLETED)
             if not all_answered.done():
@@ -130,11 +131,14 @@ class MqttTarget(SinkTarget):
 
 def topic_of(template: str, record: StoredRecord) -> str:
     """The topic of a record: placeholders are replaced by its key, origin and rule. What MQTT keeps for itself is
-    written as an underscore.
+    written as an underscore, and so is what can't be printed: brokers end the connection for it (MQTT 5, 1.5.4).
 
     :raises DeliveryRefused: it would be too long.
     """
-    names = {name: _NO_TOPIC.sub("_", record.fields[name]) for name in ("key", "origin", "rule")}
+    names = {
+        name: "".join("_" if each in _NO_TOPIC or not each.isprintable() else each for each in record.fields[name])
+        for name in ("key", "origin", "rule")
+    }
     topic = re.sub(r"\{(\w+)\}", lambda found: names[found[1]], template)
     if len(topic.encode()) > _MAX_TOPIC_BYTES:
         raise DeliveryRefused(f"its topic would have {len(topic)} characters")

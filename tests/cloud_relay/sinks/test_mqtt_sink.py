@@ -8,13 +8,18 @@ from threading import Event
 
 import paho.mqtt.client as paho
 import pytest
+from msgspec import Raw
 from paho.mqtt.enums import CallbackAPIVersion
 
 from cloud_relay.query.selection import Query
 from cloud_relay.sinks.contract import DeliveryRefused, Portion
 from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.sinks.targets import mqtt
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
+from protocols.wire.records import Acknowledgement, Batch, Record
 from tests.tools.eventually import eventually
+from tests.tools.relay_fixture import reading
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
 from tests.tools.sink_servers import Mosquitto
 
@@ -92,6 +97,20 @@ def test_message_that_the_broker_keeps_out_is_refused_and_the_rest_arrives(tmp_p
     assert "Not authorized" in json.loads(bench.refused())["reason"]
 
 
+def test_rule_that_no_topic_can_have_does_not_hold_up_the_rest(tmp_path: Path) -> None:
+    """Its name is the node's choice, and a broker ends the connection for a control character, each time."""
+    more = 'topic = "mesh/{rule}"'
+    with Mosquitto(tmp_path) as broker, closing(SinkBench(tmp_path, table(broker.port, more))) as bench:
+        records = (Record(1, "a\x01b", Raw(encode_reading(reading(1)))),)
+        assert isinstance(bench.relay.send(Batch(MAJOR, MINOR, "v-1", 1, 2, records, ())), Acknowledgement)
+        bench.store(2, 9)
+        with subscribed(broker.port) as found, bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+            eventually(lambda: len(found) == 9, lambda: f"{len(found)} came")
+    assert (counted["delivered"], counted["refused"], counted["failures"]) == (9, 0, 0)
+    assert {message.topic for message in found} == {"mesh/a_b", "mesh/r"}
+
+
 def test_wrong_password_is_waited_for_and_shown_in_no_message(tmp_path: Path) -> None:
     """A person can mend it; nothing may be given up meanwhile."""
     (tmp_path / "password").write_text("hunter2-secret")
@@ -116,6 +135,8 @@ def test_topic_is_made_of_what_the_record_has(key: str, topic: str, tmp_path: Pa
         with closing(RecordReader(bench.relay.path, Query())) as reader:
             ((_, record),) = reader.extend(Portion(1, 0, []), 10, None).portion.records
     assert mqtt.topic_of("m/{key}/{rule}", record) == topic
+    record.fields["rule"] = "a\x01\x7f\uffff+b"
+    assert mqtt.topic_of("m/{rule}", record) == "m/a____b"
     record.fields["rule"] = "x" * 70_000
     with pytest.raises(DeliveryRefused):
         mqtt.topic_of("m/{rule}", record)
