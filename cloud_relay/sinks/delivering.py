@@ -11,6 +11,7 @@ Invariant: the position that is on disk is never above what was confirmed, refus
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from random import Random
 from typing import Any, Final
@@ -22,7 +23,7 @@ from cloud_relay.sinks.contract import DeliveryFailed, DeliveryRefused, Portion,
 from cloud_relay.sinks.progress import ProgressFile, SinkProgress
 from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.sinks.refusals import RefusedRecords
-from cloud_relay.sinks.secrecy import scrubbed
+from cloud_relay.sinks.secrecy import scrubbed, without_secrets
 from cloud_relay.sinks.settings import SinkSettings
 from protocols.base.errors import MeshError
 
@@ -92,7 +93,8 @@ class SinkDelivery:
             except MeshError as error:
                 waits_s = self._failed(error)
             except Exception as error:  # noqa: BLE001 - a bug, or what a library lets out: this sink alone waits
-                _log.exception("sink %s: an error that was not expected", self._settings.name)
+                told = without_secrets(traceback.format_exc(), self._settings.secrets.values())
+                _log.error("sink %s: an error that was not expected\n%s", self._settings.name, told)
                 waits_s = self._failed(DeliveryFailed(f"{type(error).__name__}: {error}"))
             if self._delivered_since_pause:
                 pause_s = FIRST_PAUSE_S

@@ -75,6 +75,12 @@ class SinkTls:
 
 def scrubbed(text: str, secrets: Iterable[Secret]) -> str:
     """``text`` without any of the secrets, printable, and of a bounded length."""
+    hidden = without_secrets(text, secrets)
+    return "".join(character if character.isprintable() else " " for character in hidden)[:500]
+
+
+def without_secrets(text: str, secrets: Iterable[Secret]) -> str:
+    """``text`` with stars in place of each of the secrets."""
     for secret in secrets:
         try:
             hidden = secret.read()
@@ -82,4 +88,4 @@ def scrubbed(text: str, secrets: Iterable[Secret]) -> str:
             continue
         if len(hidden) >= _MIN_SCRUBBED_CHARS:
             text = text.replace(hidden, "***")
-    return "".join(character if character.isprintable() else " " for character in text)[:500]
+    return text

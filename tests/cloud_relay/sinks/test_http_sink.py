@@ -127,6 +127,26 @@ def test_server_that_is_away_is_told_without_secrets_of_its_address(tmp_path: Pa
             assert "s3cr3t" not in told["error"]
 
 
+def test_error_that_nobody_expected_is_logged_without_secrets(
+    tmp_path: Path, receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A traceback ends with what the library said, and libraries repeat what they were given."""
+    monkeypatch.setenv("TEST_TOKEN", "s3cr3t-token")
+    with closing(SinkBench(tmp_path, table(receiver.url) + 'token = { env = "TEST_TOKEN" }\n')) as bench:
+        bench.store(1, 3)
+
+        def breaks(_: object) -> bytes:
+            raise RuntimeError("can't encode Bearer s3cr3t-token")
+
+        monkeypatch.setattr("cloud_relay.sinks.targets.http.sent_form", breaks)
+        with bench.running() as sinks:
+            told = eventually(lambda: sinks.statistics()["out"]["error"])
+    assert told == "RuntimeError: can't encode Bearer ***"
+    assert "Traceback" in caplog.text
+    assert "in breaks" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
 def test_slow_server_holds_up_no_other_sink_and_not_the_end(tmp_path: Path, receiver: HttpReceiver) -> None:
     """Each sink has a receiver of its own to wait for."""
     release = []
