@@ -260,7 +260,8 @@ class Driver:
         with in_turn:
             now = time.monotonic_ns()
             with self._lock:
-                deliveries, has_news = engine.datagrams.receive(datagram, host, now, time.time_ns())
+                uncertainty_ns = engine.clock_uncertainty_ns
+                deliveries, has_news = engine.datagrams.receive(datagram, host, now, time.time_ns(), uncertainty_ns)
                 if has_news:
                     engine.carry(now)
                 flushes = None if has_news else engine.flushes()

@@ -38,7 +38,6 @@ class Datagrams:
         membership: Membership, decode: _Decode,
     ) -> None:  # fmt: skip
         self._drops, self._lanes, self._membership, self._decode = drops, lanes, membership, decode
-        self._uncertainty_ns = settings.clock_uncertainty_ns
         self.audience = Audience(access, drops, settings.max_queue_readings, lanes.pace)
         lanes.shared = self.audience.lane
         self.machine = Multicast(settings.node, seal)
@@ -49,9 +48,12 @@ class Datagrams:
         self._readings, readings.share = readings, self.audience.decide
         return (self.machine,)
 
-    def receive(self, datagram: bytes, host: str, now: int, utc_now: int) -> tuple[list[Delivery], bool]:
-        """Take a datagram of anybody, which seems to come from ``host``. Returns the readings in it that local
-        subscriptions want, and whether decisions have to be carried. What no neighbour made is dropped and counted."""
+    def receive(
+        self, datagram: bytes, host: str, now: int, utc_now: int, uncertainty_ns: int
+    ) -> tuple[list[Delivery], bool]:
+        """Take a datagram of anybody, which seems to come from ``host``. ``uncertainty_ns``: that of this node's clock
+        now. Returns the readings in it that local subscriptions want, and whether decisions have to be carried. What no
+        neighbour made is dropped and counted."""
         opened, readings = self.machine.open_untrusted(datagram, host, now), self._readings
         if opened is None or readings is None:
             return [], False
@@ -71,7 +73,7 @@ class Datagrams:
             frame = self._decode(data)
         except RemoteProtocolError:
             frame = None
-        role, uncertainty_ns = neighbour.role, self._uncertainty_ns
+        role = neighbour.role
         if type(frame) is Readings:
             return readings.accept(frame.readings, node, role, now, utc_now, uncertainty_ns), has_news
         if type(frame) is SignedReadings:

@@ -132,7 +132,9 @@ class Casts:
         local = node.local(now)
         if engine.datagrams is None:
             return
-        deliveries, has_news = engine.datagrams.receive(datagram, sender.name, local, local + node.utc_less_mono_ns)
+        deliveries, has_news = engine.datagrams.receive(
+            datagram, sender.name, local, local + node.utc_less_mono_ns, engine.clock_uncertainty_ns
+        )
         self.heard += 1
         self.readings_under_way -= _readings_in(datagram)
         node.note_heard(sender.name, now)

@@ -95,6 +95,20 @@ def test_node_that_hears_no_datagram_or_does_not_know_them_gets_all_on_its_link(
     assert counter(sim, "n0", "multicast_cast") == 20
 
 
+def test_reading_in_a_datagram_is_judged_by_what_the_clock_is_worth_now() -> None:
+    """A receiver may find out that the clock is wrong by seconds, and a lifespan must not end early then."""
+    sim = mesh(DeafWires(set()))
+    for name in ("n1", "n2"):
+        sim.subscribe(name, "veh/n0/*")
+        sim.nodes[NodeId(name)].utc_less_mono_ns += 5 * SECOND
+    sim.nodes[NodeId("n1")].engine.clock_uncertainty_ns = 6 * SECOND
+    sim.run_for(SECOND)
+    sim.publish("n0", "veh/n0/x", 1, lifespan_ms=1_000)
+    sim.run_for(SECOND)
+    assert counter(sim, "n0", "multicast_cast") == 1
+    assert (values(sim, "n1", "veh/n0/x"), values(sim, "n2", "veh/n0/x")) == ([1], [])
+
+
 def test_hazards_reach_everybody_although_a_third_of_the_datagrams_is_lost() -> None:
     """What was missed is asked for and comes on the link, within the time that a beacon and two frames take."""
     sim = mesh(DeafWires(set(), 0.3), nodes=6)
