@@ -69,7 +69,7 @@ class Gate:
         self.times_shut = 0
         """How often a host was shut out."""
         self.due_ns = NEVER
-        """When :meth:`go_on` has to be called next."""
+        """From when on :meth:`go_on` has something to do."""
 
     @property
     def shut(self) -> frozenset[str]:
@@ -91,7 +91,7 @@ class Gate:
             self._set_due(now_ns)
 
     def go_on(self, now_ns: int) -> int:
-        """Let in again whose time has come. Returns when to call this next."""
+        """Let in again whose time has come. Call it regularly. Returns ``due_ns``."""
         if now_ns >= self.due_ns:
             again = {host for host in self._shut if self._hosts[host].left(now_ns) >= _REOPENS_WITH}
             if again:

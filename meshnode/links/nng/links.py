@@ -44,7 +44,6 @@ from meshnode.links.transport import Address, CredentialFiles, FailedLink, Outgo
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS, SECOND
-from protocols.base.time import NEVER
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ frame."""
 _DIAL_CHECK_NS = 400 * MS
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 _SWEEP_NS = SECOND
-"""How often pipes are compared with the kernel's connections, which takes 0.3 ms for a hundred of them."""
+"""How often pipes are compared with the kernel's connections, which takes 0.3 ms for a hundred of them, and hosts that
+were shut out are let in again."""
 _HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _SETTLE_NS = 5 * MS
 """The time from taking the next frame until the kernel has the last one: one more step on the library's threads."""
@@ -422,23 +422,14 @@ class NngLinks:
 
     def _sweep(self) -> None:
         self._later(_SWEEP_NS, self._sweep)  # first, because an observer that fails must not end the sweeps
+        if self._gate is not None and not self._closing:
+            self._gate.go_on(time.monotonic_ns())
         self._compare_connections()
         self._end_outlived(time.monotonic_ns())
 
     def _pay_handshake(self, host: str) -> None:
         if self._gate is not None and not self._closing:
-            due_ns = self._gate.due_ns
             self._gate.pay(host, time.monotonic_ns())
-            if self._gate.due_ns < due_ns:
-                self._go_on_later(self._gate.due_ns)
-
-    def _open_gate(self) -> None:
-        if self._gate is not None and not self._closing:
-            self._go_on_later(self._gate.go_on(time.monotonic_ns()))
-
-    def _go_on_later(self, due_ns: int) -> None:
-        if due_ns != NEVER:
-            self._later(due_ns - time.monotonic_ns(), self._open_gate)
 
     def _end_outlived(self, now_ns: int) -> None:
         for pipe in self._inbound.outlived(now_ns):

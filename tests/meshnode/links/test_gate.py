@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,3 +152,24 @@ def test_a_host_that_opens_lane_after_lane_is_held_back_and_a_neighbour_is_heard
     late = end(pki("late"), engine="nng")
     late.dial(b, timeout_s=60)
     eventually(lambda: late.told.all("lane_opened"), "a newcomer is served when the host is let in again", 60)
+
+
+def test_hosts_that_take_turns_at_the_gate_leave_no_timers_behind(pki: Any, end: Any) -> None:
+    """Each comes and is let in again while another is still shut out. If each left a timer until nobody is shut out,
+    hosts that go on so would fill the thread of the links."""
+    links = end(pki("b"), engine="nng").transport
+    timers: list[int] = []
+
+    def come(host: str, handshakes: int) -> None:
+        for _ in range(handshakes):
+            links._pay_handshake(host)
+
+    links.post(partial(come, "192.0.2.0", 2_000))
+    eventually(lambda: links._gate.shut == {"192.0.2.0"}, "it is shut out for long")
+    for number in range(1, 4):
+        links.post(partial(come, f"192.0.2.{number}", MAX_BURST + 1))
+        eventually(lambda number=number: links._gate.times_shut == number + 1, "another is shut out")  # type: ignore[misc]
+        eventually(lambda: links._gate.shut == {"192.0.2.0"}, "it is let in again")
+        links.post(lambda: timers.append(len(links._timers)))
+        eventually(lambda number=number: len(timers) == number, "timers are counted")  # type: ignore[misc]
+    assert timers == [timers[0]] * 3
