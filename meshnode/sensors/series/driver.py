@@ -129,19 +129,25 @@ class SeriesReplay:
         starts_s = 0.0
         while True:
             due_s: float | None = None
-            next_s = 0.0
+            next_s, gives = 0.0, False
             for time_s, row, window in self._timed():
                 due_s = starts_s + time_s / self._rate
                 if self._every_s is not None and time_s >= next_s - 1e-6:  # times are rounded
-                    next_s = max(next_s + self._every_s, time_s)
+                    next_s, gives = max(next_s + self._every_s, time_s), True
                     for key, value in zip(self._keys, row, strict=True):
                         yield Sample(due_s, key, value, self._unit, SENSOR)
                 if window is not None:
+                    gives = True
                     yield self._of_window(due_s, window)
             if due_s is None:
                 raise SourceUnavailable(f"{self._file.path} has no row of numbers: name a file of a series")
             if not self._loop:
                 return
+            if not gives:
+                raise SourceUnavailable(
+                    f"{self._file.path} gives neither readings nor windows: set rate_hz, or lower 'length' to at most "
+                    "its rows without a gap"
+                )
             starts_s = due_s + self._usual_step_s() / self._rate
 
     def check(self) -> str:

@@ -118,6 +118,15 @@ def test_series_that_loops_goes_on_by_its_usual_step(tmp_path: Path) -> None:
     assert [(each.value["from_s"], each.value["to_s"]) for each in found if each.infer] == [(0.0, 0.1)] * 3
 
 
+@pytest.mark.parametrize("options", [{}, {"model": "m", "length": 4}])
+def test_series_that_would_loop_without_giving_anything_says_so(options: dict[str, Any], tmp_path: Path) -> None:
+    """It would read the file again and again as fast as it can, and a node that stops would wait for it."""
+    write(tmp_path, "s.csv", [0.0, 0.1, 0.2], x=[1, 2, 3])
+    driver = create_driver("series", {"file": "s.csv", "loop": True, "rate_hz": 0, **options}, context(tmp_path))
+    with pytest.raises(SourceUnavailable, match=r"gives neither readings nor windows: set rate_hz, or lower 'length'"):
+        next(driver.samples())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
