@@ -102,6 +102,8 @@ class DatagramReceiver:
             source = self._sources[node] = _Source(node, now)
         source.guarded = max(source.guarded, handed.guarded)
         key = _Key(handed, now)
+        if source.keys:  # or each new key would buy its owner as many checks again
+            key.forged.fine(limits.MAX_FORGED_DATAGRAMS_BURST - source.keys[-1].forged.left(now))
         source.keys.append(key)
         self._by_id[key.id] = source, key
         if len(source.keys) > 2:

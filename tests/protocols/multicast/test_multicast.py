@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.multicast.machine import Multicast
 from protocols.multicast.seal import DatagramSeal
-from protocols.multicast.sending import CastFrame
+from protocols.multicast.sending import CastFrame, key_statement
 from protocols.wire.multicast.datagrams import datagram_statement, encode_body, encode_head, nonce_of, untrusted_head
 from protocols.wire.multicast.frames import Heard, SenderKey
 from protocols.wire.parcels import encode_alone
@@ -300,6 +300,21 @@ def test_insider_that_forges_is_found_out_at_a_bounded_price() -> None:
     assert B not in made.machines[A].listeners
     made.pass_time(3_000 * MS)
     assert made.hear(B, made.cast(A)) is not None
+
+
+def test_insider_that_hands_out_key_after_key_gets_no_more_checks() -> None:
+    """Each check of a signature that is no good costs 60 µs, and a key costs the insider next to nothing."""
+    made = Air(A, B)
+    seal = made.seals[B].real
+    for number in range(20):
+        own = seal.new_key()
+        key_id = seal.digest(key_statement(B, own.secret, own.public))[: limits.DATAGRAM_KEY_ID_BYTES]
+        made.machines[A].receive(SenderKey(key_id, own.secret, own.public, 0, 0), B, Role.VEHICLE, made.now)
+        for counter in range(limits.MAX_FORGED_DATAGRAMS_BURST):
+            head = encode_head(key_id, counter)
+            body = encode_body(0, False, b"no signature", b"")
+            made.hear(A, head + seal.close(own.secret, nonce_of(counter), head, body), f"192.0.2.{number}")
+    assert made.seals[A].checked <= 2 * limits.MAX_FORGED_DATAGRAMS_BURST
 
 
 def test_forged_datagram_does_not_use_up_the_counter() -> None:
