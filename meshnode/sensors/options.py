@@ -1,12 +1,14 @@
 """Reads and checks the options of one driver, with errors that name driver, option, value and what to do."""
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from protocols.base.errors import ConfigError, SourceUnavailable
+from protocols.base.errors import ConfigError, InvalidKey, SourceUnavailable
+from protocols.base.keys import checked_key
 
 _SHOWN_CHARS = 60
 
@@ -85,6 +87,13 @@ class Options:
             raise self.absent(name, f"there is no folder {path}")
         return path
 
+    def key(self, name: str, default: str, prefix: str) -> str:
+        """A key below ``prefix``, which it begins with."""
+        try:
+            return checked_key(f"{prefix}/{self.text(name, default)}")
+        except InvalidKey as error:
+            raise self.wrong(name, f"give a key below {prefix}: {error}") from error
+
     def finish(self) -> None:
         """:raises ConfigError: an option was given that nothing asked for; the message suggests the nearest known
         one."""
@@ -93,6 +102,15 @@ class Options:
                 near = get_close_matches(str(name), self._asked, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self._asked)}"
                 raise ConfigError(f"sensor driver {self._driver!r} has no option {str(name)[:_SHOWN_CHARS]!r}: {hint}")
+
+    def need(self, module: str, extra: str) -> None:
+        """Check that the driver can import what it needs. :raises ConfigError: the extra is not installed; names it."""
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"sensor driver {self._driver!r} needs {module}: pip install 'meshnode[{extra}]'"
+            ) from error
 
     def wrong(self, name: str, way_out: str) -> ConfigError:
         """The error to raise for an option whose value can't be used."""

@@ -19,11 +19,10 @@ from typing import Any, Final, Self
 
 from meshnode.sensors.camera.footage import Footage, Shot, scaled_size, upright_rgb
 from meshnode.sensors.camera.given import PictureModel
-from meshnode.sensors.camera.sources import SCHEMES, SourceKind, VideoSource, file_source, require_av
+from meshnode.sensors.camera.sources import SCHEMES, SourceKind, VideoSource, file_source
 from meshnode.sensors.contract import DriverContext, Sample
 from meshnode.sensors.options import Options
-from protocols.base.errors import ConfigError, InvalidKey, SourceUnavailable
-from protocols.base.keys import checked_key
+from protocols.base.errors import ConfigError, SourceUnavailable
 from protocols.base.limits import MS, SECOND
 from protocols.wire.readings import EventTime
 
@@ -85,14 +84,14 @@ class Camera:
         height = read.integer("height", 480, 1, MAX_SIDE) if read.has("height") else None
         model = PictureModel.read(read)
         keyframes, has_result = read.flag("keyframes", False), read.has("result")
-        key, result_key = _key(read, "key", "camera", context), _key(read, "result", "plates", context)
+        key, result_key = read.key("key", "camera", context.prefix), read.key("result", "plates", context.prefix)
         shown = CameraOptions(
             key, rate_hz, keyframes, turn_deg, width, height, model, result_key, result_key if has_result else None,
             int(read.number("clock_error_ms", 100.0, 0.0, 10_000.0) * MS),
             read.number("rate", 1.0, 0.01, 100.0), read.flag("loop", False),
         )  # fmt: skip
         read.finish()
-        require_av()
+        read.need("av", "camera")
         return cls(context, source, shown)
 
     def samples(self) -> Generator[Sample, None, None]:
@@ -275,10 +274,3 @@ def _captured(read: Options) -> dict[str, str]:
     if read.has("capture_format"):
         options["input_format"] = read.text("capture_format", "-")
     return options
-
-
-def _key(read: Options, name: str, default: str, context: DriverContext) -> str:
-    try:
-        return checked_key(f"{context.prefix}/{read.text(name, default)}")
-    except InvalidKey as error:
-        raise read.wrong(name, f"give a key below {context.prefix}: {error}") from error

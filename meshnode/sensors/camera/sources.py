@@ -5,7 +5,6 @@ other file and no connection, a stream opens connections only, and a picture has
 """
 
 import errno
-import importlib
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshnode.sensors.contract import CHECK_S
-from protocols.base.errors import ConfigError, SourceUnavailable
+from protocols.base.errors import SourceUnavailable
 
 MAX_PIXELS: Final = 40_000_000
 """The most pixels of one frame: 8K has 33 million. A header of a few bytes can claim far more."""
@@ -127,14 +126,6 @@ _WAYS_ELSE: Final = {
     SourceKind.FILE: "name a video",
     SourceKind.STREAM: "check the address, the user and the password",
 }
-
-
-def require_av() -> None:
-    """:raises ConfigError: the extra is missing."""
-    try:
-        importlib.import_module("av")
-    except ImportError as error:
-        raise ConfigError("sensor driver 'camera' needs av: pip install 'meshnode[camera]'") from error
 
 
 def file_source(path: Path) -> VideoSource:

@@ -9,7 +9,6 @@ It needs the extra ``meshnode[can]``. The bit rate of a bus is set by the system
 """
 
 import errno
-import importlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -65,7 +64,7 @@ class CanDriver:
         if database is None:
             raise ConfigError("sensor driver 'can': give 'database', the file (DBC) that describes the signals")
         for name in ("can", "cantools"):
-            _require(name)
+            read.need(name, "can")
         signals = ChosenSignals(load_database(database), patterns, rate_hz, on_change, names)
         return cls(context, signals, channel, interface, file, rate, loop)
 
@@ -231,10 +230,3 @@ def _way_out(error: Exception, channel: str, interface: str) -> str:
     if code in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
         return "this kernel has no CAN: sudo modprobe can_raw"
     return f"{str(error)[:200]}; 'interface' is {interface!r}, see python-can for what it needs"
-
-
-def _require(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"sensor driver 'can' needs {name}: pip install 'meshnode[can]'") from error

@@ -8,7 +8,6 @@ It needs the extra ``meshnode[gps]``.
 """
 
 import errno
-import importlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -62,7 +61,7 @@ class NmeaDriver:
         if has_device == has_file:
             raise ConfigError("sensor driver 'nmea': give either 'device' (a serial line) or 'file' (a log of one)")
         for name in ("pynmea2", "serial") if has_device else ("pynmea2",):
-            _require(name)
+            read.need(name, "gps")
         receiver = SerialReceiver(device, baud, error_m, context) if has_device else None
         return cls(context, receiver, file, error_m, int(latency_ms * MS), rate, loop)
 
@@ -186,10 +185,3 @@ def _way_out(error: OSError | ValueError, device: str) -> str:
     if code in (errno.EBUSY, errno.EAGAIN) or "lock port" in str(error):
         return "another program reads it: stop that, or let gpsd read it and use the driver 'gpsd'"
     return f"{error}: name a serial line, such as /dev/ttyUSB0"
-
-
-def _require(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"sensor driver 'nmea' needs {name}: pip install 'meshnode[gps]'") from error

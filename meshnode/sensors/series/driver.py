@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.sensors.contract import DriverContext, InferenceSample, Sample
 from meshnode.sensors.options import Options
-from meshnode.sensors.series.tables import PARQUET, UNITS_S, SeriesFile, require_pyarrow
+from meshnode.sensors.series.tables import PARQUET, UNITS_S, SeriesFile
 from meshnode.sensors.series.windows import MAX_LENGTH, MAX_VALUES, SeriesWindow, Windows, shaped
 from protocols.base.errors import ConfigError, InvalidKey, ModelInvalid, SourceUnavailable
 from protocols.base.keys import checked_key
@@ -112,12 +112,12 @@ class SeriesReplay:
             raise read.wrong("delimiter", "give the character between two cells, such as ';' or '\\t'")
         rate, loop = read.number("rate", 1.0, 0.01, 100.0), read.flag("loop", False)
         rate_hz, unit = read.number("rate_hz", 10.0, 0.0, 1_000.0), read.text("unit", "1")
-        key = _key(read, "key", "series", context)
-        result_key = _key(read, "result", f"{read.text('key', 'series')}/result", context)
+        key = read.key("key", "series", context.prefix)
+        result_key = read.key("result", f"{read.text('key', 'series')}/result", context.prefix)
         model = WindowModel.read(read)
         read.finish()
         if path.suffix.lower() in PARQUET:
-            require_pyarrow()
+            read.need("pyarrow.parquet", "export")
         file = SeriesFile(path, time_column, time_unit, columns, delimiter, decimal)
         return cls(context, file, key, result_key, rate, loop, rate_hz, unit, model)
 
@@ -203,10 +203,3 @@ def asked(model: WindowModel, window: SeriesWindow, result_key: str) -> Inferenc
     told: Callable[[Mapping[str, Any]], Any] | None = interpret if model.labels else None
     inputs = {model.input_name: shaped(window.values, model.layout)}
     return InferenceSample(model.name, inputs, budget_ms=model.budget_ms, key=result_key, interpret=told)
-
-
-def _key(read: Options, name: str, default: str, context: DriverContext) -> str:
-    try:
-        return checked_key(f"{context.prefix}/{read.text(name, default)}")
-    except InvalidKey as error:
-        raise read.wrong(name, f"give a key below {context.prefix}: {error}") from error

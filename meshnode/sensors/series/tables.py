@@ -5,7 +5,6 @@ Parquet file that belong to ``_ROWS`` rows.
 """
 
 import csv
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Final, TextIO
 
 from meshnode.sensors.numerals import NumeralInvalid, Numerals
 from meshnode.sensors.series.windows import MAX_CHANNELS
-from protocols.base.errors import ConfigError, SourceUnavailable
+from protocols.base.errors import SourceUnavailable
 
 UNITS_S: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 MAX_LINE_CHARS: Final = 64 * 1024
@@ -150,11 +149,3 @@ class SeriesFile:
             return ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
             raise SourceUnavailable(f"{self.path} is no Parquet file that can be read: {str(error)[:200]}") from error
-
-
-def require_pyarrow() -> None:
-    """:raises ConfigError: the extra is missing."""
-    try:
-        importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ConfigError("sensor driver 'series' needs pyarrow for Parquet: pip install 'meshnode[export]'") from error
