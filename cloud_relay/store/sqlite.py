@@ -139,7 +139,7 @@ class Store:
         while (group := self._turns.take(MAX_GROUP_BATCHES, self._aggregates.pause_s)) != []:
             if group is not None:
                 self._carry_out(group)
-            if self._aggregates.pause_s is not None and self._aggregates.work():
+            if self._aggregates.pause_s == 0 and self._aggregates.work():
                 self._tell()
 
     def _carry_out(self, group: "list[tuple[StorableBatch | Job, Future[Any]]]") -> None:

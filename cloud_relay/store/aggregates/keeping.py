@@ -9,6 +9,7 @@ are deleted in slices, too.
 
 import logging
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,8 +56,8 @@ class KeptAggregates:
         """Slices that failed."""
         self.unreadable = 0
         """Records of damaged packs, at most, which filling passed over."""
-        self.pause_s: float | None = None
-        """How long to wait for batches before :meth:`work` is called; None: there is nothing to do."""
+        self._due_s: float | None = None
+        """When there is work, by the monotonic clock; None: there is none."""
         try:
             if definitions is not None:
                 db.execute("BEGIN IMMEDIATE")
@@ -71,6 +72,11 @@ class KeptAggregates:
         self._tables: dict[int, GroupTable] = {}
         self._tallies = Tallies(self._definitions)
         self._look_for_work()
+
+    @property
+    def pause_s(self) -> float | None:
+        """How long to wait for batches until :meth:`work` is due; 0: it is; None: there is nothing to do."""
+        return None if self._due_s is None else max(self._due_s - time.monotonic(), 0.0)
 
     def note(self, origin: str, rule: str, row: Row, received_utc_ns: int, encoded: bytes) -> None:
         """Note a record that was stored just now."""
@@ -98,6 +104,7 @@ class KeptAggregates:
             self._db.execute("BEGIN IMMEDIATE")
             has_changed = self._drop() or self._fill()
             self._db.execute("COMMIT")
+            self._look_for_work()
         except Exception:  # noqa: BLE001 - batches must go on, whatever it is
             self.failures += 1
             self.rolled_back()
@@ -105,9 +112,8 @@ class KeptAggregates:
                 if self._db.in_transaction:
                     self._db.rollback()
             _log.exception("aggregates of %s can't be filled now; it is tried again in %g s", self._path, RETRY_S)
-            self.pause_s = RETRY_S
+            self._due_s = time.monotonic() + RETRY_S
             return False
-        self._look_for_work()
         return has_changed
 
     def _configure(self, definitions: Sequence[AggregateDefinition], now_utc_ns: int) -> None:
@@ -185,7 +191,7 @@ class KeptAggregates:
         has_work = self._db.execute(
             "SELECT 1 FROM aggregates WHERE dropped = 1 OR filled_to < fill_end LIMIT 1"
         ).fetchone()
-        self.pause_s = None if has_work is None else 0.0
+        self._due_s = None if has_work is None else time.monotonic()
 
 
 def stored_definitions(db: sqlite3.Connection) -> dict[int, AggregateDefinition]:

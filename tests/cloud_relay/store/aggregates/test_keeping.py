@@ -239,6 +239,19 @@ def test_filling_that_fails_is_tried_again_and_batches_go_on(
         assert kept_groups(path) == recomputed_groups(path)
 
 
+def test_filling_that_fails_waits_however_many_batches_come(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each batch would pay for a slice that fails, and the log would have a traceback for each."""
+    with closing(opened(path)) as store:
+        send(store, storable(1))
+    with monkeypatch.context() as failing:
+        failing.setattr(GroupSummary, "encoded", _fails)
+        with closing(opened(path, HOURLY)) as store:
+            eventually(lambda: store.statistics()["aggregate_failures"] > 0)
+            for number in range(2, 7):
+                send(store, storable(number, key="rsu/r-1/none"))
+            assert store.statistics()["aggregate_failures"] == 1
+
+
 CHILD = """
 import sys
 from pathlib import Path
