@@ -99,7 +99,8 @@ class PostgresStore:
         return waiting.done
 
     def statistics(self) -> dict[str, int]:
-        """Counts of this relay since its start: those of SQLite's store, and transactions that were tried again."""
+        """Counts of this relay since its start: those of SQLite's store, but for aggregates, and transactions that were
+        tried again."""
         with self._counting:
             return {
                 "stored": self._total.stored,
@@ -108,6 +109,7 @@ class PostgresStore:
                 "failures": self._failures,
                 "retries": self._retries,
                 "batches_gave_way": self._turns.gave_way,
+                "batches_waiting": self._turns.waiting,
                 "fates_beyond_bounds": self._total.fates_beyond_bounds,
             }
 

@@ -65,7 +65,7 @@ def test_batch_that_comes_again_is_acknowledged_and_stored_once(relay: RelayInPr
     assert relay.send(batch(2, 3, 4)) == Acknowledgement((2, 3, 4))
     assert [record["sequence"] for record in relay.records()] == [4, 3, 2, 1]
     counts = relay.store.statistics()
-    assert (counts["stored"], counts["repeated"], counts["failures"]) == (4, 8, 0)
+    assert (counts["stored"], counts["repeated"], counts["failures"], counts["batches_waiting"]) == (4, 8, 0, 0)
 
 
 def test_conflict_keeps_the_first_record_and_refuses_the_second(relay: RelayInProcess) -> None:
