@@ -63,7 +63,8 @@ def sqlite_path(place: StorePlace, what: str) -> Path:
     """
     if not isinstance(place, Path):
         raise ConfigError(
-            f"{what} to be had of a store in SQLite only, and this one is {place}: name a file by --store"
+            f"{what} to be had of a store in SQLite only, and this one is {place}: name the configuration of a "
+            "relay that has one by --config"
         )
     return place
 

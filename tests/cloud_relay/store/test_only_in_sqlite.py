@@ -48,4 +48,5 @@ def test_command_for_sqlite_says_so_of_another_store(tmp_path: Path, words: tupl
     done = CliRunner().invoke(main, [*words, "--config", str(file)])
     assert done.exit_code == 2
     assert f"{what} to be had of a store in SQLite only" in done.output
+    assert "--config" in done.output, "an option that each of these commands has"
     assert list(tmp_path.iterdir()) == [file]
