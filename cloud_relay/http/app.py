@@ -23,6 +23,7 @@ from starlette.routing import Route
 from cloud_relay.http.access import Doorkeeper
 from cloud_relay.http.answering import Answers, accepts_gzip, is_named, json_response
 from cloud_relay.http.arrow_pages import MEDIA_TYPE as ARROW
+from cloud_relay.http.arrow_pages import arrow_response, prefers_arrow
 from cloud_relay.http.kept import FollowedGroups, check_named, kept_answer, kept_list
 from cloud_relay.http.openapi import described
 from cloud_relay.http.problems import HttpProblem, problem_response, response_to
@@ -36,6 +37,7 @@ from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.kept import KEPT_STREAM_FILTERS, untrusted_kept
 from cloud_relay.query.newest import NEWEST_FILTERS, key_cursor
 from cloud_relay.query.readers.contract import StoreReaders
+from cloud_relay.query.searching import RecordPage
 from cloud_relay.query.selection import FILTERS, PAGING, NothingMatches, Query, untrusted_query
 from cloud_relay.query.series import charted, untrusted_series
 from protocols.base.errors import MeshError, StorageError
@@ -125,7 +127,7 @@ class RelayApi:
         try:
             query = untrusted_query(_given(request), UtcNs(time.time_ns()))
         except NothingMatches as error:
-            return _nothing(request, {"records": [], "cursor": None}, error)
+            return _no_records(request, error)
         return await self._answers.page(request, repr(query), lambda reader: reader.page(query))
 
     async def newest(self, request: Request) -> Response:
@@ -136,7 +138,7 @@ class RelayApi:
         try:
             query: Query = untrusted_query(given, UtcNs(time.time_ns()), (*NEWEST_FILTERS, "limit", "cursor"))
         except NothingMatches as error:
-            return _nothing(request, {"records": [], "cursor": None}, error)
+            return _no_records(request, error)
         name = repr((query, "newest", after))
         return await self._answers.page(request, name, lambda reader: reader.newest(query, after))
 
@@ -247,6 +249,13 @@ def _nothing(request: Request, content: dict[str, Any], why: NothingMatches) -> 
     """The answer to a question that nothing can be an answer to. Each of its values is right, so it is no error to a
     program; ``note`` tells a person."""
     return json_response({**content, "note": str(why)}, {"cache-control": "no-store"}, zips=accepts_gzip(request))
+
+
+def _no_records(request: Request, why: NothingMatches) -> Response:
+    """As :func:`_nothing`, of a page of records, which may be asked for as Arrow."""
+    if prefers_arrow(request):
+        return arrow_response(RecordPage([], None), dict(request.query_params), {"cache-control": "no-store"})
+    return _nothing(request, {"records": [], "cursor": None}, why)
 
 
 def _given(request: Request) -> dict[str, str]:

@@ -41,6 +41,13 @@ def test_pages_in_arrow_have_what_json_has_with_types(web: RelayWeb) -> None:
     assert arrow_page(web, key="none/**")[0].num_rows == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/records", "/v1/newest"])
+def test_question_that_nothing_can_answer_is_an_empty_table(web: RelayWeb, path: str) -> None:
+    """Who takes Arrow only can't read a note in JSON."""
+    web.relay.send(batch(1))
+    assert arrow_page(web, path, key="veh/\u2028")[0].num_rows == 0
+
+
 def test_either_form_has_an_entity_tag_of_its_own(web: RelayWeb) -> None:
     """A cache between must not give Arrow to who asked for JSON."""
     web.relay.send(batch(1, value=1.5))
