@@ -14,6 +14,8 @@
 
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
+    # url = "postgresql://relay@db.example/records"  # instead of path: PostgreSQL, which several relays may share
+    # password_file = "db.password"                  # default: PGPASSWORD or ~/.pgpass has it
     pack_after_s = 86400        # records that are older are packed, and take a tenth of the space
     pack_beyond = 262144        # and all but so many of the newest, however old they are
     max_mb = 0                  # beyond so many megabytes the oldest packed records are deleted; 0: never
@@ -21,8 +23,6 @@
     [[retention]]               # how long records are kept; the first whose keys match decides, and others are kept
     keys = "veh/*/debug/**"
     max_age_s = 604800          # since the relay received them; 0: for ever
-    url = "postgresql://relay@db.example/records"  # instead of path: PostgreSQL, which several relays may share
-    password_file = "db.password"                  # default: PGPASSWORD or ~/.pgpass has it
 
     [ingest]
     receipts = "accepted"       # "required": records without a receipt are refused
