@@ -14,7 +14,7 @@ from cloud_relay.query.searching import StoredRecord, stored_record
 from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, Query
 from cloud_relay.query.sources import all_filters, prepare
 from cloud_relay.store.packs.reading import PackReader
-from cloud_relay.store.packs.tables import packed_up_to
+from cloud_relay.store.packs.tables import newest_number
 
 STREAM_FILTERS: Final = tuple(name for name in FILTERS if name not in ("since", "until"))
 MAX_EXAMINED: Final = 16_384
@@ -36,12 +36,6 @@ class RecordArrivals(NamedTuple):
     """Records that were stored after it, of whatever kind; a store may stop to count beyond what streams care for."""
     deleted: int = 0
     """How many numbers up to ``reached`` are those of records that retention has deleted, whatever they were."""
-
-
-def newest_number(db: sqlite3.Connection) -> int:
-    """The number of the record that was stored last; 0: there is none."""
-    (newest,) = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()
-    return max(int(newest), packed_up_to(db))
 
 
 def arrivals_after(

@@ -17,7 +17,7 @@ from cloud_relay.query.packed import pack_sources
 from cloud_relay.query.selection import LAST_UTC_NS, Box, Place, Query
 from cloud_relay.query.steps import LAST_NAME, NOTHING, OPENING, Step
 from cloud_relay.store.packs.reading import PackReader
-from cloud_relay.store.packs.tables import packed_up_to
+from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import CELL, CELLS_AROUND, CELLS_PER_DEGREE, INDEXED_VERSION, store_version
 from protocols.base.keys import matches
 
@@ -183,8 +183,7 @@ def _streams(db: sqlite3.Connection, query: Query) -> list[_Stream] | None:
 
 def _time_is_cheaper(db: sqlite3.Connection, streams: list[_Stream], query: Query) -> bool:
     """Whether going along time finds a page with much less work than opening all streams, if they are spread evenly."""
-    (rows,) = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()
-    total = max(int(rows), packed_up_to(db))  # streams count packed records, too
+    total = newest_number(db)  # streams count packed records, too
     matching = max(1, sum(stream.records for stream in streams))
     return len(streams) * _ROWS_PER_STREAM > _UNEVEN * query.limit * total / matching
 

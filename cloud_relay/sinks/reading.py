@@ -8,9 +8,10 @@ import sqlite3
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
+from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
+from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
 
 MAX_PORTION_BYTES: Final = 16 * 1024 * 1024

@@ -27,7 +27,7 @@ from cloud_relay.store.fates import FateTable
 from cloud_relay.store.packs.known import KnownAs, KnownRecords
 from cloud_relay.store.packs.packing import Job
 from cloud_relay.store.packs.reading import PackDamaged
-from cloud_relay.store.packs.tables import packed_up_to
+from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.receipts import ReceiptTable
 from cloud_relay.store.schema import open_for_writing, storage_error
 from cloud_relay.store.streams import StreamCounts
@@ -70,8 +70,7 @@ class Store:
         self._streams = StreamCounts(self._db)
         self._aggregates = KeptAggregates(self._db, path, aggregates, clock())
         self._packed = KnownRecords(self._db)
-        (newest,) = self._db.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()
-        self._next_number = max(newest, packed_up_to(self._db)) + 1
+        self._next_number = newest_number(self._db) + 1
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self.at_commit: Callable[[], None] = lambda: None
         """Called on the writing thread whenever records were stored."""

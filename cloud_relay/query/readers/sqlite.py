@@ -9,13 +9,14 @@ from typing import Any
 
 from cloud_relay.metrics.stored import StoreFigures, store_figures
 from cloud_relay.query.aggregating import AggregateQuery, aggregates
-from cloud_relay.query.arrivals import RecordArrivals, arrivals_after, newest_number
+from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of
 from cloud_relay.query.readers.contract import StoreReader
 from cloud_relay.query.searching import PATIENCE_S, RecordPage, find_page
 from cloud_relay.query.selection import Query
+from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.errors import LocalProtocolError
 

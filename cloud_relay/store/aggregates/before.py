@@ -13,7 +13,6 @@ import numpy as np
 from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.store.packs.bodies import PackableRecord
 from cloud_relay.store.packs.reading import OpenPack, PackDamaged, PackReader
-from cloud_relay.store.packs.tables import packed_up_to
 from cloud_relay.store.rows import (
     EVENT_COLUMN,
     KEY_COLUMN,
@@ -38,12 +37,6 @@ class RecordSlice(NamedTuple):
     """No record up to this number is left out, but for those that can't be read."""
     unreadable: int = 0
     """Records of a damaged pack, at most, which is passed over."""
-
-
-def newest_number(db: sqlite3.Connection) -> int:
-    """The number of the record that was stored last; 0: there is none."""
-    (newest,) = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()
-    return max(int(newest), packed_up_to(db))
 
 
 def slice_after(db: sqlite3.Connection, number: int, up_to: int, most_records: int, most_bytes: int) -> RecordSlice:

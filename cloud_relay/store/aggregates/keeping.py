@@ -18,8 +18,9 @@ from typing import Final
 from cloud_relay.aggregates.definition import AggregateDefinition, stored_definition
 from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.aggregates.tallies import Tallies
-from cloud_relay.store.aggregates.before import newest_number, slice_after
+from cloud_relay.store.aggregates.before import slice_after
 from cloud_relay.store.aggregates.groups import GroupTable
+from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.rows import (
     EVENT_COLUMN,
     KEY_COLUMN,

@@ -28,6 +28,7 @@ from cloud_relay.store.packs.tables import (
     STREAM,
     TIME,
     PackEntry,
+    packed_up_to,
     part_name,
     place_of,
 )
@@ -212,7 +213,7 @@ class PackReader:
     @cached_property
     def up_to(self) -> int:
         """The highest number that is or was in a pack."""
-        return int(self._db.execute("SELECT coalesce(max(last_number), 0) FROM packs").fetchone()[0])
+        return packed_up_to(self._db)
 
     @cached_property
     def newest_utc_ns(self) -> int:

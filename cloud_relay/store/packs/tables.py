@@ -76,6 +76,12 @@ def packed_up_to(db: sqlite3.Connection) -> int:
     return int(number)
 
 
+def newest_number(db: sqlite3.Connection) -> int:
+    """The number of the record that was stored last; 0: there is none."""
+    (newest,) = db.execute("SELECT coalesce(max(rowid), 0) FROM records").fetchone()
+    return max(int(newest), packed_up_to(db))
+
+
 def place_of(content: int, part: int) -> int:
     """Where a block is."""
     return content << PART_BITS | part

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from cloud_relay.query.arrivals import arrivals_after, newest_number
+from cloud_relay.query.arrivals import arrivals_after
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.query.searching import every_record, find_page
@@ -32,7 +32,7 @@ from cloud_relay.store.packs.making import PackMaker
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
 from cloud_relay.store.packs.retention import RetentionPolicy
-from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, place_of
+from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, newest_number, place_of
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import StorageError

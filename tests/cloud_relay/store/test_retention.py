@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from cloud_relay.query.arrivals import arrivals_after, newest_number
+from cloud_relay.query.arrivals import arrivals_after
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals, used_bytes
-from cloud_relay.store.packs.tables import FIRST_BODY, place_of
+from cloud_relay.store.packs.tables import FIRST_BODY, newest_number, place_of
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import LocalProtocolError

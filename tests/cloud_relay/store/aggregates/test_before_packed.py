@@ -12,12 +12,12 @@ import pytest
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.store.aggregates import keeping
-from cloud_relay.store.aggregates.before import newest_number, slice_after
+from cloud_relay.store.aggregates.before import slice_after
 from cloud_relay.store.packs import bodies
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
-from cloud_relay.store.packs.tables import FIRST_BODY, place_of
+from cloud_relay.store.packs.tables import FIRST_BODY, newest_number, place_of
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import StorableRecord, Store
 from protocols.base.limits import SECOND
