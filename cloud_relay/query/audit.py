@@ -22,11 +22,6 @@ from cloud_relay.store.packs.tables import packed_up_to
 
 MAX_LISTED_GAPS = 100
 """How many holes are listed for an origin. All are counted."""
-BETWEEN: Final = (
-    "SELECT sequence + 1, following - 1 FROM (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS following"
-    " FROM records WHERE origin = {mark}) AS stored WHERE following > sequence + 1"
-)
-"""What is not stored between sequences of an origin that are. ``mark`` stands for the origin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from cloud_relay.metrics.stored import StoreFigures
 from cloud_relay.query.aggregating import GROUPED, AggregateQuery, check_patience, grouped
 from cloud_relay.query.aggregating import PATIENCE_S as AGGREGATING_S
 from cloud_relay.query.arrivals import MAX_ARRIVALS, MAX_BYTES, MAX_EXAMINED, RecordArrivals
-from cloud_relay.query.audit import BETWEEN, OriginAccount, OriginFacts, reckoned
+from cloud_relay.query.audit import OriginAccount, OriginFacts, reckoned
 from cloud_relay.query.newest import is_shown
 from cloud_relay.query.proofs import made_proof
 from cloud_relay.query.readers.postgres.conditions import SqlStatement, record_filters, stored_rule, stream_filters
@@ -45,8 +45,11 @@ _TEXTS: Final = ("rule", "sensor", "unit", "calibration")
 _COLUMNS: Final = f"{', '.join(COLUMNS[:-1])}, receipt IS NOT NULL AS has_receipt, encoded"
 _ROWS: Final = f"SELECT number, {_COLUMNS} FROM records WHERE number = ANY ($1::bigint[])"  # noqa: S608 - constants only
 _NEWEST_NUMBER: Final = f"SELECT coalesce(max(number), 0) FROM records WHERE number < {SETTLED}"  # noqa: S608
-
-
+_BETWEEN: Final = (
+    "SELECT sequence + 1, following - 1 FROM (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS following"
+    " FROM records WHERE origin = $1) AS stored WHERE following > sequence + 1"
+)
+"""What is not stored between sequences of an origin that are."""
 _FIGURES: Final = (
     "SELECT (SELECT coalesce(sum(records), 0)::bigint FROM streams), (SELECT count(*) FROM streams),"
     " (SELECT count(*) FROM origins), pg_database_size(current_database())"
@@ -253,7 +256,7 @@ class PostgresReader:
         wrong = session.rows("SELECT times, why FROM wrong_receipts WHERE origin = $1", origin)
         times, why = wrong[0] if wrong else (0, "")
         fates = session.each("SELECT first, last, state FROM fates WHERE origin = $1 ORDER BY first", origin)
-        between = session.each(BETWEEN.format(mark="$1"), origin)
+        between = session.each(_BETWEEN, origin)
         return OriginFacts(
             origin, next_sequence, stored, lowest, highest, conflicts, with_receipt, times, shown_text(why),
             map(_three, fates), map(_two, between),
