@@ -4,8 +4,9 @@ import sqlite3
 from bisect import bisect_right
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
+from cloud_relay.store.contract import StorableRecord
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import GONE, PackEntry
 
@@ -31,29 +32,13 @@ class KnownAs(Enum):
     LATER = "too many packs would have to be opened: it may come again"
 
 
-class ArrivedRecord(Protocol):
-    """What is looked at of a record that came."""
-
-    @property
-    def sequence(self) -> int:
-        """Its sequence."""
-
-    @property
-    def rule(self) -> str:
-        """The rule that chose it."""
-
-    @property
-    def encoded(self) -> bytes:
-        """Its reading."""
-
-
 class KnownRecords:
     """Belongs to the thread that writes the store. Each call is part of the caller's transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def verdicts(self, origin: str, records: Sequence[ArrivedRecord]) -> dict[int, KnownAs]:
+    def verdicts(self, origin: str, records: Sequence[StorableRecord]) -> dict[int, KnownAs]:
         """By sequence, of each record of a batch that is or was in a pack. The records are in order.
 
         :raises PackDamaged: what would have to be compared can't be read.
@@ -84,7 +69,7 @@ class KnownRecords:
         return self._db.execute(_NEAR, wanted).fetchall()
 
     def _verdict(
-        self, reader: PackReader, opened: dict[int, PackEntry | None], pack: int, origin: str, record: ArrivedRecord
+        self, reader: PackReader, opened: dict[int, PackEntry | None], pack: int, origin: str, record: StorableRecord
     ) -> KnownAs | None:
         if pack == GONE:
             return KnownAs.DELETED
