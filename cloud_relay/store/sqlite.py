@@ -68,9 +68,13 @@ class Store:
         self._fates = FateTable(self._db)
         self._receipts = ReceiptTable(self._db)
         self._streams = StreamCounts(self._db)
-        self._aggregates = KeptAggregates(self._db, path, aggregates, clock())
         self._packed = KnownRecords(self._db)
-        self._next_number = newest_number(self._db) + 1
+        try:
+            self._aggregates = KeptAggregates(self._db, path, aggregates, clock())
+            self._next_number = newest_number(self._db) + 1
+        except sqlite3.Error as error:
+            self._db.close()
+            raise storage_error(path, error) from error
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self.at_commit: Callable[[], None] = lambda: None
         """Called on the writing thread whenever records were stored."""

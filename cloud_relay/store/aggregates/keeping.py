@@ -30,7 +30,6 @@ from cloud_relay.store.rows import (
     VALUE_COLUMN,
     Row,
 )
-from protocols.base.errors import StorageError
 
 SLICE_RECORDS: Final = 1_024
 SLICE_BYTES: Final = 4 * 1024 * 1024
@@ -50,7 +49,7 @@ class KeptAggregates:
     ) -> None:
         """``definitions``: what is kept from now on; None: what the store has.
 
-        :raises StorageError: the store can't be used.
+        :raises sqlite3.Error: the store can't be read or written.
         """
         self._db, self._path = db, path
         self.failures = 0
@@ -59,17 +58,11 @@ class KeptAggregates:
         """Records of damaged packs, at most, which filling passed over."""
         self._due_s: float | None = None
         """When there is work, by the monotonic clock; None: there is none."""
-        try:
-            if definitions is not None:
-                db.execute("BEGIN IMMEDIATE")
-                self._configure(definitions, now_utc_ns)
-                db.execute("COMMIT")
-            self._definitions = stored_definitions(db)
-        except sqlite3.Error as error:
-            db.close()
-            raise StorageError(
-                f"the store {path} can't be used: {error}; free space on that disk, or restore a copy"
-            ) from error
+        if definitions is not None:
+            db.execute("BEGIN IMMEDIATE")
+            self._configure(definitions, now_utc_ns)
+            db.execute("COMMIT")
+        self._definitions = stored_definitions(db)
         self._tables: dict[int, GroupTable] = {}
         self._tallies = Tallies(self._definitions)
         self._look_for_work()
