@@ -57,7 +57,7 @@ class Answers:
 
         def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
             page = find(reader)
-            following = {} if page.cursor is None else {"link": _next_link(path, given | {"cursor": page.cursor})}
+            following = {} if page.cursor is None else {"link": next_link(path, given | {"cursor": page.cursor})}
             if as_arrow:
                 return page, following
             return {"records": [record_form(record) for record in page.records], "cursor": page.cursor}, following
@@ -119,7 +119,8 @@ def json_response(content: object, headers: dict[str, str], *, zips: bool) -> Re
     return Response(body, 200, headers, "application/json")
 
 
-def _next_link(path: str, given: dict[str, str]) -> str:
+def next_link(path: str, given: dict[str, str]) -> str:
+    """The header ``Link`` of a page that another one follows. ``given``: what that one is asked for with."""
     return f'<{path}?{urlencode(given)}>; rel="next"'
 
 

@@ -1,12 +1,11 @@
 """Kept aggregates over HTTP."""
 
 from dataclasses import replace
-from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cloud_relay.http.answering import Answers
+from cloud_relay.http.answering import Answers, next_link
 from cloud_relay.http.streaming import StreamLook
 from cloud_relay.query.kept import (
     KeptQuery,
@@ -32,7 +31,7 @@ async def kept_answer(answers: Answers, request: Request, query: KeptQuery) -> R
         content = {"groups": [group_form(page.definition, group) for group in page.groups], "cursor": cursor}
         if cursor is None:
             return content, {}
-        return content, {"link": f'<{path}?{urlencode(given | {"cursor": cursor})}>; rel="next"'}
+        return content, {"link": next_link(path, given | {"cursor": cursor})}
 
     return await answers.tagged(request, repr(query), found, kept_state)
 
