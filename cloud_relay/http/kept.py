@@ -56,12 +56,13 @@ def kept_state(reader: StoreReader) -> str:
     :raises StorageError: the store is of an earlier version.
     """
     kept = _kept(reader)
-    newest_change(kept.db)
-    row = kept.db.execute(
-        "SELECT (SELECT last FROM aggregate_changes), (SELECT json_group_array(json_array(number, percentiles,"
-        " max_groups, filled_to, dropped, floor_utc_ns, below_floor, beyond, ahead)) FROM aggregates)"
-    ).fetchone()
-    return repr((kept.made(), row))
+    change = newest_change(kept.db)
+    # When one was made tells it from an earlier one with the same number.
+    aggregates = kept.db.execute(
+        "SELECT number, made_utc_ns, percentiles, max_groups, filled_to, dropped, floor_utc_ns, below_floor, beyond,"
+        " ahead FROM aggregates"
+    ).fetchall()
+    return repr((kept.made(), change, aggregates))
 
 
 class FollowedGroups:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -9,9 +10,13 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from cloud_relay.aggregates.definition import AggregateDefinition
+from cloud_relay.http.kept import kept_state
 from cloud_relay.http.tokens import FILE, TokenFile, TokenRole
+from cloud_relay.query.readers.sqlite import SqliteReaders
+from cloud_relay.store.sqlite import Store
 from protocols.base.limits import SECOND
 from protocols.wire.codec import encode_frame
+from tests.tools.aggregates_fixture import batch_of, kept_groups, storable
 from tests.tools.eventually import eventually
 from tests.tools.relay_fixture import BASE_NS, RelayProcess, batch
 from tests.tools.relay_http_fixture import EventStream, RelayWeb, asked
@@ -61,6 +66,23 @@ def test_entity_tag_changes_only_with_the_groups(web: RelayWeb) -> None:
     web.relay.send(batch(2, value=2.0, following=999))
     assert web.get("/v1/aggregates/kept/speed", headers=dict(known)).json["groups"][0]["records"] == 2
     assert web.get("/v1/aggregates/kept", headers=dict(listed)).json["aggregates"][0]["groups"] == 1
+
+
+def test_entity_tag_changes_with_another_aggregate_in_the_place_of_one(tmp_path: Path) -> None:
+    """The number of the last one is given again once it was dropped."""
+    path = tmp_path / "relay.sqlite"
+
+    def state_with(*kept: AggregateDefinition) -> str:
+        with closing(Store(path, aggregates=kept)):
+            kept_groups(path)  # waits until all is filled or dropped
+            with SqliteReaders(path).reader() as reader:
+                return kept_state(reader)
+
+    with closing(Store(path)) as store:
+        store.submit(batch_of(storable(1))).result()
+    before = state_with(SPEED)
+    state_with()
+    assert state_with(replace(SPEED, key="rsu/**")) != before
 
 
 def test_stream_shows_groups_as_they_change_and_goes_on_where_it_ended(web: RelayWeb) -> None:
