@@ -239,32 +239,6 @@ def test_fates_told_in_any_pieces_are_counted_once(relay: RelayInProcess) -> Non
         assert account.evicted == sum(truth[i] == "evicted" for i in told)
 
 
-def test_fates_beyond_the_ranges_of_an_origin_are_counted_and_cost_only_that_origin(
-    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sequences are free, so a node could make the table of ranges, and every look at it, as large as it likes."""
-    monkeypatch.setattr("cloud_relay.store.fates.MAX_RANGES_PER_ORIGIN", 3)
-    relay.send(batch(fates=tuple(Fate(number, number, "expired") for number in (1, 3, 5, 7, 9)), following=20))
-    assert relay.store.statistics()["fates_beyond_bounds"] == 2
-    assert relay.account().expired == 3
-    relay.send(batch(fates=(Fate(1, 6, "expired"), Fate(8, 8, "evicted")), following=20))
-    assert (relay.account().expired, relay.account().evicted) == (6, 1), "what joins ranges makes room"
-    relay.send(batch(fates=(Fate(1, 1, "expired"),), node="v-2"), node="v-2")
-    assert [account.expired for account in relay.accounts()] == [6, 1]
-
-
-def test_fate_across_more_ranges_than_a_batch_may_touch_is_noted_in_part(
-    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One fate across all ranges of an origin must not keep the writer from everybody else."""
-    monkeypatch.setattr("cloud_relay.store.fates.MAX_TOUCHED_RANGES", 4)
-    relay.send(batch(fates=tuple(Fate(number, number, "evicted") for number in range(2, 42, 2)), following=50))
-    relay.send(batch(fates=(Fate(1, 41, "expired"),), following=50))
-    assert relay.store.statistics()["fates_beyond_bounds"] == 1
-    account = relay.account()
-    assert (account.evicted, account.expired) == (20, 7)
-
-
 # --- query ---------------------------------------------------------------------------------------------------------
 def test_query_filters_select_by_key_origin_time_and_box(relay: RelayInProcess) -> None:
     """Each filter must select exactly what it says, alone and together."""
