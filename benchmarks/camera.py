@@ -26,10 +26,10 @@ import psutil
 import meshnode
 from benchmarks import numbered_video
 from benchmarks.can_bus import processor_s
+from benchmarks.lone_node import write_lone_node
 from benchmarks.model import bare_session
-from meshnode.identity import create_mesh, issue
 from meshnode.sensors import DriverContext, create_driver
-from protocols.base.ids import Role, node_id
+from protocols.base.ids import node_id
 from protocols.wire.readings import Reading
 
 RATE_HZ: Final = 30
@@ -38,16 +38,7 @@ BAR_BEHIND: Final = 1
 """Frames: one that is handed over at the very moment when the model becomes free may be taken for newer than it was."""
 BAR_GROWTH_MIB: Final = 8.0
 _MIB: Final = 2**20
-_NODE: Final = """
-[node]
-id = "veh-1"
-position = {{ latitude_deg = 48.7, longitude_deg = 11.4, accuracy_m = 1.0 }}
-[listen]
-host = "127.0.0.1"
-[discovery]
-mdns = false
-[http]
-port = 0
+_CAMERA: Final = """
 [models.numbers]
 path = "numbers.onnx"
 [sensors.camera]
@@ -123,12 +114,10 @@ def behind(frames: list[tuple[float, int]], results: list[tuple[float, int]], le
 async def run(folder: Path, seconds: float, codec: str, size: tuple[int, int], length: int) -> dict[str, Any]:
     """Watch a video of ``length`` frames for that long; returns the figures."""
     width, height = size
-    create_mesh(folder / "authority", "camera")
-    issue(folder / "authority", Role.VEHICLE, "veh-1", folder / "node")
     suffix = _SUFFIXES[codec]
+    config = write_lone_node(folder, _CAMERA.format(suffix=suffix, width=INPUT[0], height=INPUT[1]))
     numbered_video.write_video(folder / "node" / f"video.{suffix}", length, codec, RATE_HZ, width, height)
     detector_s = calibrated(folder / "node" / "numbers.onnx")
-    (folder / "node" / "node.toml").write_text(_NODE.format(suffix=suffix, width=INPUT[0], height=INPUT[1]))
     frames: list[tuple[float, int]] = []
     results: list[tuple[float, int]] = []
 
@@ -139,7 +128,7 @@ async def run(folder: Path, seconds: float, codec: str, size: tuple[int, int], l
         results.append((time.monotonic(), int(np.asarray(reading.value["number"])[0])))
 
     process, memory = psutil.Process(), []
-    async with meshnode.open(folder / "node" / "node.toml") as node:
+    async with meshnode.open(config) as node:
         node.subscribe("veh/veh-1/camera", callback=shown)
         node.subscribe("veh/veh-1/number", callback=computed)
         sensing = next(thread for thread in threading.enumerate() if thread.name == "sensor-camera")

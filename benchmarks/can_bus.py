@@ -21,24 +21,14 @@ from typing import Any, Final
 
 import meshnode
 from benchmarks import can_vehicle
-from meshnode.identity import create_mesh, issue
-from protocols.base.ids import Role
+from benchmarks.lone_node import write_lone_node
 from protocols.wire.readings import Reading
 
 FRAMES_PER_S: Final = 2_000
 BAR_SHARE: Final = 0.2
 _CHANNEL: Final = "benchmark"
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-_NODE: Final = """
-[node]
-id = "veh-1"
-position = {{ latitude_deg = 48.7, longitude_deg = 11.4, accuracy_m = 1.0 }}
-[listen]
-host = "127.0.0.1"
-[discovery]
-mdns = false
-[http]
-port = 0
+_CAN: Final = """
 [sensors.can]
 driver = "can"
 interface = "virtual"
@@ -86,9 +76,7 @@ class Vehicle:
 
 async def run(folder: Path, seconds: float, rate_hz: float, frames_per_s: int, seed: int) -> dict[str, Any]:
     """Listen for that long; returns the figures."""
-    create_mesh(folder / "authority", "can")
-    issue(folder / "authority", Role.VEHICLE, "veh-1", folder / "node")
-    (folder / "node" / "node.toml").write_text(_NODE.format(channel=_CHANNEL, rate_hz=rate_hz))
+    config = write_lone_node(folder, _CAN.format(channel=_CHANNEL, rate_hz=rate_hz))
     (folder / "node" / "vehicle.dbc").write_text(can_vehicle.database())
     published: dict[str, set[float]] = defaultdict(set)
     count = 0
@@ -99,7 +87,7 @@ async def run(folder: Path, seconds: float, rate_hz: float, frames_per_s: int, s
         published[reading.key.split("/can/", 1)[1]].add(reading.value)
 
     vehicle = Vehicle(frames_per_s, seed)
-    async with meshnode.open(folder / "node" / "node.toml") as node:
+    async with meshnode.open(config) as node:
         sensing = next(thread for thread in threading.enumerate() if thread.name == "sensor-can")
         node.subscribe("veh/veh-1/can/*/*", callback=heard)
         vehicle.start()

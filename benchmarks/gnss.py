@@ -28,9 +28,8 @@ from typing import Any, Final
 import meshnode
 from benchmarks.fake_receiver import FakeReceiver, fix_sentences, no_fix_sentences
 from benchmarks.gpsd_process import GPSD, Gpsd
-from meshnode.identity import create_mesh, issue
+from benchmarks.lone_node import write_lone_node
 from meshnode.sensors.gnss.tracking import SILENT_S
-from protocols.base.ids import Role
 from protocols.wire.readings import Reading
 
 EVERY_S: Final = 0.2
@@ -44,15 +43,7 @@ _RADIUS_M: Final = 500.0
 _DEGREE_M: Final = 111_195.0
 _LATITUDE_DEG: Final = 48.7
 _LATENCY_S: Final = 1.0
-_NODE: Final = """
-[node]
-id = "veh-1"
-[listen]
-host = "127.0.0.1"
-[discovery]
-mdns = false
-[http]
-port = 0
+_RECEIVER: Final = """
 [sensors.gnss]
 driver = "gpsd"
 port = {port}
@@ -170,14 +161,12 @@ async def run(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    create_mesh(folder / "authority", "gnss")
-    issue(folder / "authority", Role.VEHICLE, "veh-1", folder / "node")
-    (folder / "node" / "node.toml").write_text(_NODE.format(port=port))
+    config = write_lone_node(folder, _RECEIVER.format(port=port), is_placed=False)
     with FakeReceiver() as receiver:
         gpsd, drive = Gpsd(port, receiver.device), Drive(receiver)
         gpsd.start()
         try:
-            async with meshnode.open(folder / "node" / "node.toml") as node:
+            async with meshnode.open(config) as node:
                 account = Account(drive)
                 heard = node.subscribe("veh/veh-1/*")
                 listening = asyncio.create_task(_listen(heard, account))

@@ -22,24 +22,14 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 import meshnode
+from benchmarks.lone_node import write_lone_node
 from benchmarks.mosquitto import MOSQUITTO, Mosquitto
-from meshnode.identity import create_mesh, issue
-from protocols.base.ids import Role
 
 LIFESPAN_S: Final = 1.0
 _SEEN_S: Final = 0.5
 """How much later than the node this program may see that the broker is back."""
 _SETTLE_S: Final = 60.0
-_NODE: Final = """
-[node]
-id = "veh-1"
-position = {{ latitude_deg = 48.7, longitude_deg = 11.4, accuracy_m = 1.0 }}
-[listen]
-host = "127.0.0.1"
-[discovery]
-mdns = false
-[http]
-port = 0
+_BROKER: Final = """
 [[mqtt]]
 name = "box"
 host = "127.0.0.1"
@@ -94,9 +84,7 @@ async def run(folder: Path, away_s: float, rate_hz: float) -> tuple[dict[str, An
     """Figures, and what was wrong."""
     (folder / "broker").mkdir()
     broker = Mosquitto(folder / "broker")
-    create_mesh(folder / "ca", "benchmark")
-    issue(folder / "ca", Role.VEHICLE, "veh-1", folder / "node")
-    (folder / "node" / "node.toml").write_text(_NODE.format(port=broker.port))
+    config = write_lone_node(folder, _BROKER.format(port=broker.port))
     broker.start()
     taker = Taker(broker.port)
     published_s: list[float] = []
@@ -118,7 +106,7 @@ async def run(folder: Path, away_s: float, rate_hz: float) -> tuple[dict[str, An
         return time.monotonic()
 
     try:
-        async with meshnode.open(folder / "node" / "node.toml") as node:
+        async with meshnode.open(config) as node:
             await seen(node, 1)
             await publish(node, 2.0)
             await asyncio.to_thread(broker.stop)
