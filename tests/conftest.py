@@ -50,7 +50,9 @@ LONGEST_FIRST = (
     "meshnode/releases/test_releases_node.py", "meshnode/releases/test_campaigns.py",
     "meshnode/releases/test_models_command.py", "meshnode/releases/install/test_installer.py",
     "meshnode/releases/test_deltas_node.py", "cloud_relay/releases/test_process.py", "sims/world/test_sim_releases.py",
-    "cloud_relay/sinks/test_sink_kill.py", "cloud_relay/sinks/test_kafka_sink.py",
+    "cloud_relay/sinks/test_sink_kill.py", "cloud_relay/sinks/test_kafka_sink.py", "system/test_demo_learning.py",
+    "cloud_relay/http/test_description.py", "meshnode/sensors/gnss/test_receivers.py", "meshnode/mqtt/test_mqtt.py",
+    "meshnode/sensors/camera/test_camera.py", "cloud_relay/learning/retraining/test_watching.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""
