@@ -1,6 +1,7 @@
 """Records to an HTTP server that fails, refuses one of a thousand, is slow, and is away."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -174,20 +175,19 @@ def test_silent_server_is_tried_again_after_the_time_out(
     tmp_path: Path, receiver: HttpReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A connection that hangs must not be waited for for ever."""
-    hangs = [True]
+    speaks = threading.Event()
 
     def hang(_: dict[str, Any]) -> int:
-        if hangs:
-            hangs.pop()
-            time.sleep(2)
+        speaks.wait(60)
         return 200
 
     receiver.status = hang
     with closing(SinkBench(tmp_path, table(receiver.url, 'timeout = "1s"'))) as bench:
         bench.store(1, 10)
         with bench.running() as sinks:
-            counted = bench.delivered_all(sinks)
-    assert counted["failures"] >= 1
+            eventually(lambda: sinks.statistics()["out"]["failures"] >= 1)
+            speaks.set()
+            bench.delivered_all(sinks)
     assert "no answer within 1 s" in caplog.text
     assert set(receiver.ids()) == set(ids(1, 10))
 

@@ -148,11 +148,9 @@ def test_stream_waits_for_a_transaction_that_began_before_and_ends_after(
         relay.send(batch(1))
         begin = reader.arrivals(Query(), 0)
         assert (begin.records, reader.newest_number()) == ([], 0), "an older transaction may still store something"
-        state = reader.state()
         assert len(reader.page(Query()).records) == 1, "a question shows it at once"
         session.execute("COMMIT")
         assert [one.fields["sequence"] for _, one in reader.arrivals(Query(), begin.reached).records] == [1]
-        assert reader.state() != state or begin.records == []
     relay.store.close()
 
 
@@ -161,9 +159,8 @@ def test_relay_rings_for_what_another_one_stored(place: PostgresPlace) -> None:
     rung = threading.Event()
     listening, storing = RelayInProcess(place), RelayInProcess(place)
     storing.send(batch(1))
-    time.sleep(2 * writing.LOOK_S)  # its first look only learns where it is
     listening.store.at_commit = rung.set
-    for number in range(2, 60):
+    for number in range(2, 60):  # its first look only learns where it is, and may come after some of these
         storing.send(batch(number))
         if rung.wait(1.0):
             break
