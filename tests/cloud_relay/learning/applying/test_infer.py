@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -139,8 +140,6 @@ def test_processes_compute_what_one_does_and_a_killed_one_is_replaced(model: Pat
     apply_model(order, tmp_path / "whole.parquet", one_by_one, quiet)
 
     def killing(order: ApplyOrder, numbers: Any, folder: Path) -> Any:
-        import psutil
-
         is_first = True
         for each in on_processes(order, numbers, folder, 2):
             yield each
@@ -163,8 +162,11 @@ def test_command_that_is_killed_goes_on_when_it_is_repeated(model: Path, tmp_pat
     ends_s = time.monotonic() + 60
     while not (tmp_path / f"p.parquet{PARTS}").exists() and not out.exists() and time.monotonic() < ends_s:
         time.sleep(0.01)
+    assert (tmp_path / f"p.parquet{PARTS}").exists() or out.exists(), "it never began"
+    family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
+    assert psutil.wait_procs(family, timeout=60)[1] == []
     result = CliRunner().invoke(main, [*words, "--overwrite"])
     assert result.exit_code == 0, result.output
     assert "600 predictions of hotspot" in result.output
