@@ -1,4 +1,5 @@
-"""A PostgreSQL for the tests of one process. Import ``given_postgres`` where the fixture ``postgres`` is used."""
+"""A PostgreSQL for the tests of one process. Import ``given_postgres`` where the fixture ``postgres`` is used,
+and ``given_place`` beside it where a test runs on either kind of store."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgresServer, programs
-from cloud_relay.store.places import PostgresPlace, store_place
+from cloud_relay.store.places import PostgresPlace, StorePlace, store_place
 
 
 @pytest.fixture(name="postgres", scope="session")
@@ -25,3 +26,12 @@ def fresh_place(server: PostgresServer) -> PostgresPlace:
     place = store_place(server.url("postgres"), Path("/"))
     assert isinstance(place, PostgresPlace)
     return place
+
+
+@pytest.fixture(name="place", params=["sqlite", "postgresql"])
+def given_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
+    """Where a store of each kind is made."""
+    if request.param == "sqlite":
+        return tmp_path / "relay.sqlite"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return fresh_place(server)

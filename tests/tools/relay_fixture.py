@@ -1,5 +1,6 @@
 """A relay without a network, and what tests send to it. Import ``given_relay`` where the fixture ``relay`` is used."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,26 @@ class RelayInProcess:
     def records(self, **wanted: Any) -> list[dict[str, Any]]:
         with open_reader(self.path) as reader:
             return list(map(parsed_fields, records_of_pages(reader.page, Query(**wanted))))
+
+
+def copied_after_each_slice(relay: RelayInProcess, folder: Path) -> list[Path]:
+    """Have the store copied after each slice of packing and retention, as a kill at that moment would leave it.
+
+    The copies come into the list, in order.
+    """
+    maintain, images = relay.store.maintain, list[Path]()
+
+    def copied(job: Any) -> Any:
+        done = maintain(job)
+        done.result()
+        images.append(folder / f"after-{len(images)}" / relay.path.name)
+        images[-1].parent.mkdir()
+        for ending in ("", "-wal"):
+            shutil.copy(f"{relay.path}{ending}", f"{images[-1]}{ending}")
+        return done
+
+    relay.store.maintain = copied  # type: ignore[method-assign]
+    return images
 
 
 def _postgres(place: PostgresPlace) -> Any:

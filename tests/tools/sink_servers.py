@@ -247,6 +247,13 @@ class HttpReceiver:
         self._server.server_close()
 
 
+@pytest.fixture(name="receiver")
+def given_receiver() -> Iterator[HttpReceiver]:
+    """One that keeps whatever comes. Import it where the fixture ``receiver`` is used."""
+    with closing(HttpReceiver()) as receiver:
+        yield receiver
+
+
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The address of an S3 server."""

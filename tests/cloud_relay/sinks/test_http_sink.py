@@ -13,15 +13,9 @@ import pytest
 from cloud_relay.sinks import delivering
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
-from tests.tools.sink_servers import HttpReceiver, free_port
+from tests.tools.sink_servers import HttpReceiver, free_port, given_receiver
 
-__all__ = ["given_quick_pauses"]
-
-
-@pytest.fixture(name="receiver")
-def given_receiver() -> Iterator[HttpReceiver]:
-    with closing(HttpReceiver()) as receiver:
-        yield receiver
+__all__ = ["given_quick_pauses", "given_receiver"]
 
 
 @pytest.fixture(name="bench")

@@ -3,7 +3,6 @@ disk."""
 
 import json
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,15 +18,9 @@ from cloud_relay.sinks.targets import parquet
 from protocols.base.errors import StorageError
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
-from tests.tools.sink_servers import HttpReceiver
+from tests.tools.sink_servers import HttpReceiver, given_receiver
 
-__all__ = ["given_quick_pauses"]
-
-
-@pytest.fixture(name="receiver")
-def given_receiver() -> Iterator[HttpReceiver]:
-    with closing(HttpReceiver()) as receiver:
-        yield receiver
+__all__ = ["given_quick_pauses", "given_receiver"]
 
 
 def table(url: str) -> str:

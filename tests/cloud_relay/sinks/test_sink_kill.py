@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -15,17 +13,12 @@ import pytest
 from cloud_relay.sinks.progress import locked_folder
 from tests.tools.eventually import eventually
 from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch
-from tests.tools.sink_servers import HttpReceiver
+from tests.tools.sink_servers import HttpReceiver, given_receiver
 
+__all__ = ["given_receiver"]
 pytestmark = pytest.mark.processes
 LIVES = 3
 RECORDS = 2_500
-
-
-@pytest.fixture(name="receiver")
-def given_receiver() -> Iterator[HttpReceiver]:
-    with closing(HttpReceiver()) as receiver:
-        yield receiver
 
 
 def given_store(folder: Path, count: int) -> None:

@@ -1,7 +1,6 @@
 """Sinks of a store that packs its older records and lets them go by retention."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,18 +15,12 @@ from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, place_of
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
-from tests.tools.sink_servers import HttpReceiver
+from tests.tools.sink_servers import HttpReceiver, given_receiver
 
 pytest.importorskip("zstandard")
-__all__ = ["given_quick_pauses"]
+__all__ = ["given_quick_pauses", "given_receiver"]
 ALL = RetentionPolicy((RetentionRule("**", 60.0),))
 DEBUG = RetentionPolicy((RetentionRule("veh/*/debug/**", 60.0), RetentionRule("**", None)))
-
-
-@pytest.fixture(name="receiver")
-def given_receiver() -> Iterator[HttpReceiver]:
-    with closing(HttpReceiver()) as receiver:
-        yield receiver
 
 
 def table(url: str) -> str:

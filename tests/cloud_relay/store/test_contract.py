@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from benchmarks.postgresql import PostgresServer
 from cloud_relay.query.aggregating import untrusted_aggregates
 from cloud_relay.query.proofs import proven
 from cloud_relay.query.readers.contract import StoreReader
@@ -22,19 +21,11 @@ from protocols.base.ids import UtcNs
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayRefusal
-from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.postgres_fixture import given_place, given_postgres  # noqa: F401 -- fixtures
 from tests.tools.receipt_fixture import ReceiptMesh
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(name="place", params=["sqlite", "postgresql"])
-def given_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
-    if request.param == "sqlite":
-        return tmp_path / "relay.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return fresh_place(server)
 
 
 @pytest.fixture(name="relay")

@@ -1,7 +1,6 @@
 """Packed records: they are what they were as rows, whatever is asked, and none is lost or doubled on the way."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -42,7 +41,13 @@ from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayRefusal
 from protocols.wire.tensors import Tensor
 from tests.tools.receipt_fixture import ReceiptMesh
-from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
+from tests.tools.relay_fixture import (
+    BASE_NS,
+    RelayInProcess,
+    batch,
+    copied_after_each_slice,
+    given_relay,  # noqa: F401 -- a fixture
+)
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("zstandard")
@@ -249,18 +254,7 @@ def test_page_begun_before_packing_is_gone_on_with_after_it(relay: RelayInProces
 def test_store_after_any_slice_has_each_record_once(relay: RelayInProcess, tmp_path: Path) -> None:
     """What is on the disk after a slice is what a killed relay leaves. The next one goes on from there."""
     relay.send(batch(*range(1, 129)))
-    before, maintain, images = everything(relay.path), relay.store.maintain, list[Path]()
-
-    def copied(job: Any) -> Any:
-        done = maintain(job)
-        done.result()
-        images.append(tmp_path / f"after-{len(images)}" / relay.path.name)
-        images[-1].parent.mkdir()
-        for ending in ("", "-wal"):
-            shutil.copy(f"{relay.path}{ending}", f"{images[-1]}{ending}")
-        return done
-
-    relay.store.maintain = copied  # type: ignore[method-assign]
+    before, images = everything(relay.path), copied_after_each_slice(relay, tmp_path)
     assert relay.pack(64) == 2
     assert len(images) > 8
     for image in images:

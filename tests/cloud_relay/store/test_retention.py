@@ -1,6 +1,5 @@
 """Retention: what it deletes, what it leaves, and what is still known of what is gone."""
 
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +22,13 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.limits import SECOND
 from protocols.wire.records import Acknowledgement
 from tests.tools.receipt_fixture import ReceiptMesh
-from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
+from tests.tools.relay_fixture import (
+    BASE_NS,
+    RelayInProcess,
+    batch,
+    copied_after_each_slice,
+    given_relay,  # noqa: F401 -- a fixture
+)
 
 pytest.importorskip("zstandard")
 
@@ -168,18 +173,7 @@ def test_numbers_are_not_given_again_after_everything_was_deleted(tmp_path: Path
 def test_relay_that_is_killed_while_it_deletes_goes_on_with_it(relay: RelayInProcess, tmp_path: Path) -> None:
     """After each slice the store is one that adds up, and the next relay takes away what is left."""
     mixed(relay)
-    maintain, images = relay.store.maintain, list[Path]()
-
-    def copied(job: Any) -> Any:
-        done = maintain(job)
-        done.result()
-        images.append(tmp_path / f"after-{len(images)}" / relay.path.name)
-        images[-1].parent.mkdir()
-        for ending in ("", "-wal"):
-            shutil.copy(f"{relay.path}{ending}", f"{images[-1]}{ending}")
-        return done
-
-    relay.store.maintain = copied  # type: ignore[method-assign]
+    images = copied_after_each_slice(relay, tmp_path)
     assert relay.retain(DEBUG_FOR_A_DAY, DAY_S) == 10
     assert relay.retain(ALL_FOR_A_DAY, DAY_S) == 10
     assert len(images) > 8

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.postgresql import PostgresServer
 from cloud_relay.query.nodes import MAX_AT_ONCE, NodeQuestions
 from cloud_relay.query.readers.opening import open_reader, open_readers
 from cloud_relay.query.readers.sqlite import sqlite_of
@@ -17,20 +16,12 @@ from protocols.base.limits import SECOND
 from protocols.wire.asking.frames import RecordsAsked, RecordsTold
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import decode_untrusted_reading
-from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.postgres_fixture import given_place, given_postgres  # noqa: F401 -- fixtures
 from tests.tools.relay_fixture import BASE_NS, batch
 from tests.tools.relay_http_fixture import RelayWeb
 
 pytestmark = pytest.mark.processes
 TABLE = AccessTable((AccessRule(Role.VEHICLE, "subscribe", "veh/*/speed"),))
-
-
-@pytest.fixture(name="place", params=["sqlite", "postgresql"])
-def given_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
-    if request.param == "sqlite":
-        return tmp_path / "relay.sqlite"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return fresh_place(server)
 
 
 @pytest.fixture(name="web")
