@@ -12,7 +12,6 @@ It ends with status 1 when a command fails, or two exports differ.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from benchmarks.figures import print_figures
 from benchmarks.relay_queries import fill
 
 MEMORY_BAR_MIB: Final = 384.0
@@ -82,11 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(scratch)
     missed = [name for name, figure in figures.items() if name.endswith("_mib") and figure > MEMORY_BAR_MIB]
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, figure in figures.items():
-            print(f"{name:24} {figure:12.2f}{'   MISSED' if name in missed else ''}")
+    print_figures(figures, missed, as_json=options.json)
     return 1 if options.check and missed else 0
 
 

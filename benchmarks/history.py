@@ -10,7 +10,6 @@ readings come and while 1,000 a second do, and tells the time from the question 
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from random import Random
 from statistics import median
 from typing import Any, Final
 
+from benchmarks.figures import print_figures
 from meshnode.history.keeping import HistoryKeeper
 from meshnode.history.query import LAST_UTC_NS, sought
 from meshnode.history.segment import KeptReading
@@ -184,11 +184,7 @@ def main() -> int:
     finally:
         shutil.rmtree(scratch)
     missed = [name for name, figure in figures.items() if name.endswith("_p99_ms") and figure > BAR_MS]
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, figure in figures.items():
-            print(f"{name:36} {figure:12.2f}{'   MISSED' if name in missed else ''}")
+    print_figures(figures, missed, as_json=options.json)
     return 1 if options.check and missed else 0
 
 

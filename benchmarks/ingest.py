@@ -15,7 +15,6 @@ Each round has a new store. What is printed are the medians of all rounds:
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -39,6 +38,7 @@ from typing import Any, Final
 import msgspec
 import psutil
 
+from benchmarks.figures import print_figures
 from benchmarks.relay_queries import PACK_TABLES, record_of, table_bytes
 from benchmarks.relay_siege import SP_REQUEST
 from benchmarks.strangers import HOST, framed, tls_context
@@ -300,11 +300,7 @@ def main() -> int:
         shutil.rmtree(scratch)
     missed = [name for name, bar in BARS.items() if figures[name] < bar]
     missed += ["packed_bytes"] * (figures["packed_bytes"] > PACKED_BAR_BYTES)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, figure in figures.items():
-            print(f"{name:16} {figure:12.2f}{'   MISSED' if name in missed else ''}")
+    print_figures(figures, missed, as_json=options.json)
     return 1 if options.check and missed else 0
 
 

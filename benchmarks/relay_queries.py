@@ -17,7 +17,6 @@ each time. The bars are meant for ten million records. At last it exports all of
 """
 
 import argparse
-import json
 import resource
 import shutil
 import subprocess
@@ -35,6 +34,7 @@ from sqlite3 import Connection, OperationalError
 from statistics import median
 from typing import Any, Final
 
+from benchmarks.figures import print_figures
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import Box, Query, place_of
@@ -276,11 +276,7 @@ def main() -> int:
         "largest_mib": MEMORY_BAR_MIB, "packed_bytes": PACKED_BAR_BYTES, "packing_slice_p99_ms": SLICE_BAR_MS
     }  # fmt: skip
     missed = [name for name, figure in figures.items() if figure > bars.get(name, figure)]
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, figure in figures.items():
-            print(f"{name:36} {figure:12.2f}{'   MISSED' if name in missed else ''}")
+    print_figures(figures, missed, as_json=options.json)
     return 1 if options.check and missed else 0
 
 
