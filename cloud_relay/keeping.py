@@ -37,10 +37,8 @@ def keeper_of(config: RelayConfig, store: RecordStore) -> StoreKeeper | None:
 @click.command()
 @click.option("--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
               help="The relay's configuration.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Said for clarity: this command never deletes.")
-def retention(config_path: Path, dry_run: bool) -> None:
+def retention(config_path: Path) -> None:
     """Show which packed records retention would delete now. The relay itself deletes, every five minutes."""
-    del dry_run
     config = load_config(config_path)
     policy, total, total_bytes = retention_policy(config.keeping), 0, 0
     path = sqlite_path(config.store, "retention is")

@@ -61,7 +61,7 @@ def test_retention_command_says_what_would_go_and_deletes_nothing(tmp_path: Path
     relay.pack(6)
     relay.send(batch(13))
     path = written(tmp_path, '[[retention]]\nkeys = "veh/*/debug/**"\nmax_age_s = 3600\n')
-    ran = CliRunner().invoke(main, ["retention", "--dry-run", "--config", str(path)])
+    ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
     assert ran.exit_code == 0, ran.output
     lines = ran.output.splitlines()
     assert lines[0].startswith("pack 1: 2 of 6 records, ")
