@@ -193,17 +193,26 @@ class _Table:
         options = self._table.get("options", {})
         if not isinstance(options, dict):
             raise self._wrong("options", options, 'write a table as in { endpoint_url = "https://…" }')
-        for name in options:
+        self._check_options("options", options, may_be_clear=self._choice("tls", ("on", "off"), "on") == "off")
+        return options
+
+    def _check_options(self, place: str, options: Mapping[str, Any], *, may_be_clear: bool) -> None:
+        """Tables in it too, such as ``client_kwargs``, which a driver hands on to the library below it."""
+        for name, value in options.items():
+            key = f"{place}.{name}"
             if re.search(r"secret|password|token|credential|(^|_)key$", name):
                 raise self._wrong(
-                    f"options.{name}", "…", f'put it into secrets, as in secrets = {{ {name} = {{ file = "secret" }} }}'
+                    key, "…", f'put it into secrets, as in secrets = {{ {name} = {{ file = "secret" }} }}'
                 )
-        endpoint = options.get("endpoint_url", "https://")
-        if str(endpoint).startswith("http://") and self._choice("tls", ("on", "off"), "on") == "on":
-            hosts = hosts_of(urlsplit(str(endpoint)), 80)
-            if not all(_is_loopback(host) for host, _ in hosts):
-                raise self._wrong("options.endpoint_url", endpoint, _CLEAR)
-        return options
+            if isinstance(value, dict):
+                self._check_options(key, value, may_be_clear=may_be_clear)
+            elif name == "endpoint_url" and str(value).lower().startswith("http://") and not may_be_clear:
+                try:
+                    hosts = hosts_of(urlsplit(str(value)), 80)
+                except ValueError as error:
+                    raise self._wrong(key, value, f"{error}: write one as in https://host/") from error
+                if not all(_is_loopback(host) for host, _ in hosts):
+                    raise self._wrong(key, value, _CLEAR)
 
     def _secrets(self, kind: SinkKind) -> dict[str, Secret]:
         if kind is SinkKind.PARQUET:

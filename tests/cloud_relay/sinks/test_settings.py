@@ -71,6 +71,11 @@ def test_sink_with_three_keys_has_defaults(tmp_path: Path) -> None:
         (PARQUET + 'options = { secret = "x" }', "put it into secrets"),
         (PARQUET + 'options = { aws_secret_access_key = "x" }', "put it into secrets"),
         (PARQUET + 'options = { endpoint_url = "http://minio.example" }', 'tls = "off"'),
+        (PARQUET + 'options = { endpoint_url = "HTTP://minio.example" }', 'tls = "off"'),
+        (PARQUET + 'options = { endpoint_url = "http://" }', "a host is missing"),
+        (PARQUET + 'options = { client_kwargs = { endpoint_url = "http://minio.example" } }', "client_kwargs.endp"),
+        (PARQUET + 'options = { client_kwargs = { aws_session_token = "x" } }', "put it into secrets"),
+        (PARQUET + 'tls = "of"', 'write "on" or "off"'),
         (PARQUET.replace("file:///x", "records"), "url is 'records'"),
     ],
 )  # fmt: skip
