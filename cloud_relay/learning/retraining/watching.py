@@ -61,33 +61,45 @@ class TrainingWatch:
     def look(self) -> list[str]:
         """Look once, and train what is due. Returns the models that were trained, also in vain.
 
-        :raises MeshError: the store or the disk can't be used.
+        :raises MeshError: the store or the disk can't be used, or a trigger has a path that leads nowhere, say; all
+            others were looked at.
         """
-        trained = []
+        trained: list[str] = []
+        failed: MeshError | None = None
         for trigger, path, recipe in self._triggers:
-            self._take_new(trigger, recipe)
-            state = read_state(self._states, recipe.name)
-            why = why_due(trigger, state, time.time())
-            if not why:
-                continue
-            _log.info("%s is trained, because of: %s", recipe.name, why)
-            failure = self._train(trigger, path, recipe)
-            state = after_run(state, failure, time.time())
-            keep_state(self._states, recipe.name, state)
-            if not failure:
-                self._drifts.pop(recipe.name, None)
-            elif state.attempts:
-                wait_s = state.retry_utc_s - time.time()
-                _log.error(
-                    "%s could not be trained, attempt %d of %d, next in %.0f s: %s",
-                    recipe.name, state.attempts, MAX_ATTEMPTS, wait_s, failure,
-                )  # fmt: skip
-            else:
-                _log.error(
-                    "%s could not be trained %d times; it waits for new records: %s", recipe.name, MAX_ATTEMPTS, failure
-                )
-            trained.append(recipe.name)
+            try:
+                if self._look_for(trigger, path, recipe):
+                    trained.append(recipe.name)
+            except MeshError as error:  # what is wrong with one trigger holds up no other
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return trained
+
+    def _look_for(self, trigger: TrainingTrigger, path: Path, recipe: Recipe) -> bool:
+        """Look for one trigger. Returns whether it trained, also in vain."""
+        self._take_new(trigger, recipe)
+        state = read_state(self._states, recipe.name)
+        why = why_due(trigger, state, time.time())
+        if not why:
+            return False
+        _log.info("%s is trained, because of: %s", recipe.name, why)
+        failure = self._train(trigger, path, recipe)
+        state = after_run(state, failure, time.time())
+        keep_state(self._states, recipe.name, state)
+        if not failure:
+            self._drifts.pop(recipe.name, None)
+        elif state.attempts:
+            wait_s = state.retry_utc_s - time.time()
+            _log.error(
+                "%s could not be trained, attempt %d of %d, next in %.0f s: %s",
+                recipe.name, state.attempts, MAX_ATTEMPTS, wait_s, failure,
+            )  # fmt: skip
+        else:
+            _log.error(
+                "%s could not be trained %d times; it waits for new records: %s", recipe.name, MAX_ATTEMPTS, failure
+            )
+        return True
 
     def _take_new(self, trigger: TrainingTrigger, recipe: Recipe) -> None:
         """Take the records that are new since the last look."""

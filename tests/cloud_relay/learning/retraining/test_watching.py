@@ -10,6 +10,7 @@ from cloud_relay.config import load_config
 from cloud_relay.learning.retraining.triggers import read_state
 from cloud_relay.learning.retraining.watching import TrainingWatch
 from cloud_relay.learning.runs import runs_in
+from protocols.base.errors import ConfigError
 from tests.tools.eventually import eventually
 from tests.tools.exported_fixture import RECIPE, write_recipe
 from tests.tools.relay_fixture import RelayProcess
@@ -72,3 +73,16 @@ def test_run_that_fails_is_told_and_waits_for_its_next_attempt(
     assert "attempt 1 of 5" in caplog.text
     assert watch.look() == []
     assert not (tmp_path / "state" / "training" / ".watch" / "hotspot.parquet").exists()
+
+
+def test_trigger_that_can_not_be_looked_at_holds_up_no_other(tmp_path: Path) -> None:
+    """A misspelt path, or a model that can't be loaded, is one team's trouble."""
+    text = BY_TIME[: BY_TIME.index("[model]")] + '[command]\nrun = ["false"]\n'
+    write_recipe(tmp_path, text.replace('name = "hotspot"', 'name = "other"'), "other.toml")
+    more = 'drift = "latitude"\n[[training]]\nrecipe = "other.toml"\nrecords = 100\n'
+    watch = TrainingWatch(load_config(configured(tmp_path, more, text)))
+    store_passages(tmp_path / "state" / "relay.sqlite", 100)
+    with pytest.raises(ConfigError, match="'latitude'"):
+        watch.look()
+    state = read_state(tmp_path / "state" / "training" / ".watch", "other")
+    assert (state.attempts, state.records, state.number) == (1, 100, 100)
