@@ -130,8 +130,6 @@ def why_due(trigger: TrainingTrigger, state: TriggerState, now_utc_s: float) -> 
         return ""
     if not state.records:
         return ""
-    if state.attempts >= MAX_ATTEMPTS:
-        return ""
     if state.has_drifted:
         return f"{trigger.drift} has drifted"
     if trigger.records is not None and state.records >= trigger.records:
