@@ -14,7 +14,6 @@ came for ``_DEAF_NS`` or more than half was lost; and which guarded frames are m
 guarded frames is signed, so nobody else makes this node ask for anything.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 from protocols.base import limits
@@ -226,7 +225,3 @@ class DatagramReceiver:
         """Note that this node did not run, so that nothing could be heard."""
         for source in self._sources.values():
             source.heard_ns = max(source.heard_ns, now)
-
-    def listed(self) -> Iterable[tuple[NodeId, bool]]:
-        """Each neighbour that casts, and whether this node hears it."""
-        return [(source.node, source.hears) for source in self._sources.values()]

@@ -100,11 +100,6 @@ class Multicast(Machine):
         """The nodes that can open its datagrams."""
         return self._sender.holders
 
-    @property
-    def cast_ns(self) -> int:
-        """When it cast something last."""
-        return self._sender.cast_ns
-
     def audience_changed(self) -> bool:
         """Whether listeners or holders have changed since the last call."""
         changed, self._sender.is_changed = self._sender.is_changed, False

@@ -209,8 +209,6 @@ class CanDriver:
                 for message in reader:
                     number += 1
                     yield message
-        except GeneratorExit:
-            raise
         except Exception as error:  # the readers of seven formats raise what they like
             if not number:
                 raise SourceUnavailable(

@@ -41,8 +41,6 @@ class Reports:
         self._ellipse: Ellipse | None = None
         self._satellites: int | None = None
         self._last_ns = -1
-        self.release = ""
-        """The version of gpsd, once it has said so."""
 
     def heard(self, line: bytes) -> Heard | None:
         """What a line says; None: nothing about a fix.
@@ -56,15 +54,13 @@ class Reports:
         if not isinstance(report, dict):
             raise ReportMalformed(f"no JSON object: {line[:60]!r}")
         kind = report.get("class")
-        if kind == "VERSION":
-            self.release = str(report.get("release", ""))[:40]
-        elif kind == "DEVICES" and report.get("devices") == []:
+        if kind == "DEVICES" and report.get("devices") == []:
             return NoFix("gpsd has no receiver: connect one, and check the devices that gpsd is started with")
-        elif kind == "ERROR":
+        if kind == "ERROR":
             raise ReportMalformed(f"gpsd says: {str(report.get('message'))[:200]}")
-        elif self._device and report.get("device") != self._device:
+        if self._device and report.get("device") != self._device:
             return None
-        elif kind == "SKY":
+        if kind == "SKY":
             self._note_sky(report)
         elif kind == "GST":
             self._note_errors(report)

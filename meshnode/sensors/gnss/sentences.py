@@ -36,7 +36,6 @@ class _Moment:
     at: time
     day: date | None = None
     place: tuple[float, float] | None = None
-    has_fix: bool = False
     speed_mps: float | None = None
     heading_deg: float | None = None
     kind: FixKind | None = None
@@ -92,7 +91,7 @@ class Sentences:
             return NO_FIX
         moment = self._of(sentence.timestamp)
         moment.day = sentence.datestamp if isinstance(sentence.datestamp, date) else None
-        moment.place, moment.has_fix = _place(sentence), True
+        moment.place = _place(sentence)
         speed, track = _finite(sentence.spd_over_grnd), _finite(sentence.true_course)
         moment.speed_mps = None if speed is None else speed * _KNOT_MPS
         moment.heading_deg = None if track is None else track % 360.0
@@ -130,7 +129,7 @@ class Sentences:
         return self._moment
 
     def _fix(self, moment: _Moment) -> SatelliteFix | None:
-        if moment.told or not moment.has_fix or moment.kind is None or moment.place is None:
+        if moment.told or moment.kind is None or moment.place is None:
             return None
         moment.told = True
         if moment.ellipse is not None:

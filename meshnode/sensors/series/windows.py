@@ -32,7 +32,6 @@ class Windows:
         self._length, self._hop, self._gap_s = length, hop, gap_s
         self._rows: deque[tuple[float, Sequence[float]]] = deque(maxlen=length)
         self._since = 0
-        self.gaps = 0
 
     def add(self, time_s: float, row: Sequence[float]) -> SeriesWindow | None:
         """The next row; the window that it completes, if it does."""
@@ -41,7 +40,6 @@ class Windows:
         if self._rows and not 0 < time_s - self._rows[-1][0] <= self._gap_s:
             self._rows.clear()
             self._since = 0
-            self.gaps += 1
         self._rows.append((time_s, row))
         if len(self._rows) < self._length:
             return None
