@@ -109,6 +109,8 @@ class DriverContext:
     """Whether :meth:`skipped` writes to the log."""
     clock_uncertainty_ns: int = 10 * MS
     """What the configuration says of the node's clock."""
+    uncertainty_now_ns: Callable[[], int] = lambda: 10 * MS
+    """How far the node's clock may be off now, as its sensors have measured it: for times that are of that clock."""
     trouble: Callable[[str], None] = lambda _: None
     """Say why a source gives nothing now, while its driver goes on trying; an empty text: it works again."""
     samples_skipped: int = 0

@@ -53,7 +53,8 @@ class Sensor:
         self._host, self._inference = host, inference
         self.context = DriverContext(
             host.id, host.folder, Random(f"{host.id}/{name}"), host.role, sensor=name,
-            clock_uncertainty_ns=host.clock_uncertainty_ns, trouble=self._source_tells,
+            clock_uncertainty_ns=host.clock_uncertainty_ns, uncertainty_now_ns=lambda: host.clock_uncertainty_ns,
+            trouble=self._source_tells,
         )  # fmt: skip
         self.state = DriverState.WAITING
         self.samples = self.samples_failed = self.without_position = 0

@@ -216,7 +216,7 @@ class Camera:
         if utc_ns is None or abs(time.time_ns() - utc_ns) > _BELIEVED_NS:
             return None
         of_camera_ns = self._options.clock_error_ns if self._source.kind is SourceKind.STREAM else 0
-        return EventTime(utc_ns, max(of_camera_ns, self._context.clock_uncertainty_ns))
+        return EventTime(utc_ns, max(of_camera_ns, self._context.uncertainty_now_ns()))
 
 
 class Rhythm:

@@ -166,7 +166,7 @@ class CanDriver:
     def _sample(self, signal: ChosenSignal, due_s: float, time_s: float | None) -> Sample:
         when = None
         if time_s is not None and time_s > 1e9:  # interfaces without clocks count from their start
-            when = EventTime(int(time_s * SECOND), self._context.clock_uncertainty_ns)
+            when = EventTime(int(time_s * SECOND), self._context.uncertainty_now_ns())
         key = f"{self._context.prefix}/can/{signal.name}"
         return Sample(due_s, key, signal.value, signal.unit, SENSOR, quality=signal.quality, priority=3, when=when)
 

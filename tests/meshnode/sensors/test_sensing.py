@@ -80,6 +80,7 @@ class Clock(Driver):
             due_s = self.context.elapsed_s()
             yield Sample(due_s, "veh/v/fix", 1, where=here, when=when, clock_uncertainty_ns=777)
             yield Sample(due_s, "veh/v/plain", 2)
+            yield Sample(due_s, "veh/v/known", self.context.uncertainty_now_ns())
 
     def check(self):
         if self.options.get("absent"):
@@ -160,6 +161,7 @@ async def test_time_and_clock_of_a_sensor_become_those_of_the_readings(house: Ho
         assert (fix.when.utc_ns, fix.when.uncertainty_ns) == (1_700_000_000_000_000_000, 5_000)
         plain = await node.subscribe("veh/v/plain").next(30)
         assert plain.when.uncertainty_ns == 777
+        assert (await node.subscribe("veh/v/known").next(30)).value == 777, "for drivers that stamp by this clock"
         assert node.driver.act(lambda engine, _: engine.clock_uncertainty_ns) == 777
 
 

@@ -39,7 +39,7 @@ def test_bus_is_followed_and_its_silence_is_a_trouble_that_ends(dbc: str, monkey
     monkeypatch.setattr("meshnode.sensors.can_bus.driver._SILENT_S", 0.2)
     monkeypatch.setattr("meshnode.sensors.can_bus.driver.STATUS_EVERY_S", 0.3)
     troubles: list[str] = []
-    given_ = context(trouble=troubles.append)
+    given_ = context(trouble=troubles.append, uncertainty_now_ns=lambda: 7_000)
     options = {"interface": "virtual", "channel": "followed", "database": dbc, "signals": ["M1.S1", "M2.*"]}
     driver = create_driver("can", options, given_)
     samples: list[Sample] = []
@@ -78,6 +78,7 @@ def test_bus_is_followed_and_its_silence_is_a_trouble_that_ends(dbc: str, monkey
     first = next(sample for sample in samples if sample.key == "veh/v-1/can/M1/S1")
     assert (first.value, first.unit, first.sensor) == (pytest.approx(0x0302 * 0.1), "km/h", "can")
     assert first.when is not None, "the stamp of the frame"
+    assert first.when.uncertainty_ns == 7_000, "what the clock is worth now, not what was configured"
 
 
 @pytest.mark.parametrize("kind", ["asc", "blf", "csv", "log", "trc"])
