@@ -17,12 +17,11 @@ from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.keys import checked_expression
 from protocols.base.limits import MAX_TEXT_CHARS, MAX_TOLD_RECORDS
+from protocols.records.deriving.places import EARTH_RADIUS_M, distance_m
 from protocols.wire.asking.frames import AskedBox, RecordsAsked, RecordsTold
 from protocols.wire.parcels import decode_untrusted_reading, encode_reading
-from protocols.wire.readings import Reading
+from protocols.wire.readings import Position, Reading
 
-EARTH_RADIUS_M: Final = 6_371_008.8
-"""The mean radius of WGS 84; a distance by it is wrong by 0.5 % at most."""
 MAX_RADIUS_M: Final = 1_000_000.0
 _MARGIN: Final = 1.01
 """By which the box around a circle is larger, so that rounding cuts nothing off."""
@@ -38,12 +37,9 @@ class Circle(Struct, frozen=True):
     longitude_deg: float
     radius_m: float
 
-    def contains(self, latitude_deg: float, longitude_deg: float) -> bool:
-        """Whether a place is in it, by the haversine formula."""
-        here, there = math.radians(self.latitude_deg), math.radians(latitude_deg)
-        across = math.radians(longitude_deg - self.longitude_deg)
-        half = math.sin((there - here) / 2) ** 2 + math.cos(here) * math.cos(there) * math.sin(across / 2) ** 2
-        return 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(1.0, half))) <= self.radius_m
+    def contains(self, where: Position) -> bool:
+        """Whether a place is in it."""
+        return distance_m(Position(self.latitude_deg, self.longitude_deg, 0.0), where) <= self.radius_m
 
     def box(self) -> AskedBox:
         """The least box around it, and a little more. Around a pole it goes around the earth."""
@@ -154,7 +150,7 @@ def answer_of(told: RecordsTold, question: RelayQuestion) -> RelayAnswer:
     circle, aged = question.circle, list[AgedReading]()
     for record in told.records:
         reading = decode_untrusted_reading(bytes(record.reading))
-        if circle is None or circle.contains(reading.where.latitude_deg, reading.where.longitude_deg):
+        if circle is None or circle.contains(reading.where):
             age_ns = told.now_utc_ns - reading.when.utc_ns
             aged.append(AgedReading(reading, record.node, record.rule, age_ns, reading.when.uncertainty_ns))
     return RelayAnswer(tuple(aged), told.cursor or None, told.now_utc_ns)
