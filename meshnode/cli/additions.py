@@ -19,11 +19,11 @@ from meshnode.records.rules.section import RulesSection
 from meshnode.records.using import NodeRules
 from protocols.base.errors import ConfigError, MeshError
 
-_BROKER_S: Final = 3.0
-"""How long a broker may take to answer."""
-
 if TYPE_CHECKING:
     from meshnode.records.rules.compiling import Rule
+
+_BROKER_S: Final = 3.0
+"""How long a broker may take to answer."""
 
 
 def check_rules(config: NodeConfig) -> Iterator[Finding]:
