@@ -122,11 +122,6 @@ def records_of_pages(find: Callable[[Query], RecordPage], query: Query) -> Itera
         after = place_of(page.cursor)
 
 
-def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
-    """The records of a query, with ``value`` and ``lineage`` parsed."""
-    return map(parsed_fields, every_record(db, query))
-
-
 def parsed_fields(record: StoredRecord) -> dict[str, Any]:
     """The fields of a record, with ``value`` and ``lineage`` parsed."""
     return record.fields | {

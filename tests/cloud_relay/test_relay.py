@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
-from cloud_relay.query.searching import select
+from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query, parse_box, parse_instant
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
@@ -402,7 +402,7 @@ def test_relay_process_takes_its_own_and_refuses_impostors_over_tls(tmp_path: Pa
         process.kill()
         process.wait()
     with closing(open_for_reading(tmp_path / "state" / "relay.sqlite")) as db:
-        assert [record["sequence"] for record in select(db, Query())] == [1]
+        assert [record.fields["sequence"] for record in every_record(db, Query())] == [1]
 
 
 @pytest.mark.processes

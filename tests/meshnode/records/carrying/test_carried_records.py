@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.searching import select
+from cloud_relay.query.searching import every_record, parsed_fields
 from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from tests.tools.eventually import eventually
@@ -79,7 +79,7 @@ class Coast:
 
     def values(self) -> list[object]:
         with closing(open_for_reading(self.store)) as db:
-            return sorted(record["value"]["number"] for record in select(db, Query()))
+            return sorted(record["value"]["number"] for record in map(parsed_fields, every_record(db, Query())))
 
 
 def publish(member: Member, *numbers: int) -> None:
