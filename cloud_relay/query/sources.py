@@ -25,15 +25,15 @@ MAX_SOURCES: Final = 1_024
 """Streams or cells that one question merges. Beyond, time is cheaper."""
 MAX_EXAMINED_STREAMS: Final = 200_000
 """Streams whose key is compared with an expression: nodes may invent keys, and each costs a microsecond."""
-_FEW_RECORDS: Final = 50_000
+FEW_RECORDS: Final = 50_000
 """So many records of streams are looked through before cells are."""
 _FIRST_CHUNKS: Final = (4, 128)
 """Entries that are looked at first, at least and at most."""
 _MAX_CHUNK: Final = 16_384
 """Entries of an index that are looked at at once: up to 50 ms if each needs its row."""
-_ROWS_PER_STREAM: Final = 25
+ROWS_PER_STREAM: Final = 25
 """Rows that can be looked at in the time that one stream takes to open."""
-_UNEVEN: Final = 8
+UNEVEN: Final = 8
 """How much cheaper time has to look than streams: records may lie elsewhere in time than most."""
 
 
@@ -75,7 +75,7 @@ def sources_of(
     demanded = _box(query.box) & _row_filters(query) & live
     if store_version(db) < INDEXED_VERSION:
         return [RecordSource("", ALL, demanded & _name_filters(query))]
-    few = streams is not None and sum(stream.records for stream in streams) <= _FEW_RECORDS
+    few = streams is not None and sum(stream.records for stream in streams) <= FEW_RECORDS
     cells = None if query.box is None or few else cells_of(query.box)
     if cells is not None:
         demanded &= _name_filters(query)
@@ -185,7 +185,7 @@ def _time_is_cheaper(db: sqlite3.Connection, streams: list[_Stream], query: Quer
     """Whether going along time finds a page with much less work than opening all streams, if they are spread evenly."""
     total = newest_number(db)  # streams count packed records, too
     matching = max(1, sum(stream.records for stream in streams))
-    return len(streams) * _ROWS_PER_STREAM > _UNEVEN * query.limit * total / matching
+    return len(streams) * ROWS_PER_STREAM > UNEVEN * query.limit * total / matching
 
 
 def cells_of(box: Box) -> list[int] | None:

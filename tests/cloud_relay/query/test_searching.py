@@ -143,7 +143,7 @@ def test_pages_find_exactly_what_is_asked_for_along_each_index(
 ) -> None:
     """Which index is used is for speed alone: the answer must be the same, in order, each record once."""
     if path == "cells":
-        monkeypatch.setattr(sources, "_FEW_RECORDS", -1)
+        monkeypatch.setattr(sources, "FEW_RECORDS", -1)
     if path == "time":
         monkeypatch.setattr(sources, "MAX_SOURCES", 0)
     if path == "small chunks":

@@ -20,17 +20,21 @@ from cloud_relay.query.readers.postgres.conditions import (
     stream_filters,
 )
 from cloud_relay.query.selection import Place, Query
-from cloud_relay.query.sources import MAX_EXAMINED_STREAMS, MAX_SOURCES, cells_of, stream_names
+from cloud_relay.query.sources import (
+    FEW_RECORDS,
+    MAX_EXAMINED_STREAMS,
+    MAX_SOURCES,
+    ROWS_PER_STREAM,
+    UNEVEN,
+    cells_of,
+    stream_names,
+)
 from cloud_relay.store.postgres.session import PostgresSession
 
 MAX_LOOK: Final = 16_384
 """Entries that one look is at, over all sources: up to 50 ms if each needs its row."""
 _FIRST_LOOK: Final = (4, 128)
 """Entries of each source that are looked at first, at least and at most."""
-_FEW_RECORDS: Final = 50_000
-_ROWS_PER_STREAM: Final = 25
-_UNEVEN: Final = 8
-"""As in :mod:`cloud_relay.query.sources`."""
 
 
 class RecordLook(NamedTuple):
@@ -100,7 +104,7 @@ def _statement(query: Query, sources: _Sources, after: Place | None, size: int) 
 
 def _sources(session: PostgresSession, query: Query) -> _Sources:
     streams = _streams(session, query)
-    few = streams is not None and sum(count for _, _, count in streams) <= _FEW_RECORDS
+    few = streams is not None and sum(count for _, _, count in streams) <= FEW_RECORDS
     cells = None if query.box is None or few else cells_of(query.box)
     if cells is not None:
         return _Sources("{}::int[]) AS source (wanted_cell)", ([*cells],), "cell = wanted_cell", len(cells))
@@ -138,4 +142,4 @@ def _time_is_cheaper(session: PostgresSession, streams: list[tuple[str, str, int
     """Whether going along time finds a page with much less work than opening all streams, if they are spread evenly."""
     total: int = session.row("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass('records')")[0]
     matching = max(1, sum(count for _, _, count in streams))
-    return bool(len(streams) * _ROWS_PER_STREAM > _UNEVEN * query.limit * max(total, matching) / matching)
+    return bool(len(streams) * ROWS_PER_STREAM > UNEVEN * query.limit * max(total, matching) / matching)
