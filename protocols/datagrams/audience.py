@@ -43,18 +43,25 @@ class Audience:
         self.lane.dial = SHARED_DIAL
         self._peer = Peer(EVERYBODY, Role.VEHICLE, self.lane, self.lane)
         self.listeners: frozenset[NodeId] = frozenset()
-        self._known: frozenset[NodeId] = frozenset()
+        self._known: dict[
+            NodeId, tuple[Role, bool]
+        ] = {}  # the role of each holder, and whether that may read everything
         self.holders: dict[NodeId, Role] = {}
         """Everybody who can open what is sent, with the role by which they may read."""
 
     def changed(self, listeners: frozenset[NodeId], holders: dict[NodeId, Role]) -> bool:
         """Take in who hears and who can open what is sent from now on. What waits was put there for those before, so
         it does not go out when somebody is to have the key who may not read everything. Returns whether that is so."""
-        new = [(node, role) for node, role in holders.items() if node not in self._known]
-        is_narrower = not all(self._access.permits_subscribe(role, node, "**") for node, role in new)
+        before, self._known, is_narrower = self._known, {}, False
+        for node, role in holders.items():
+            known = before.get(node)
+            if known is None or known[0] is not role:
+                known = (role, self._access.permits_subscribe(role, node, "**"))
+                is_narrower = is_narrower or not known[1]
+            self._known[node] = known
         if is_narrower:
             self.lane.clear("audience_changed")
-        self.listeners, self.holders, self._known = listeners, holders, frozenset(holders)
+        self.listeners, self.holders = listeners, holders
         self._drops.listeners = max(1, len(listeners))
         return is_narrower
 
@@ -63,11 +70,23 @@ class Audience:
         stream.shared = ()
         if len(self.listeners) < 2:
             return
-        together = [route for route in stream.routes if route.peer.node in self.listeners and not route.every]
-        if len(together) < 2 or not all(
-            self._access.permits_subscribe(role, node, stream.key) for node, role in self.holders.items()
-        ):
+        together, alone, wants = 0, [], []
+        for route in stream.routes:
+            if route.every or route.peer.node not in self.listeners:
+                alone.append(route)
+            else:
+                together += 1
+                wants.extend(route.wants)
+        if together < 2 or not self._all_may_read(stream.key):
             return
-        shared = Route(self._peer, [want for route in together for want in route.wants])
-        shared.count = len(together)
-        stream.shared = (shared, *[route for route in stream.routes if route not in together])
+        shared = Route(self._peer, wants)
+        shared.count = together
+        stream.shared = (shared, *alone)
+
+    def _all_may_read(self, key: str) -> bool:
+        for node, role in self.holders.items():
+            known = self._known.get(node)
+            reads_all = known is not None and known[0] is role and known[1]
+            if not reads_all and not self._access.permits_subscribe(role, node, key):
+                return False
+        return True
