@@ -53,6 +53,7 @@ LONGEST_FIRST = (
     "cloud_relay/sinks/test_sink_kill.py", "cloud_relay/sinks/test_kafka_sink.py", "system/test_demo_learning.py",
     "cloud_relay/http/test_description.py", "meshnode/sensors/gnss/test_receivers.py", "meshnode/mqtt/test_mqtt.py",
     "meshnode/sensors/camera/test_camera.py", "cloud_relay/learning/retraining/test_watching.py",
+    "sims/world/test_full_channel.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""
