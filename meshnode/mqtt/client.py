@@ -5,7 +5,8 @@ calls its callbacks on a thread of its own, some of them while it holds a lock t
 may call paho while holding a lock that a callback takes.
 
 :class:`Client` adds what paho lacks: it goes on after bytes from a broker that paho can't read (paho's thread would end
-and nobody would notice), and it ends in a bounded time, whatever the broker does.
+and nobody would notice), it ends in a bounded time, whatever the broker does, and a message that was half confirmed
+stays so over failed attempts to connect.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -119,11 +120,20 @@ class Client(paho.Client):
         """As that of paho, unless the client ends. :raises OSError: the broker can't be reached."""
         if self.is_ending.is_set():
             raise _Ending
+        self._remember_released()
         try:
             return super().reconnect()
         except OSError as error:
             self.why_not_connected, self.is_session_left = str(error), isinstance(error, SessionRemains)
             raise
+
+    def _remember_released(self) -> None:
+        """After a reconnect paho sends PUBREL again, but forgets that if the first attempt to connect fails. It would
+        publish the message as a new one, and a broker that had the first PUBREL would pass it on twice."""
+        with self._out_message_mutex:
+            for message in self._out_messages.values():
+                if message.state == MessageState.MQTT_MS_RESEND_PUBREL:
+                    message.state = MessageState.MQTT_MS_WAIT_FOR_PUBCOMP
 
     def end(self) -> None:
         """Say goodbye and end the thread, in three seconds at most. A thread that waits for an answer to its attempt to
@@ -139,24 +149,21 @@ class Client(paho.Client):
         self._has_ended.wait(_END_S)
 
 
-def begin(client: Client, broker: Broker, *, takes: bool) -> None:
-    """Connect from now on. In a session that ``takes``, a broker keeps what comes while the node is away; one that
-    gives begins anew with the process, as the numbers of its messages do."""
+def begin(client: Client, broker: Broker) -> None:
+    """Connect from now on, to the session that the broker has, or to a new one. It outlasts its connections."""
     if broker.version == "5":
         properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = _SESSION_S
         properties.MaximumPacketSize = MAX_PAYLOAD_BYTES + _MAX_HEADER_BYTES
-        is_clean = False if takes else paho.MQTT_CLEAN_START_FIRST_ONLY
-        client.connect_async(
-            broker.host, broker.number, broker.keepalive_s, clean_start=is_clean, properties=properties
-        )
+        client.connect_async(broker.host, broker.number, broker.keepalive_s, clean_start=False, properties=properties)
     else:
         client.connect_async(broker.host, broker.number, broker.keepalive_s)
     client.loop_start()
 
 
 def forget_session(broker: Broker, folder: Path, client_id: str) -> None:
-    """Have the broker forget an earlier session. Version 3.1.1 has no other way to begin one that is then kept.
+    """Have the broker forget an earlier session. Version 3.1.1 has no other way to begin one that is then kept, and in
+    version 5 mosquitto keeps none over its restarts that began with a clean start.
 
     :raises SessionRemains: the broker does not answer, or refuses; try again.
     """

@@ -6,14 +6,20 @@ once. What waits is ours. It is bounded, the oldest give way, and what has outli
 moment at which it would be sent. So the client is given a few messages only, and only while it is connected.
 
 A session in which a node takes is older than the process: the broker keeps what comes meanwhile. One in which it gives
-begins with the process: numbers begin anew, too, and a broker would take a message for an earlier one of its number.
+begins with the process: numbers begin anew, too, and a broker would take a message for an earlier one of its number. So
+the node has the broker forget the earlier session, and then connects as to one that is kept: mosquitto does not write a
+session down whose connection asked for a clean start.
+
+A broker that has forgotten the session is given again what it had not confirmed, as new messages: it has some of them
+perhaps, but the second half of quality of service 2 alone would give it none.
 
 Invariants:
 - a message is given to the client once. From then on it belongs to the session;
 - at most ``MAX_UNDER_WAY`` messages are not confirmed;
 - nobody who offers a message waits;
 - nobody calls the client while holding ``_changed``: the client calls back while it holds a lock that its ``publish``
-  takes. So a message may be confirmed before its number is noted; such numbers are kept in ``_early``.
+  takes. So a message may be confirmed before its number is noted; such numbers are kept in ``_early``, and those that
+  are to be given again in ``_dropped``.
 """
 
 import logging
@@ -49,8 +55,12 @@ class _Waiting(NamedTuple):
 
 
 class _UnderWay(NamedTuple):
-    qos: int
+    taken: _Waiting
     connection: int  # the number of the connection on which it was sent first
+
+    @property
+    def qos(self) -> int:
+        return self.taken.message.qos
 
 
 class BrokerSession:
@@ -74,13 +84,14 @@ class BrokerSession:
         self._waiting: deque[_Waiting] = deque()
         self._under_way: dict[int, _UnderWay] = {}
         self._early: set[int] = set()
+        self._dropped: set[int] = set()
         self._most_under_way, self._most_bytes, self._highest_qos = client.MAX_UNDER_WAY, 0, 2
         self._connection = 0
         self._changed = threading.Condition()
         self._connected = self._closing = self._has_complained = False
         self._client_id = client.session_name(broker, node, "-out" if received is None else "-in")
         self._client: Client = client.Client(broker, folder, self._client_id, keeps=True)
-        self._is_forgotten = received is not None or broker.version == "5"
+        self._is_forgotten = received is not None
         self._client.broken = lambda why: self._state(f"{self.name} {why}")
         self._client.on_pre_connect = self._on_pre_connect
         self._client.on_connect = self._on_connect
@@ -109,7 +120,7 @@ class BrokerSession:
     def start(self) -> None:
         """Connect now, and again whenever the connection is lost."""
         self._state(f"{self.name} has not answered yet")
-        self._paho.begin(self._client, self._broker, takes=self._received is not None)
+        self._paho.begin(self._client, self._broker)
         self._pump.start()
 
     def offer(self, message: Message) -> None:
@@ -186,8 +197,11 @@ class BrokerSession:
             self.counts["sent"] += 1
             if info.mid in self._early:
                 self._early.discard(info.mid)
+            elif info.mid in self._dropped:
+                self._dropped.discard(info.mid)
+                self._waiting.appendleft(taken)
             elif message.qos or connection == self._connection:
-                self._under_way[info.mid] = _UnderWay(message.qos, connection)
+                self._under_way[info.mid] = _UnderWay(taken, connection)
             else:
                 self.counts["lost"] += 1
 
@@ -218,7 +232,7 @@ class BrokerSession:
             why = f"{self.name} can't be reached ({why}): is it running, and are 'host', 'port' and 'tls' right?"
         self._state(why)
 
-    def _on_connect(self, client: Any, _data: object, _flags: object, reason: Any, properties: Any) -> None:
+    def _on_connect(self, client: Any, _data: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._state(
                 f"{self.name} refuses this node ({reason}): correct 'username' and 'password_file', or give this user "
@@ -228,9 +242,15 @@ class BrokerSession:
         if self._received is not None:  # again each time: a broker may have lost the session
             client.subscribe([(each.topic, each.qos) for each in self._broker.take])
         self._state("")
+        dropped: list[int] = []
+        if not flags.session_present:
+            dropped = [message.mid for message in client.drop_out_messages()]
         with self._changed:
             self.counts["connections"] += 1
             self._connection += 1
+            if self._connection > 1 and not flags.session_present:
+                self.counts["sessions_lost"] += 1
+            self._give_again(dropped)
             self._most_under_way = min(self._paho.MAX_UNDER_WAY, getattr(properties, "ReceiveMaximum", 65_535))
             self._most_bytes = getattr(properties, "MaximumPacketSize", 0)
             self._highest_qos = getattr(properties, "MaximumQoS", 2)
@@ -240,6 +260,14 @@ class BrokerSession:
             self.counts["lost"] += len(lost)
             self._connected = self._received is None  # one that takes, when it is subscribed
             self._changed.notify_all()
+
+    def _give_again(self, dropped: list[int]) -> None:
+        for mid in reversed(dropped):
+            sent = self._under_way.pop(mid, None)
+            if sent is None:
+                self._dropped.add(mid)
+            else:
+                self._waiting.appendleft(sent.taken)
 
     def _on_disconnect(self, _client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
         with self._changed:
