@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meshnode.mqtt.delivered import Delivered
 from meshnode.mqtt.messages import Message
 from meshnode.mqtt.section import Broker
 from protocols.base.errors import ConfigError
@@ -85,6 +86,7 @@ class BrokerSession:
         self._under_way: dict[int, _UnderWay] = {}
         self._early: set[int] = set()
         self._dropped: set[int] = set()
+        self._delivered = Delivered()
         self._most_under_way, self._most_bytes, self._highest_qos = client.MAX_UNDER_WAY, 0, 2
         self._connection = 0
         self._changed = threading.Condition()
@@ -244,6 +246,7 @@ class BrokerSession:
         self._state("")
         dropped: list[int] = []
         if not flags.session_present:
+            self._delivered.forget()
             dropped = [message.mid for message in client.drop_out_messages()]
         with self._changed:
             self.counts["connections"] += 1
@@ -305,6 +308,9 @@ class BrokerSession:
             topic = message.topic
         except UnicodeDecodeError:
             self._count("unusable")
+            return
+        if message.qos == 2 and self._delivered.is_repeated(message.mid, message.dup, topic, message.payload):
+            self._count("repeated")
             return
         try:
             self._received(topic, message.payload, bool(message.retain))

@@ -136,6 +136,50 @@ def given_giving(tmp_path: Path) -> Iterator[Script]:
         yield script
 
 
+def test_broker_that_publishes_again_what_was_confirmed_is_heard_once(taking: Script) -> None:
+    """As mosquitto does after a restart with more messages under way than it restores as such. A message whose first
+    sending was lost has the same flag, and one that is equal to an earlier one has another number."""
+    numbers = list(range(1, 26))
+    with taking.connection() as first:
+        first.accept_taker(False)
+        for number in numbers:
+            first.publish(number, "same" if number > 20 else str(number))
+        first.complete(numbers)
+    again = [21, 22, 23, 24, 25]
+    for _ in range(2):
+        with taking.connection() as later:
+            later.accept_taker(True)
+            for number in again:
+                later.publish(number, "same", dup=True)
+            later.complete(again)
+    with taking.connection() as last:
+        last.accept_taker(True)
+        last.publish(25, "same", dup=True)
+        last.publish(26, "same", dup=True)
+        last.publish(27, "same")
+        last.publish(5, "other", dup=True)
+        last.complete([25, 26, 27, 5])
+    expected = [str(number) for number in range(1, 21)] + ["same"] * 7 + ["other"]
+    assert taking.heard == expected, "PUBCOMP comes after the message was handed on"
+    assert taking.session.counts["repeated"] == 11
+
+
+def test_broker_that_begins_a_new_session_is_believed(taking: Script) -> None:
+    """It numbers from 1 again, and some of that may be lost at first."""
+    numbers = list(range(1, 26))
+    with taking.connection() as first:
+        first.accept_taker(False)
+        for number in numbers:
+            first.publish(number, "same")
+        first.complete(numbers)
+    with taking.connection() as second:
+        second.accept_taker(False)
+        second.publish(1, "same", dup=True)
+        second.complete([1])
+    assert len(taking.heard) == 26
+    assert taking.session.counts["sessions_lost"] == 1
+
+
 def given_message(giving: Script, first: Connection) -> int:
     """The number of a message that the node gave, of which the first half is confirmed, and which is released."""
     assert not first.accept(False) & CLEAN_START, "mosquitto keeps no session over its restarts that began with this"

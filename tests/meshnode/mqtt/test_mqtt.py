@@ -15,17 +15,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from paho.mqtt.enums import CallbackAPIVersion
 
 import meshnode as mesh
 from benchmarks import mqtt
 from benchmarks.mosquitto import MOSQUITTO, Mosquitto
 from meshnode.cli.checks import examine
+from meshnode.mqtt.client import Client
+from meshnode.mqtt.delivered import Delivered
+from meshnode.mqtt.section import Broker
 from protocols.base.errors import ConfigError
 from tests.tools.eventually import eventually, until
 from tests.tools.mesh_fixture import House, given_house
@@ -39,17 +40,20 @@ pytestmark = [
 
 
 class Other:
-    """Another client of the broker, whose session outlasts its connections."""
+    """Another client of the broker, whose session outlasts its connections. It makes up for faults of paho and of
+    mosquitto by which a message comes twice that the node gave or took once (see test_broker_sessions.py)."""
 
     def __init__(self, port: int, *topics: str, qos: int = 2) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self._topics = [(topic, qos) for topic in topics]
         self.confirmed = 0
         self._is_subscribed = threading.Event()
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, "other", clean_session=False)
+        broker = Broker(name="box", host="127.0.0.1", port=port, version="3.1.1")
+        self.client = Client(broker, Path(), "other", keeps=True)
         self.client.on_connect = lambda client, *_: client.subscribe(self._topics) if self._topics else None
         self.client.on_subscribe = lambda *_: self._is_subscribed.set()
-        self.client.on_message = lambda _c, _d, message: self.messages.append((message.topic, message.payload))
+        self._delivered = Delivered()
+        self.client.on_message = self._take
         self.client.on_publish = self._count
         self.client.reconnect_delay_set(1, 1)
         self.client.connect("127.0.0.1", port)
@@ -59,6 +63,11 @@ class Other:
 
     def _count(self, *_: object) -> None:
         self.confirmed += 1
+
+    def _take(self, _client: object, _data: object, message: Any) -> None:
+        repeated = self._delivered.is_repeated
+        if message.qos < 2 or not repeated(message.mid, message.dup, message.topic, message.payload):
+            self.messages.append((message.topic, message.payload))
 
     def payloads(self, topic: str) -> list[bytes]:
         """What came on a topic, in its order."""
@@ -192,16 +201,17 @@ async def test_broker_that_goes_away_again_and_again_gets_each_message_once(
         await until(lambda: other.payloads("short") == [b'"in time"'], "this one came, and no late one")
         numbers.update(int(payload) for payload in other.payloads("n"))
         assert numbers == Counter(range(count)), "each once"
+        assert "mqtt_sessions_lost" not in node.statistics(), "mosquitto wrote the session down"
         assert node.statistics()["mqtt_expired"] == 3
         assert not troubles(node)
     other.close()
 
 
-async def test_quality_of_service_2_inwards_loses_nothing_while_a_broker_comes_and_goes(
+async def test_quality_of_service_2_inwards_comes_once_while_a_broker_comes_and_goes(
     house: House, broker: Mosquitto
 ) -> None:
-    """The broker keeps what comes while the node's connection is lost. Some of what it gave shortly before it ended was
-    seen to come a second time, in two of some fifty runs."""
+    """The broker keeps what comes while the node's connection is lost. What it gives a second time is left out: so
+    mosquitto does with what it had under way above its own limit, which it exceeds up to 2.0.12."""
     take = 'take = [{ topic = "n", key = "veh/{node}/n", qos = 2 }]'
     heard: list[int] = []
     other = Other(broker.port)
@@ -216,9 +226,9 @@ async def test_quality_of_service_2_inwards_loses_nothing_while_a_broker_comes_a
             await until(lambda number=number: other.confirmed > number - 10, "the broker keeps up")
             if number % 50 == 25:
                 await restarted
-        await until(lambda: len(heard) >= 150, lambda: f"{len(heard)} came")
-        assert set(heard) == set(range(150))
-        assert max(Counter(heard).values()) <= 2
+        await until(lambda: set(heard) == set(range(150)), lambda: f"{set(range(150)) - set(heard)} did not come")
+        assert len(heard) == 150, {number: count for number, count in Counter(heard).items() if count > 1}
+        assert "mqtt_sessions_lost" not in node.statistics()
     other.close()
 
 
@@ -401,12 +411,14 @@ async def test_brokers_that_are_none_stop_no_node(house: House, names: list[str]
 
 async def test_client_goes_on_after_an_error_of_its_own(house: House, broker: Mosquitto) -> None:
     """An error on the client's thread would otherwise end the bridge, and nobody would see it."""
-    answers = [ANSWERS["cut_publish"], ANSWERS["bad_properties"], ANSWERS["cut_connack"]]
+    answers = [ANSWERS["cut_publish"], ANSWERS["bad_properties"], ANSWERS["cut_connack"], b""]
 
     class Relay(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with contextlib.suppress(OSError):
-                if answers:
+                if len(answers) == 4:
+                    answers.pop()  # the connection by which an earlier session is forgotten
+                elif answers:
                     self.request.recv(4_096)
                     self.request.sendall(answers.pop())
                     return
