@@ -20,6 +20,7 @@ from protocols.base.ids import MeshName, PeerIdentity, parse_untrusted_spiffe
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*\.?")
 _MAX_CREDENTIAL_BYTES = 256 * 1024
 _SCHEME = "tls+tcp"
+_IPV6_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,13 @@ def plain_host(text: str) -> str:
     ip = ipaddress.ip_address(text)
     mapped = ip.ipv4_mapped if ip.version == 6 else None
     return str(mapped or ip)
+
+
+@lru_cache(maxsize=256)
+def payer_of(host: str) -> str:
+    """Who pays for a connection from an IP address in its shortest form: an IPv4 address for itself, one of IPv6 as the
+    /64 that it is in, because whoever has one address there has 2^64 of them (RFC 7934)."""
+    return str(ipaddress.ip_network((host, _IPV6_PREFIX), strict=False)) if ":" in host else host
 
 
 def read_credentials(credentials: CredentialFiles) -> PemCredentials:

@@ -4,8 +4,8 @@ The step that proves an identity takes up to 1.5 ms, as long as a hundred frames
 interpreter, so on a thread of its own it keeps no frame waiting; whoever opens one link after the other only makes
 other newcomers wait.
 
-Who a newcomer is shows at the end of its handshake, so the host that it comes from pays for that. Beyond its allowance
-newcomers of a host wait, and those of others overtake them.
+Who a newcomer is shows at the end of its handshake, so the host that it comes from pays for that: an IPv4 address, or
+all addresses in a /64 of IPv6. Beyond its allowance newcomers of a host wait, and those of others overtake them.
 
 Invariant: while this thread has a connection, or the connection waits, nothing else uses its TLS object. The I/O thread
 reads no bytes for it.
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from meshnode.links.express.connection import Connection
+from meshnode.links.peer import payer_of
 from protocols.base.allowance import Allowance
 from protocols.base.limits import HANDSHAKES_PER_S, MAX_HANDSHAKE_BURST, SECOND
 from protocols.base.time import NEVER
@@ -72,11 +73,12 @@ class Handshakes:
         """Whether a connection may take a step. Its host pays for the first one."""
         if not connection.owes:
             return True
-        allowance = self._hosts.get(connection.host)
+        payer = payer_of(connection.host)
+        allowance = self._hosts.get(payer)
         if allowance is None:
             if len(self._hosts) >= _MAX_HOSTS:
                 del self._hosts[next(iter(self._hosts))]
-            allowance = self._hosts[connection.host] = Allowance(HANDSHAKES_PER_S, MAX_HANDSHAKE_BURST, now_ns)
+            allowance = self._hosts[payer] = Allowance(HANDSHAKES_PER_S, MAX_HANDSHAKE_BURST, now_ns)
         connection.owes = not allowance.take(now_ns)
         return not connection.owes
 

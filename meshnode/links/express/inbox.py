@@ -18,7 +18,7 @@ from collections import Counter
 
 from meshnode.links.express.connection import Closed, HandshakeFailed, Hub, Inbound, Turn
 from meshnode.links.express.expedited import expedite
-from meshnode.links.peer import plain_host
+from meshnode.links.peer import payer_of, plain_host
 from meshnode.links.tls import FailureKind, Failures
 from meshnode.links.transport import Address
 from protocols.base.errors import TransportError
@@ -163,7 +163,7 @@ class Inbox:
 
     def _make_room(self) -> None:
         """End a newcomer of the host that has the most: the oldest that has sent nothing, or else the oldest."""
-        busiest = Counter(newcomer.host for newcomer in self._newcomers.values()).most_common(1)[0][0]
-        theirs = [newcomer for newcomer in self._newcomers.values() if newcomer.host == busiest]
+        busiest = Counter(payer_of(newcomer.host) for newcomer in self._newcomers.values()).most_common(1)[0][0]
+        theirs = [newcomer for newcomer in self._newcomers.values() if payer_of(newcomer.host) == busiest]
         out = next((newcomer for newcomer in theirs if newcomer.mute), theirs[0])
         out.hub.finish(out, HandshakeFailed(FailureKind.CROWDED, "too many connections come in at once"))

@@ -1,18 +1,34 @@
 """The gate before an NNG inbox: one host can't have handshake after handshake, and nobody else notices."""
 
+import ctypes
+import fcntl
+import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
 
-from meshnode.links.nng.gate import HANDSHAKES_PER_S, MAX_BURST, Gate, filter_newcomers, newcomer_filter
+from meshnode.links.nng.gate import (
+    HANDSHAKES_PER_S,
+    MAX_BURST,
+    MAX_NETWORK_BURST,
+    Gate,
+    filter_newcomers,
+    newcomer_filter,
+)
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from tests.tools.eventually import eventually
 from tests.tools.link_fixture import given_ca, given_end, given_pki  # noqa: F401 -- fixtures
+
+_CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _SIOCSIFADDR = 0x8914, 0x8916
+_IFF_UP = 0x1
 
 
 @pytest.fixture(name="listener")
@@ -35,12 +51,30 @@ def connects(port: int, source: str, to: str = "127.0.0.1", timeout_s: float = 0
         return True
 
 
+def with_loopback(addresses: list[str], task: Callable[[], None]) -> None:
+    """Run ``task`` on a thread in a network of its own whose loopback has these addresses of IPv6."""
+
+    def run() -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.unshare(_CLONE_NEWNET):
+            pytest.skip(f"no network of its own: {os.strerror(ctypes.get_errno())}")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
+            for address in addresses:
+                packed = socket.inet_pton(socket.AF_INET6, address)
+                fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("=16sIi", packed, 64, socket.if_nametoindex("lo")))
+        task()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
 def test_newcomers_of_one_host_are_dropped_and_all_else_goes_on(listener: socket.socket) -> None:
     """Connections that are open, those of other hosts, and those of the same one when it is let in again."""
     port = listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as early:
         accepted, _ = listener.accept()
-        filter_newcomers(port, {"127.0.0.2", "127.0.0.3", "::1"})
+        filter_newcomers(port, {"127.0.0.2", "127.0.0.3", "::/64"})
         assert not connects(port, "127.0.0.2")
         assert not connects(port, "127.0.0.3")
         assert connects(port, "127.0.0.1", timeout_s=20)
@@ -72,17 +106,17 @@ def test_hosts_of_ipv6_and_mapped_ones_are_told_apart() -> None:
         pytest.skip(f"no IPv6 here: {error}")
     with listener:
         port = listener.getsockname()[1]
-        filter_newcomers(port, {"::1", "127.0.0.2"})
+        filter_newcomers(port, {"::/64", "127.0.0.2"})
         assert not connects(port, "::1", "::1")
         assert not connects(port, "127.0.0.2")
         assert connects(port, "127.0.0.1", timeout_s=20)
-        filter_newcomers(port, {"fe80::1", "::2", "127.0.0.2"})
+        filter_newcomers(port, {"fe80::/64", "0:0:0:1::/64", "0:1::/64", "127.0.0.2"})
         assert connects(port, "::1", "::1", timeout_s=20)
 
 
 def test_the_largest_filter_is_taken_by_the_kernel(listener: socket.socket) -> None:
-    """All places with the longest addresses."""
-    hosts = {f"2001:db8::{number:x}" for number in range(64)} | {f"192.0.2.{number}" for number in range(64)}
+    """All places with the longest programs."""
+    hosts = {f"2001:db8:0:{number:x}::/64" for number in range(64)} | {f"192.0.2.{number}" for number in range(64)}
     filter_newcomers(listener.getsockname()[1], hosts)
     assert connects(listener.getsockname()[1], "127.0.0.1", timeout_s=20)
     assert len(newcomer_filter(hosts)) <= 4_096
@@ -113,16 +147,40 @@ def test_a_host_is_shut_out_for_as_long_as_it_spent_too_much(listener: socket.so
 
 
 def test_many_hosts_cost_bounded_memory_and_those_beyond_stay_in(listener: socket.socket) -> None:
-    """Addresses of IPv6 cost nothing: nobody may be shut out, or remembered, without bound."""
+    """Whoever has a /48 has 65,536 hosts: nobody may be shut out, or remembered, without bound."""
     gate = Gate(listener.getsockname()[1])
     for number in range(1_000):
-        for _ in range(MAX_BURST + 1):
-            gate.pay(f"2001:db8::{number:x}", 0)
+        for _ in range(MAX_NETWORK_BURST + 1):
+            gate.pay(f"2001:db8:0:{number:x}::1", 0)
     assert len(gate.shut) == 64
     assert len(gate._hosts) == 256
     while gate.go_on(gate.due_ns) != NEVER:
         pass
     assert gate.shut == frozenset()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to give loopback addresses of IPv6")
+def test_a_host_with_many_addresses_in_a_network_of_ipv6_pays_for_all_of_them() -> None:
+    """Each of them had an allowance of its own, so an insider took as much of the node as it liked."""
+    own = [f"fd00:0:0:1::{number}" for number in range(1, 5)]
+    others = ["fd00:0:0:2::1", "fd00:0:1:1::1"]
+
+    def play() -> None:
+        with socket.create_server(("::", 0), family=socket.AF_INET6) as listener:
+            port = listener.getsockname()[1]
+            gate = Gate(port)
+            for number in range(MAX_NETWORK_BURST):
+                gate.pay(own[number % 2], 0)
+            assert gate.shut == {"fd00:0:0:1::/64"}
+            for source in own[1:]:  # those that have never come too
+                assert not connects(port, source, own[0])
+            for source in others:
+                assert connects(port, source, own[0], timeout_s=20)
+            while gate.go_on(gate.due_ns) != NEVER:
+                pass
+            assert connects(port, own[3], own[0], timeout_s=20)
+
+    with_loopback([*own, *others], play)
 
 
 def test_a_gate_that_the_system_refuses_stays_open_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

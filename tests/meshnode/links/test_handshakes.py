@@ -56,6 +56,19 @@ def test_host_that_connects_again_and_again_makes_only_its_own_newcomers_wait() 
     bench.handshakes.close()
 
 
+def test_addresses_in_one_network_of_ipv6_are_one_host() -> None:
+    """Whoever has one address of a /64 can take any other of it."""
+    bench = _Bench()
+    for number in range(2 * MAX_HANDSHAKE_BURST):
+        bench.comes(f"2001:db8::{number:x}")
+    assert MAX_HANDSHAKE_BURST <= bench.settled() < MAX_HANDSHAKE_BURST + HANDSHAKES_PER_S
+    bench.comes("2001:db8:0:1::1")
+    before = bench.settled()
+    bench.comes("2001:db8:0:2::1")
+    assert bench.settled() == before + 1
+    bench.handshakes.close()
+
+
 def test_newcomer_that_ended_while_it_waited_costs_nothing() -> None:
     """Its deadline passes while it waits, and its place in the allowance is for the next one."""
     bench = _Bench()
