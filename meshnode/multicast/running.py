@@ -35,8 +35,10 @@ class RunningMulticast(RunningPart):
         if not self._section.enabled:
             return
 
+        received = self.host.driver.datagram_received
+
         async def attempt() -> None:
-            sockets = GroupSockets(self._section.group, self._section.port, self.host.driver.datagram_received)
+            sockets = GroupSockets(self._section.group, self._section.port, received, self.host.troubles)
             self._sockets = sockets
             self.host.driver.cast_with(sockets.send)
             sockets.start()
@@ -64,5 +66,6 @@ class RunningMulticast(RunningPart):
             return {}
         return {
             "multicast_interfaces": sockets.interfaces, "multicast_not_sent": sockets.not_sent,
+            "multicast_not_read": sockets.not_read, "multicast_not_taken": sockets.not_taken,
             "multicast_flooded": sockets.too_many,
         }  # fmt: skip

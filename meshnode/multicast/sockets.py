@@ -3,9 +3,13 @@
 A thread of its own hears, and calls a function for each datagram. It takes at most ``MOST_PER_S``; a flood beyond that
 fills the kernel's buffer and is dropped there. What is sent stays on the network of its interface (its time to live is
 1), and other nodes on this host hear it too.
+
+A socket that does not work is a trouble of the node until it works again: the log has its beginning and its end, and
+what happens meanwhile is counted. A buffer that is full is none, because a full channel has that all the time.
 """
 
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -15,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from meshnode.links.interfaces import HostAddress
+from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.errors import TransportError
@@ -32,19 +37,22 @@ _SEND_BUFFER_BYTES: Final = 16 * 1024
 _WAKE_S: Final = 0.5
 """How long closing may wait for the thread."""
 _INDEX: Final = struct.Struct("@I")
+_FULL: Final = (errno.EAGAIN, errno.ENOBUFS)
+_MEANWHILE: Final = "neighbours are served on their links meanwhile"
 
 
 class GroupSockets:
     """The sockets of one node. Datagrams may be sent from any thread."""
 
-    def __init__(self, group: str, port: int, heard: Callable[[bytes, str], object]) -> None:
+    def __init__(self, group: str, port: int, heard: Callable[[bytes, str], object], troubles: Troubles) -> None:
         """``heard`` is called with each datagram and the address that it seems to come from, on the thread of this
         object. :raises TransportError: when the port can't be had."""
-        self._group, self._port, self._heard = group, port, heard
+        self._group, self._port, self._heard, self._troubles = group, port, heard, troubles
+        self._failing: dict[str, str] = {}  # by name of an interface, and empty for hearing
         self._family = socket.AF_INET6 if ":" in group else socket.AF_INET
-        self._senders: dict[int, socket.socket] = {}
+        self._senders: dict[int, tuple[str, socket.socket]] = {}  # with the name of the interface
         self._closing = False
-        self.not_sent = self.too_many = 0
+        self.not_sent = self.not_read = self.not_taken = self.too_many = 0
         try:
             self._receiver = self._listen()
         except OSError as error:
@@ -83,8 +91,12 @@ class GroupSockets:
                 try:
                     self._join(entry)
                 except OSError as error:
-                    _log.info("multicast can't be used on %s yet: %s", entry.interface, error)
+                    self._fails(entry.interface, f"the interface can't be used yet ({error.strerror or error})")
                     is_complete = False
+                else:
+                    self._works(entry.interface)
+        for name in [name for name in self._failing if name and name not in {one.interface for one in wanted.values()}]:
+            self._works(name)
         return is_complete
 
     def _join(self, entry: HostAddress) -> None:
@@ -107,7 +119,7 @@ class GroupSockets:
         except OSError:
             sender.close()
             raise
-        self._senders = {**self._senders, entry.index: sender}
+        self._senders = {**self._senders, entry.index: (entry.interface, sender)}
 
     def _member(self, index: int, *, joins: bool) -> None:
         if self._family == socket.AF_INET:
@@ -121,7 +133,7 @@ class GroupSockets:
 
     def _leave(self, index: int) -> None:
         senders = dict(self._senders)
-        gone = senders.pop(index)
+        _, gone = senders.pop(index)
         self._senders = senders
         gone.close()
         with contextlib.suppress(OSError):  # the interface is gone
@@ -135,12 +147,17 @@ class GroupSockets:
     # --- datagrams -------------------------------------------------------------------------------------------------
     def send(self, datagram: bytes) -> None:
         """Send a datagram on every interface. What an interface does not take is counted: who misses it will say so."""
-        for index, sender in self._senders.items():
+        for index, (interface, sender) in self._senders.items():
             to = (self._group, self._port) if self._family == socket.AF_INET else (self._group, self._port, 0, index)
             try:
                 sender.sendto(datagram, to)
-            except OSError:  # its buffer is full, or the interface is down
+            except OSError as error:
                 self.not_sent += 1
+                if error.errno not in _FULL:
+                    self._fails(interface, f"datagrams can't be sent ({error.strerror or error})")
+            else:
+                if self._failing:
+                    self._works(interface)
 
     def _hear(self) -> None:
         allowance = Allowance(MOST_PER_S, _BURST, time.monotonic_ns())
@@ -148,12 +165,16 @@ class GroupSockets:
             try:
                 datagram, address = self._receiver.recvfrom(limits.MAX_DATAGRAM_BYTES + 1)
             except TimeoutError:
+                self._works("")
                 continue
             except OSError as error:
                 if not self._closing:
-                    _log.warning("multicast datagrams can't be read now: %s", error)
+                    self.not_read += 1
+                    self._fails("", f"datagrams can't be read ({error.strerror or error})")
                     time.sleep(_WAKE_S)
                 continue
+            if self._failing:
+                self._works("")
             if not allowance.take(time.monotonic_ns()):
                 self.too_many += 1
                 time.sleep(_PAUSE_S)
@@ -161,14 +182,26 @@ class GroupSockets:
             try:
                 self._heard(datagram, address[0])
             except Exception:  # noqa: BLE001 - whatever one datagram does, hearing goes on
-                _log.exception("a datagram from %s could not be taken", address[0])
+                self.not_taken += 1
+                if self.not_taken == 1:
+                    _log.exception("a datagram from %s could not be taken; others are only counted", address[0])
+
+    # --- troubles --------------------------------------------------------------------------------------------------
+    def _fails(self, name: str, why: str) -> None:
+        if self._failing.get(name) != why:
+            self._failing[name] = why
+            self._troubles.begin("multicast", name, f"{why}; {_MEANWHILE}")
+
+    def _works(self, name: str) -> None:
+        if self._failing.pop(name, None) is not None:
+            self._troubles.end("multicast", name)
 
     def close(self) -> None:
         """Leave the group and end the thread. Idempotent."""
         self._closing = True
         if self._thread.is_alive():
             self._thread.join(10 * _WAKE_S)
-        for sender in self._senders.values():
+        for _, sender in self._senders.values():
             sender.close()
         self._senders = {}
         self._receiver.close()

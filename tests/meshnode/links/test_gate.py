@@ -1,12 +1,8 @@
 """The gate before an NNG inbox: one host can't have handshake after handshake, and nobody else notices."""
 
-import ctypes
-import fcntl
 import os
 import socket
-import struct
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -25,10 +21,7 @@ from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from tests.tools.eventually import eventually
 from tests.tools.link_fixture import given_ca, given_end, given_pki  # noqa: F401 -- fixtures
-
-_CLONE_NEWNET = 0x40000000
-_SIOCSIFFLAGS, _SIOCSIFADDR = 0x8914, 0x8916
-_IFF_UP = 0x1
+from tests.tools.own_loopback import on_own_loopback
 
 
 @pytest.fixture(name="listener")
@@ -49,24 +42,6 @@ def connects(port: int, source: str, to: str = "127.0.0.1", timeout_s: float = 0
         except TimeoutError:
             return False
         return True
-
-
-def with_loopback(addresses: list[str], task: Callable[[], None]) -> None:
-    """Run ``task`` on a thread in a network of its own whose loopback has these addresses of IPv6."""
-
-    def run() -> None:
-        library = ctypes.CDLL(None, use_errno=True)
-        if library.unshare(_CLONE_NEWNET):
-            pytest.skip(f"no network of its own: {os.strerror(ctypes.get_errno())}")
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
-            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
-            for address in addresses:
-                packed = socket.inet_pton(socket.AF_INET6, address)
-                fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("=16sIi", packed, 64, socket.if_nametoindex("lo")))
-        task()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(run).result()
 
 
 def test_newcomers_of_one_host_are_dropped_and_all_else_goes_on(listener: socket.socket) -> None:
@@ -180,7 +155,7 @@ def test_a_host_with_many_addresses_in_a_network_of_ipv6_pays_for_all_of_them() 
                 pass
             assert connects(port, own[3], own[0], timeout_s=20)
 
-    with_loopback([*own, *others], play)
+    on_own_loopback(play, *own, *others)
 
 
 def test_a_gate_that_the_system_refuses_stays_open_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
