@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from protocols.base import limits
 from protocols.base.ids import Role, node_id
 from protocols.wire.multicast.datagrams import encode_head
 from protocols.wire.readings import Position
+from tests.meshnode.links.test_slow_link import slow_way
 from tests.tools.eventually import until
 
 GROUP = "239.255.77.83"
@@ -143,3 +145,45 @@ async def test_node_whose_port_is_taken_says_so_and_works_without(tmp_path: Path
             nodes[1].subscribe("veh/v-0/**", callback=lambda reading: received.append(reading.value))
             publisher = nodes[0].publisher("veh/v-0/speed", unit="m/s", sensor="test")
             await until(lambda: (publisher.put(1), received)[1], "a reading comes")
+
+
+async def test_neighbours_that_are_slow_or_hang_slow_down_nobody_who_listens(tmp_path: Path) -> None:
+    """One is on a link of 8 kB/s and hears no datagram, another one's program takes nothing for as long as it lasts.
+    Whoever waited for either would be as slow; each reading is published when those who listen have had the one before.
+    """
+    port, go_on = free_group_port(), threading.Event()
+    received: dict[str, list[int]] = {"v-1": [], "v-2": [], "hangs": [], "slow": []}
+
+    def came(name: str, value: int) -> None:
+        received[name].append(value)
+        if name == "hangs" and value >= 0:
+            go_on.wait(WAIT_S)
+
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = {
+            name: await stack.enter_async_context(
+                meshnode.open(config(tmp_path, name, None if name == "slow" else port))
+            )
+            for name in received
+        }
+        way = await stack.enter_async_context(slow_way(nodes["slow"].port))
+        stack.callback(go_on.set)
+        seeds = (nodes["v-1"].port, nodes["v-2"].port, nodes["hangs"].port, way)
+        here = await stack.enter_async_context(meshnode.open(config(tmp_path, "v-0", port, seeds)))
+        await here.wait_for_peers(4, WAIT_S)
+        publisher = here.publisher("veh/v-0/state", unit="1", sensor="test")
+        for name, node in nodes.items():
+            node.subscribe("veh/v-0/*", callback=lambda reading, name=name: came(name, reading.value[0]))
+        await until(lambda: publisher.put([-1, b""]).queued == 4, "everybody wants it")
+        await counted(here, "multicast_listeners", 3)
+        good = (received["v-1"], received["v-2"])
+        for number in range(120):
+            assert publisher.put([number, bytes(900)]).queued == 4
+            await until(lambda number=number: all(values and values[-1] >= number for values in good), "it comes")  # type: ignore[misc]
+        assert len([value for value in received["slow"] if value >= 0]) < 80, "its link has room for nine a second"
+        assert [value for value in received["hangs"] if value >= 0] == [received["hangs"][-1]]
+        assert "pace_frames_per_s" not in here.statistics()
+        assert {view.node for view in here.peers() if view.is_behind} <= {"slow", "hangs"}
+        go_on.set()
+        for name in ("slow", "hangs"):
+            await until(lambda name=name: received[name][-1] == 119, f"{name} gets the newest")  # type: ignore[misc]
