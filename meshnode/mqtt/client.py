@@ -10,6 +10,7 @@ stays so over failed attempts to connect.
 """
 
 import contextlib
+import hashlib
 import logging
 import socket
 import ssl
@@ -33,8 +34,8 @@ MAX_UNDER_WAY: Final = 20
 GONE: Final = 0x92
 """The reason "packet identifier not found": the broker had confirmed the message before the connection was lost."""
 NO_CONNECTION: Final = MQTTErrorCode.MQTT_ERR_NO_CONN
-MAX_CLIENT_ID: Final = 23
-"""Brokers need not take a longer name of a session."""
+MAX_SESSION_NAME: Final = 19
+"""Without its end. Brokers need not take more than 23 characters."""
 _MAX_HEADER_BYTES: Final = 70_000
 """A topic has 65,535 at most."""
 _SESSION_S: Final = 86_400
@@ -228,8 +229,12 @@ def knock(broker: Broker, folder: Path, client_id: str, timeout_s: float) -> Non
 
 
 def session_name(broker: Broker, node: str, end: str) -> str:
-    """The name of a session, with ``end`` at its end."""
-    return (broker.client_id or f"mesh-{node}")[: MAX_CLIENT_ID - len(end)] + end
+    """The name of a session, with ``end`` at its end. A broker ends the connection of a client when another comes by
+    its name, so nodes whose ids begin alike must not get the same one."""
+    name = broker.client_id or f"mesh-{node}"
+    if len(name) > MAX_SESSION_NAME:
+        name = f"{name[: MAX_SESSION_NAME - 9]}-{hashlib.sha256(node.encode()).hexdigest()[:8]}"
+    return name + end
 
 
 def _password(broker: Broker, folder: Path) -> str | None:

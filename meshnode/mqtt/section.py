@@ -121,11 +121,17 @@ class MqttSection(PartSection, frozen=True, kw_only=True):
     def conflicts(self) -> Iterator[Problem]:
         """Names that are used twice, templates with unknown places, and secrets without their partner."""
         seen: set[str] = set()
+        sessions: set[tuple[str, int, str | None]] = set()
         for index, broker in enumerate(self.brokers):
             at = f"[{index}]"
             if broker.name in seen:
                 yield Problem(f"{at}.name", shown(broker.name), "is used twice: give each broker its own name")
             seen.add(broker.name)
+            session = broker.host, broker.number, broker.client_id
+            if session in sessions:
+                why = "is the broker of another table, too, and ends a session for one of its name: give each its own"
+                yield Problem(f"{at}.host", shown(broker.host), f"{why} 'client_id'")
+            sessions.add(session)
             for number, taken in enumerate(broker.take):
                 yield from _template(f"{at}.take[{number}].key", taken.key, taken.topic, frozenset({"node"}))
             for number, given in enumerate(broker.give):

@@ -118,6 +118,19 @@ class Script:
         self.session.close()
 
 
+def test_nodes_with_long_ids_have_sessions_of_their_own() -> None:
+    """A broker ends the connection of whoever has the name of a newcomer: two such nodes would do nothing else."""
+    broker = Broker(name="box", host="h")
+    names = {
+        client.session_name(broker, node, end)
+        for node in ("veh-1", "vehicle-of-the-works-1", "vehicle-of-the-works-2", "v" * 63)
+        for end in ("-in", "-out")
+    }
+    assert len(names) == 8
+    assert max(map(len, names)) <= 23, "a broker need not take more"
+    assert client.session_name(broker, "veh-1", "-in") == "mesh-veh-1-in"
+
+
 @pytest.fixture(autouse=True)
 def given_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here depends on how long the client waits before it connects again."""

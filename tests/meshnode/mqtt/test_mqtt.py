@@ -452,8 +452,9 @@ async def test_client_goes_on_after_an_error_of_its_own(house: House, broker: Mo
         ('ca = "x"', "needs 'tls = true'"),
         ('tls = true\ncertificate = "x"', "needs 'key'"),
         ("qos = 1", "qos"),
+        ('[[mqtt]]\nname = "other"\nhost = "h"', "give each its own 'client_id'"),
     ],
-    ids=["filter", "place", "name", "topic", "password", "ca", "certificate", "unknown"],
+    ids=["filter", "place", "name", "topic", "password", "ca", "certificate", "unknown", "session"],
 )
 def test_wrong_tables_are_named(house: House, table: str, said: str) -> None:
     """They keep the node from starting, with all other errors of the file."""
