@@ -55,16 +55,12 @@ result = "number"
 _SUFFIXES: Final = {"libx264": "mp4", "mpeg4": "mp4", "mjpeg": "avi"}
 
 
-INPUT: Final = (320, 180)
-"""Width and height of what the detector is given, to which frames are scaled."""
-
-
-def calibrated(path: Path) -> float:
+def calibrated(path: Path, given: tuple[int, int]) -> float:
     """Write a detector that takes ``DETECTOR_S`` on this machine now; returns what it took."""
-    picture = {"image": numbered_video.picture(1, *INPUT)[None]}
+    picture = {"image": numbered_video.picture(1, *given)[None]}
 
     def took_s(rounds: int) -> float:
-        numbered_video.write_detector(path, rounds, *INPUT)
+        numbered_video.write_detector(path, rounds, *given)
         session = bare_session(path)
         session.run(None, picture)
         begun_s = time.perf_counter()
@@ -75,15 +71,15 @@ def calibrated(path: Path) -> float:
     return took_s(max(1, round((DETECTOR_S - once_s) / max((more_s - once_s) / 20, 1e-5))))
 
 
-def prepare_s(folder: Path, suffix: str) -> float:
+def prepare_s(folder: Path, suffix: str, given: tuple[int, int]) -> float:
     """How long one frame takes to become what the model is given, by the processor time of a thread."""
     context = DriverContext(node_id("veh-1"), folder, Random(1))
     options = {
         "file": f"video.{suffix}",
         "model": "numbers",
         "preprocess": "rgb",
-        "width": INPUT[0],
-        "height": INPUT[1],
+        "width": given[0],
+        "height": given[1],
     }
     samples = create_driver("camera", options, context).samples()
     took = []
@@ -111,13 +107,16 @@ def behind(frames: list[tuple[float, int]], results: list[tuple[float, int]], le
     return older
 
 
-async def run(folder: Path, seconds: float, codec: str, size: tuple[int, int], length: int) -> dict[str, Any]:
-    """Watch a video of ``length`` frames for that long; returns the figures."""
+async def run(
+    folder: Path, seconds: float, codec: str, size: tuple[int, int], given: tuple[int, int], length: int
+) -> dict[str, Any]:
+    """Watch a video of ``length`` frames for that long; returns the figures. ``given``: width and height of what the
+    detector takes, to which frames are scaled."""
     width, height = size
     suffix = _SUFFIXES[codec]
-    config = write_lone_node(folder, _CAMERA.format(suffix=suffix, width=INPUT[0], height=INPUT[1]))
+    config = write_lone_node(folder, _CAMERA.format(suffix=suffix, width=given[0], height=given[1]))
     numbered_video.write_video(folder / "node" / f"video.{suffix}", length, codec, RATE_HZ, width, height)
-    detector_s = calibrated(folder / "node" / "numbers.onnx")
+    detector_s = calibrated(folder / "node" / "numbers.onnx", given)
     frames: list[tuple[float, int]] = []
     results: list[tuple[float, int]] = []
 
@@ -142,14 +141,14 @@ async def run(folder: Path, seconds: float, codec: str, size: tuple[int, int], l
     eighth = max(1, len(memory) // 8)
     memory_mib = [round(median(memory[at : at + eighth]), 1) for at in range(0, len(memory) - eighth + 1, eighth)]
     return {
-        "codec": codec, "width": width, "height": height, "seconds": round(lasted_s, 1),
+        "codec": codec, "width": width, "height": height, "given": given, "seconds": round(lasted_s, 1),
         "detector_ms": round(1e3 * detector_s),
         "frames_per_s": round(count / lasted_s, 1), "computed_per_s": round(len(results) / lasted_s, 2),
         "computed": len(results), "newest": late.count(0), "one_behind": late.count(1),
         "most_behind": max(late, default=0), "skipped": skipped,
         "memory_mib": memory_mib,
         "processor_ms_per_frame": round(1e3 * took_s / max(count, 1), 3),
-        "prepare_ms_per_computed_frame": round(1e3 * prepare_s(folder / "node", suffix), 3),
+        "prepare_ms_per_computed_frame": round(1e3 * prepare_s(folder / "node", suffix, given), 3),
     }  # fmt: skip
 
 
@@ -159,13 +158,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--codec", choices=sorted(_SUFFIXES), nargs="+", default=["libx264"])
     parser.add_argument("--size", type=int, nargs=2, default=[1280, 720], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--given", type=int, nargs=2, default=[320, 180], metavar=("WIDTH", "HEIGHT"),
+                        help="what the detector takes, to which frames are scaled; it makes it float32")  # fmt: skip
     parser.add_argument("--length", type=int, default=600, help="frames of the video, which begins again then")
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
     is_missed = False
     for codec in asked.codec:
         with tempfile.TemporaryDirectory() as folder:
-            figures = asyncio.run(run(Path(folder), asked.seconds, codec, tuple(asked.size), asked.length))
+            figures = asyncio.run(
+                run(Path(folder), asked.seconds, codec, tuple(asked.size), tuple(asked.given), asked.length)
+            )
         print(json.dumps(figures), flush=True)
         memory_mib = figures["memory_mib"]
         growth_mib = memory_mib[-1] - memory_mib[len(memory_mib) // 2]

@@ -116,6 +116,12 @@ class Cancellation:
         """Call ``told`` once, on the thread that cancels. It is set before anybody can cancel."""
         self._told = told
 
+    def forget(self) -> None:
+        """The run has ended: call nobody any more. What was to be called would keep its inputs in a cycle."""
+        self.held_up = _nothing
+        with self._lock:
+            self._told = None
+
     def wait(self, timeout_s: float) -> bool:
         """Sleep until cancelled or until ``timeout_s`` is over. Returns whether it was cancelled."""
         return self._event.wait(timeout_s)

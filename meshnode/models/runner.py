@@ -137,12 +137,12 @@ class Runner:
         cancel = Cancellation(job.deadline_ns)
         with self._lock:
             entry = _Entry(job, callback, cancel, time.monotonic_ns(), self._pool_of(job.model))
-            cancel.when_cancelled(lambda: self._withdraw(entry))
-            cancel.held_up = lambda: self._set_aside(entry)
             if self._closed:
                 raise BoundExceeded("the runner is closed: the node is shutting down")
             if sum(pool.waiting for pool in self._pools()) >= self._max_waiting:
                 raise BoundExceeded(f"{self._max_waiting} runs are waiting already: ask later, or another node")
+            cancel.when_cancelled(lambda: self._withdraw(entry))
+            cancel.held_up = lambda: self._set_aside(entry)
             if entry.pool is not self._shared:
                 self._apart[job.model.name] = entry.pool
             self._queue(entry)
@@ -251,6 +251,7 @@ class Runner:
         self._start_threads()
 
     def _tell(self, entry: _Entry, outcome: Outcome) -> None:
+        entry.cancel.forget()
         try:
             entry.callback(outcome)
         except Exception:  # noqa: BLE001 - the callback is another's; the worker must go on

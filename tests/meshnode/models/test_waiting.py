@@ -20,9 +20,10 @@ from meshnode.models import (
     TensorSignature,
     load_model,
 )
-from protocols.base.errors import ModelInvalid
+from protocols.base.errors import BoundExceeded, ModelInvalid
 from protocols.base.ids import ModelDigest
 from protocols.base.waiting import WaitingJobs
+from tests.tools.eventually import eventually
 from tests.tools.outcomes import Outcomes
 from tests.tools.tiny_onnx import write_model
 
@@ -94,20 +95,40 @@ def test_runner_whose_waiting_job_is_cancelled_lets_go_of_its_inputs_at_once() -
     runner.submit(Job(gate, numbered(0)), outcomes)
     assert gate.entered.acquire(timeout=30)
     seen: list[Outcome] = []
-    gc.disable()  # what it has looked at once, a look at the youngest objects does not see
+    gc.disable()
     try:
         for number in range(1_000):
             inputs = numbered(number)
             kept = weakref.ref(inputs["x"])
             runner.submit(Job(gate, inputs, asked_by="a"), seen.append).cancel()
             del inputs
-            gc.collect(0)
             assert kept() is None, "its inputs are still held"
     finally:
         gc.enable()
     assert all(isinstance(outcome, Failed) and outcome.cancelled for outcome in seen)
     assert (len(seen), runner.waiting) == (1_000, 1)
     gate.open.set()
+    assert runner.close()
+
+
+def test_runner_whose_run_has_ended_lets_go_of_its_inputs_at_once() -> None:
+    """The collector counts objects, not bytes. Left to it, dozens of pictures of a camera waited to be let go of."""
+    runner, gate, outcomes = Runner(max_waiting=1), Gate(), Outcomes()
+    gc.disable()
+    try:
+        inputs, refused = numbered(0), numbered(1)
+        kept, not_taken = weakref.ref(inputs["x"]), weakref.ref(refused["x"])
+        runner.submit(Job(gate, inputs), outcomes)
+        with pytest.raises(BoundExceeded):
+            runner.submit(Job(gate, refused), outcomes)
+        del inputs, refused
+        assert not_taken() is None
+        gate.open.set()
+        assert isinstance(outcomes.wait_for(1)[0], RunDone)
+        outcomes.outcomes.clear()
+        eventually(lambda: kept() is None, "nobody holds its inputs")
+    finally:
+        gc.enable()
     assert runner.close()
 
 
