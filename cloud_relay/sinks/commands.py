@@ -103,6 +103,11 @@ def _print(told: list[dict[str, Any]]) -> None:
     for sink in told:
         if sink["error"]:
             click.echo(f"{sink['name']}: since {_time(sink['failed_utc_s'])}: {sink['error']}")
+        for node in sink["refused_by"][-10:]:
+            click.echo(
+                f"{sink['name']}: refused {node.records} of {node.origin}, {node.first}-{node.last}, the last at "
+                f"{_time(node.utc_s)}: {node.reason}"
+            )
         for gap in sink["gaps"][-10:]:
             what = "skipped" if gap.deleted is None else f"retention had deleted {gap.deleted} of"
             click.echo(f"{sink['name']}: {what} {gap.first}-{gap.last} at {_time(gap.utc_s)}")

@@ -2,29 +2,35 @@
 
 The loop never gives a record up by itself. What a receiver does not confirm is sent again, after pauses that grow to a
 minute, over a new connection. What it refuses is halved until the record is found that it will not take; this one is
-kept in a file with the reason, and the rest goes on. A receiver that refuses one record after another is taken to be
-wrong itself: the sink waits then, as it waits for one that is down.
+kept in a file with the reason, counted for the node that sent it, and the rest goes on.
 
-Invariant: the position that is on disk is never above what was confirmed, refused by name, or skipped as a gap.
+A receiver that refuses one record after another may be wrong itself, or it is one node that sends what it never takes.
+So after ``MAX_REFUSED_IN_A_ROW`` records nothing more is given up until the receiver takes a record of a node of which
+it refused none meanwhile; that record is sent ahead, and comes again in its turn. If these are refused too, or nobody
+else has sent anything, the sink waits, as it waits for a receiver that is down. So no node alone stops a sink for the
+others, and a receiver that takes nothing costs no backlog.
+
+Invariant: the position that is on disk is never above what was confirmed, refused by name, or skipped as a gap. It is
+saved once for each portion, however many of its records are refused: saving costs more than asking.
 """
 
 import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any, Final
 
 from msgspec import structs
 
-from cloud_relay.query.searching import StoredRecord
 from cloud_relay.sinks.contract import DeliveryFailed, DeliveryRefused, Portion, SinkTarget, identity_of
-from cloud_relay.sinks.progress import ProgressFile, SinkProgress
+from cloud_relay.sinks.progress import ProgressFile, RefusedOrigin, SinkProgress
 from cloud_relay.sinks.reading import RecordReader
-from cloud_relay.sinks.refusals import RefusedRecords
+from cloud_relay.sinks.refusals import RefusedRecords, SetAside
 from cloud_relay.sinks.secrecy import scrubbed, without_secrets
 from cloud_relay.sinks.settings import SinkSettings
+from cloud_relay.sinks.witnesses import Witnesses
 from protocols.base.errors import MeshError
 
 LOOK_S: Final = 0.5
@@ -35,6 +41,8 @@ LONGEST_RETRY_AFTER_S: Final = 600.0
 """A receiver may ask for so much patience at most."""
 MAX_REFUSED_IN_A_ROW: Final = 20
 """Records. A few bad ones may come together; a receiver that wants a column, a right or a topic refuses all."""
+MAX_WITNESSES_ASKED: Final = 20
+"""Nodes. If records of so many are refused one after another, it is the receiver."""
 SAVE_EACH: Final = 100_000
 """Numbers that a sink may pass without its position being saved, if none of their records is for it."""
 SAVE_AFTER_S: Final = 10.0
@@ -56,13 +64,18 @@ class SinkDelivery:
         self._file, self._refused, self._random = file, refused, random
         self._end_connections = end_connections
         self._progress: SinkProgress | None = None
-        self._saved = -1
-        """The position that is on disk."""
+        self._on_disk: SinkProgress | None = None
+        """What is saved of it."""
+        self._set_aside: list[SetAside] = []
+        """Refused records that are not in their file yet."""
         self._saved_s = 0.0
         self._newest = 0
         self._trouble = ""
         """What is wrong while the progress is not known."""
         self._refused_in_a_row = 0
+        self._refused_nodes: set[str] = set()
+        """Whose records these are."""
+        self._witnesses = Witnesses(reader)
         self._delivered_since_pause = False
 
     def statistics(self) -> dict[str, Any]:
@@ -75,6 +88,7 @@ class SinkDelivery:
             "backlog": max(self._newest - progress.position, 0),
             "delivered": progress.delivered,
             "refused": progress.refused,
+            "refused_by": {node.origin: node.records for node in progress.refused_by},
             "skipped": progress.skipped,
             "deleted": progress.deleted,
             "failures": progress.failures,
@@ -109,8 +123,11 @@ class SinkDelivery:
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._target.open()
             while True:
+                if self._known() is not self._on_disk:
+                    self._save(self._known())  # before more is done whose repetition would be owed to it
                 self._skip_if_too_far_behind(self._known())
                 await self._send(await self._next_portion(self._known()))
+                self._save(self._known())
         except TimeoutError as error:
             raise DeliveryFailed(f"no answer within {self._settings.timeout_s:g} s") from error
         finally:
@@ -144,28 +161,54 @@ class SinkDelivery:
 
     async def _send(self, portion: Portion) -> None:
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                await self._target.send(portion)
+            await self._hand_over(portion)
         except DeliveryRefused as error:
             if len(portion.records) > 1:
                 for half in portion.halves():
                     await self._send(half)
                 return
-            self._give_up(*portion.records[0], self._told(error))
-            self._advance(portion, refused=1)
+            await self._give_up(portion, self._told(error))
             return
-        self._refused_in_a_row = 0
         self._advance(portion, delivered=len(portion.records))
 
-    def _give_up(self, number: int, record: StoredRecord, reason: str) -> None:
+    async def _hand_over(self, portion: Portion) -> None:
+        """Have the receiver confirm a portion, within the time that it has."""
+        async with asyncio.timeout(self._settings.timeout_s):
+            await self._target.send(portion)
+        self._refused_in_a_row = 0
+        self._refused_nodes.clear()
+
+    async def _give_up(self, portion: Portion, reason: str) -> None:
+        """Set the only record of a portion aside. :raises DeliveryFailed: it may well be the receiver that is wrong."""
+        ((number, record),) = portion.records
+        origin = record.fields["origin"]
         if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
-            raise DeliveryFailed(
-                f"the receiver has refused {self._refused_in_a_row} records one after another, so no more are given up "
-                f"until it takes one: {reason}"
-            )
-        self._refused.add(number, record, reason)
+            await self._see_that_others_are_taken(portion.last, {*self._refused_nodes, origin}, reason)
+        self._set_aside.append(SetAside(number, record, reason))
         self._refused_in_a_row += 1
-        _log.warning("sink %s will never take record %s: %s", self._settings.name, identity_of(record), reason)
+        self._refused_nodes.add(origin)
+        self._advance(portion, refused=RefusedOrigin(origin, 1, number, number, int(time.time()), reason))
+
+    async def _see_that_others_are_taken(self, position: int, refused: set[str], reason: str) -> None:
+        while len(refused) <= MAX_WITNESSES_ASKED:
+            witness = await self._witnesses.next(position, refused)
+            if witness is None:
+                raise DeliveryFailed(
+                    f"the receiver has refused {self._refused_in_a_row} records one after another, and no record of a "
+                    f"node other than {_some(refused)} is there that would tell whether it takes any, so no more are "
+                    f"given up: {reason}"
+                )
+            try:
+                await self._hand_over(Portion(witness[0], witness[0], [witness]))
+            except DeliveryRefused as error:
+                refused.add(witness[1].fields["origin"])
+                reason = self._told(error)
+            else:
+                return
+        raise DeliveryFailed(
+            f"the receiver has refused {self._refused_in_a_row} records one after another, and records of "
+            f"{len(refused)} nodes, so no more are given up until it takes one: {reason}"
+        )
 
     # --- progress --------------------------------------------------------------------------------------------------
     def _known(self) -> SinkProgress:
@@ -176,7 +219,7 @@ class SinkDelivery:
             if known is None:
                 known = SinkProgress(self._newest if self._settings.begins_newest else 0)
                 self._save(known)
-            self._progress, self._saved = known, known.position
+            self._progress = self._on_disk = known
         if self._progress.position > self._newest:
             self._newest = self._reader.newest()
             if self._progress.position > self._newest:
@@ -186,18 +229,19 @@ class SinkDelivery:
                 )
         return self._progress
 
-    def _advance(self, portion: Portion, delivered: int = 0, refused: int = 0) -> None:
+    def _advance(self, portion: Portion, delivered: int = 0, refused: RefusedOrigin | None = None) -> None:
+        """Note what became of a portion, or of a part of one; it is saved with the whole."""
         progress, self._delivered_since_pause = self._known_past(portion), True
         now_utc_s = int(time.time())
         if progress.error and delivered:
             _log.info("sink %s works again", self._settings.name)
         under_way = progress.under_way if progress.under_way is not None and progress.under_way > portion.last else None
-        self._save(
-            structs.replace(
-                progress, position=portion.last, under_way=under_way, delivered=progress.delivered + delivered,
-                refused=progress.refused + refused, error="" if delivered else progress.error,
-                delivered_utc_s=now_utc_s if delivered else progress.delivered_utc_s,
-            )
+        if refused is not None:
+            progress = progress.refusing(refused)
+        self._progress = structs.replace(
+            progress, position=portion.last, under_way=under_way, delivered=progress.delivered + delivered,
+            error="" if delivered else progress.error,
+            delivered_utc_s=now_utc_s if delivered else progress.delivered_utc_s,
         )  # fmt: skip
 
     def _passed(self, portion: Portion, *, abreast: bool) -> None:
@@ -207,8 +251,9 @@ class SinkDelivery:
         fresh = structs.replace(progress, position=position, under_way=under_way)
         if abreast and fresh.error:
             fresh = structs.replace(fresh, error="")  # it is connected, and owes nothing
-        late = position > self._saved and time.monotonic() - self._saved_s >= SAVE_AFTER_S
-        if late or portion.deleted or position - self._saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
+        saved = -1 if self._on_disk is None else self._on_disk.position
+        late = position > saved and time.monotonic() - self._saved_s >= SAVE_AFTER_S
+        if late or portion.deleted or position - saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
             progress.under_way, progress.error,
         ):  # fmt: skip
             self._save(fresh)
@@ -238,8 +283,18 @@ class SinkDelivery:
             self._save(fresh)
 
     def _save(self, progress: SinkProgress) -> None:
+        """Have it on disk, after what was set aside."""
+        if self._set_aside:
+            self._refused.add(self._set_aside)
+            first, last = self._set_aside[0], self._set_aside[-1]
+            _log.warning(
+                "sink %s will never take %d records, from %s to %s: %s", self._settings.name, len(self._set_aside),
+                identity_of(first.record), identity_of(last.record), last.reason,
+            )  # fmt: skip
+            self._set_aside.clear()
         self._file.save(progress)
-        self._progress, self._saved, self._saved_s = progress, progress.position, time.monotonic()
+        self._progress = self._on_disk = progress
+        self._saved_s = time.monotonic()
 
     # --- failures --------------------------------------------------------------------------------------------------
     def _failed(self, error: MeshError) -> float:
@@ -263,3 +318,8 @@ class SinkDelivery:
 
     def _told(self, error: Exception) -> str:
         return scrubbed(str(error) or type(error).__name__, self._settings.secrets.values())
+
+
+def _some(nodes: Collection[str]) -> str:
+    named = sorted(nodes)[:3]
+    return ", ".join(named) + (f" and {len(nodes) - len(named)} more" if len(nodes) > len(named) else "")

@@ -22,8 +22,11 @@ FOLDER: Final = "sinks"
 """In the state folder of the relay."""
 MAX_GAPS: Final = 100
 """Gaps that are listed. All that is skipped is counted."""
+MAX_REFUSED_NODES: Final = 100
+"""Nodes of which is listed what was refused. The one that was refused longest ago gives way; all is counted."""
+MAX_REASON_CHARS: Final = 300
 MAX_BYTES: Final = 1024 * 1024
-"""A file that is larger is not one of ours: the largest one has some 20 kB."""
+"""A file that is larger is not one of ours: the largest one has less than 300 kB."""
 
 
 class SkippedRecords(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +40,20 @@ class SkippedRecords(Struct, frozen=True, forbid_unknown_fields=True):
     """How many of them retention deleted; None: all of them were skipped, and may still be in the store."""
 
 
+class RefusedOrigin(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a receiver refused of one node."""
+
+    origin: str
+    records: int
+    first: int
+    last: int
+    """The numbers of the first and the last of them. ``cloud-relay sinks move`` goes back to before one."""
+    utc_s: int
+    """When it refused the last one."""
+    reason: str
+    """And why."""
+
+
 class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of one sink."""
 
@@ -47,6 +64,8 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
     """Records that the receiver confirmed."""
     refused: int = 0
     """Records that it will never take."""
+    refused_by: tuple[RefusedOrigin, ...] = ()
+    """Which nodes sent them; the one that was refused last is the last."""
     skipped: int = 0
     """Numbers in gaps, whether or not the sink's query selects their records."""
     deleted: int = 0
@@ -67,6 +86,23 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
             self, position=position, under_way=None, skipped=self.skipped + gap.last - gap.first + 1,
             gaps=(*self.gaps, gap)[-MAX_GAPS:],
         )  # fmt: skip
+
+    def refusing(self, node: RefusedOrigin) -> "SinkProgress":
+        """The progress with more records of a node refused."""
+        reason = node.reason[:MAX_REASON_CHARS]
+        fresh = msgspec.structs.replace(node, reason=reason)
+        others = []
+        for known in self.refused_by:
+            if known.origin == node.origin:
+                fresh = RefusedOrigin(
+                    node.origin, known.records + node.records, min(known.first, node.first),
+                    max(known.last, node.last), node.utc_s, reason,
+                )  # fmt: skip
+            else:
+                others.append(known)
+        return msgspec.structs.replace(
+            self, refused=self.refused + node.records, refused_by=(*others, fresh)[-MAX_REFUSED_NODES:]
+        )
 
     def past_deleted(self, first: int, last: int, deleted: int, utc_s: int) -> "SinkProgress":
         """The progress with so many deleted records noted among some numbers. Neighbours are one gap."""

@@ -45,7 +45,8 @@ class SinkBench:
     def store(self, first: int, last: int, **of: Any) -> None:
         """Have records with these sequences stored."""
         for begin in range(first, last + 1, 200):
-            self.relay.send(batch(*range(begin, min(begin + 200, last + 1)), **of))
+            numbers = range(begin, min(begin + 200, last + 1))
+            self.relay.send(batch(*numbers, **of), of.get("node", "v-1"))
 
     @contextmanager
     def running(self) -> Iterator[Sinks]:

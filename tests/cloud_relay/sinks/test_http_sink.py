@@ -3,13 +3,15 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cloud_relay.cli import main
 from cloud_relay.sinks import delivering
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
@@ -109,6 +111,57 @@ def test_server_that_refuses_everything_is_waited_for(
     assert receiver.ids() == ids(6, 300)
 
 
+def refusing(*nodes: str) -> Callable[[dict[str, Any]], int]:
+    return lambda body: 422 if any(one["origin"] in nodes for one in body["records"]) else 200
+
+
+def test_node_whose_records_are_all_refused_stops_nobody_else(
+    bench: SinkBench, receiver: HttpReceiver, tmp_path: Path
+) -> None:
+    """One node that sends what a receiver never takes must not decide what others get there."""
+    bench.store(1, 300, node="v-bad")
+    bench.store(1, 5, node="v-2")
+    bench.store(301, 350, node="v-bad")
+    receiver.status = refusing("v-bad")
+    with bench.running() as sinks:
+        eventually(lambda: "v-2/5" in receiver.ids())
+        bench.store(6, 10, node="v-2")
+        counted = bench.delivered_all(sinks)
+    assert (counted["delivered"], counted["refused"], counted["refused_by"]) == (10, 350, {"v-bad": 350})
+    assert list(dict.fromkeys(receiver.ids())) == [f"v-2/{number}" for number in range(1, 11)]
+    told = CliRunner().invoke(main, ["sinks", "--config", str(tmp_path / "relay.toml")])
+    assert "out: refused 350 of v-bad, 1-355, the last at" in told.output
+
+
+def test_sink_waits_for_a_receiver_that_may_be_wrong_until_somebody_else_can_tell(
+    bench: SinkBench, receiver: HttpReceiver
+) -> None:
+    """Where one node alone has sent anything, nobody waits behind it, and it may be the receiver."""
+    bench.store(1, 60, node="v-bad")
+    receiver.status = refusing("v-bad")
+    with bench.running() as sinks:
+        eventually(lambda: "other than v-bad" in sinks.statistics()["out"]["error"], str(sinks.statistics()))
+        assert sinks.statistics()["out"]["refused"] == 20
+        bench.store(1, 1, node="v-2")
+        assert bench.delivered_all(sinks)["refused"] == 60
+    assert set(receiver.ids()) == {"v-2/1"}
+
+
+def test_receiver_that_refuses_all_nodes_costs_no_backlog_however_many_there_are(
+    bench: SinkBench, receiver: HttpReceiver
+) -> None:
+    """A column that is missing at the receiver must not set the records of a month aside."""
+    for sequence in (1, 2):
+        for node in range(40):
+            bench.store(sequence, sequence, node=f"v-{node}")
+    receiver.status = lambda _: 422
+    with bench.running() as sinks:
+        eventually(lambda: "records of 21 nodes" in sinks.statistics()["out"]["error"], str(sinks.statistics()))
+        receiver.status = lambda _: 200
+        counted = bench.delivered_all(sinks)
+    assert (counted["refused"], counted["delivered"]) == (20, 60)
+
+
 def test_server_that_is_away_is_told_without_secrets_of_its_address(tmp_path: Path) -> None:
     """Receivers are restarted, and may be down when the relay starts. Some have a key in their address."""
     port = free_port()
@@ -198,7 +251,8 @@ def test_sink_gets_what_its_query_selects(
         bench.store(106, 200)
         with bench.running() as sinks:
             counted = bench.delivered_all(sinks)
-            assert json.loads((bench.state_dir / "sinks" / "out.json").read_text())["position"] == 200
+            saved = bench.state_dir / "sinks" / "out.json"
+            eventually(lambda: json.loads(saved.read_text())["position"] == 200)
     assert receiver.ids() == ids(101, 105)
     assert (counted["delivered"], counted["position"]) == (5, 200)
 

@@ -11,9 +11,9 @@ import pytest
 from cloud_relay.query.selection import Query
 from cloud_relay.sinks import reading, refusals
 from cloud_relay.sinks.contract import Portion
-from cloud_relay.sinks.progress import MAX_GAPS, ProgressFile, SinkProgress
+from cloud_relay.sinks.progress import MAX_GAPS, MAX_REFUSED_NODES, ProgressFile, RefusedOrigin, SinkProgress
 from cloud_relay.sinks.reading import RecordReader
-from cloud_relay.sinks.refusals import RefusedRecords
+from cloud_relay.sinks.refusals import RefusedRecords, SetAside
 from cloud_relay.sinks.targets import parquet
 from protocols.base.errors import StorageError
 from tests.tools.eventually import eventually
@@ -78,13 +78,43 @@ def test_file_of_refused_records_is_bounded_and_keeps_the_newest(
         ((_, record),) = reader.extend(Portion(1, 0, []), 1, None).portion.records
     refused = RefusedRecords(tmp_path, "out")
     for number in range(100):
-        refused.add(number, record, "no")
-    files = sorted(tmp_path.glob("out.refused*"))
-    assert len(files) in (1, 2)
-    assert sum(path.stat().st_size for path in files) < 12_000
-    numbers = [json.loads(line)["number"] for path in files for line in path.read_text().splitlines()]
-    assert max(numbers) == 99
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        refused.add([SetAside(number, record, "no")])
+    (path,) = tmp_path.glob("out.refused*")
+    assert path.stat().st_size < 6_000
+    assert json.loads(path.read_text().splitlines()[-1])["number"] == 99
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_refused_records_of_one_node_push_out_no_other_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an insider makes what was refused of others vanish, with the reason."""
+    monkeypatch.setattr(refusals, "MAX_FILE_BYTES", 5_000)
+    with closing(SinkBench(tmp_path)) as bench, closing(RecordReader(bench.relay.path, Query())) as reader:
+        bench.store(1, 1)
+        bench.store(1, 1, node="v-bad")
+        (_, honest), (_, bad) = reader.extend(Portion(1, 0, []), 2, None).portion.records
+    refused = RefusedRecords(tmp_path, "out")
+    refused.add([SetAside(1, honest, "no")])
+    for number in range(2, 100):
+        refused.add([SetAside(number, bad, "no")])
+    (path,) = tmp_path.glob("out.refused*")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (lines[0]["record"]["origin"], lines[-1]["number"]) == ("v-1", 99)
+    numbers = [line["number"] for line in lines[1:]]
+    assert numbers == list(range(numbers[0], 100))
+
+
+def test_nodes_that_are_listed_as_refused_are_bounded_and_all_are_counted() -> None:
+    """A receiver may refuse records of a whole fleet."""
+    progress = SinkProgress(0)
+    for number in range(3 * MAX_REFUSED_NODES):
+        for node in (f"v-{number}", "v-again"):
+            progress = progress.refusing(RefusedOrigin(node, 1, number, number, 0, "x" * 10_000))
+    assert len(progress.refused_by) == MAX_REFUSED_NODES
+    last = progress.refused_by[-1]
+    assert (last.origin, last.records, last.first, last.last) == ("v-again", 300, 0, 299)
+    assert progress.refused == 6 * MAX_REFUSED_NODES
 
 
 def test_gaps_that_are_listed_are_bounded_and_all_are_counted() -> None:
