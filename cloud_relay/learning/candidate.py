@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloud_relay.learning.estimators import INPUT, LABEL, PROBABILITY, VALUE, features_of
 from cloud_relay.learning.recipe import Recipe
-from cloud_relay.learning.rows import LearningRows
+from cloud_relay.learning.rows import LearningRows, LeftOut
 from meshnode.models import LoadedModel, ModelSpec, load_model
 from protocols.base.errors import ModelInvalid, StorageError
 
@@ -19,11 +19,12 @@ ROWS_AT_ONCE: Final = 4_096
 
 
 def write_candidate(
-    folder: Path, content: bytes, recipe: Recipe, test: LearningRows
-) -> tuple[LoadedModel, dict[str, Any]]:
-    """Write the files of a release, and return the model, loaded, with its outputs for the rows that were held out.
+    folder: Path, content: bytes, recipe: Recipe, test: LearningRows, left_out: LeftOut | None = None
+) -> tuple[LoadedModel, dict[str, Any], LearningRows]:
+    """Write the files of a release, and return the model, loaded, with its outputs for the rows that were held out, and
+    these rows. Those of one node that it can't compute are added to ``left_out``.
 
-    :raises ModelInvalid: it can't be loaded, or does not take and give what models of recipes do.
+    :raises ModelInvalid: it can't be loaded, does not take and give what models of recipes do, or fails on rows.
     """
     import numpy as np
 
@@ -32,7 +33,8 @@ def write_candidate(
         folder.mkdir(mode=0o700, exist_ok=True)
         path.write_bytes(content)
         path.with_suffix(".toml").unlink(missing_ok=True)
-        outputs = outputs_of(load_model(ModelSpec(recipe.name, path)), test.features)
+        outputs, can = outputs_where_possible(load_model(ModelSpec(recipe.name, path)), test.features)
+        test = without_incomputable(can, test, "the model", LeftOut() if left_out is None else left_out)
         chosen = np.unique(np.linspace(0, len(test) - 1, recipe.evaluation.golden).astype(int))
         np.save(folder / "golden.features.npy", test.features[chosen])
         for name in outputs:
@@ -40,7 +42,7 @@ def write_candidate(
         path.with_suffix(".toml").write_text(manifest_of(recipe, test.labels), "utf-8")
     except OSError as error:
         raise StorageError(f"{folder} can't be written ({error.strerror}): free space on that disk") from error
-    return load_model(ModelSpec(recipe.name, path)), outputs
+    return load_model(ModelSpec(recipe.name, path)), outputs, test
 
 
 def manifest_of(recipe: Recipe, labels: tuple[str, ...]) -> str:
@@ -83,6 +85,48 @@ def outputs_of(model: LoadedModel, features: "NDArray[Any]") -> dict[str, Any]:
     except InferenceError as error:
         raise ModelInvalid(f"the model can't compute rows that were held out: {error}") from error
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def outputs_where_possible(model: LoadedModel, features: "NDArray[Any]") -> "tuple[dict[str, Any], NDArray[Any]]":
+    """What a model gives for the rows that it can compute, and which ones these are, a truth value for each row.
+
+    A row that it can't is found by halving, so a few cost little. :raises ModelInvalid: it takes something else.
+    """
+    import numpy as np
+
+    can = np.ones(len(features), bool)
+    parts: list[dict[str, Any]] = []
+    check_form(model)
+    waiting = [(begin, min(begin + ROWS_AT_ONCE, len(features))) for begin in range(0, len(features), ROWS_AT_ONCE)]
+    waiting.reverse()
+    while waiting:
+        begin, end = waiting.pop()
+        try:
+            parts.append(outputs_of(model, features[begin:end]))
+        except ModelInvalid:
+            if end - begin == 1:
+                can[begin] = False
+            else:
+                middle = (begin + end) // 2
+                waiting += [(middle, end), (begin, middle)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}, can
+
+
+def without_incomputable(
+    can: "NDArray[Any]", test: LearningRows, whose: str, left_out: LeftOut
+) -> LearningRows:  # fmt: skip
+    """The rows that were held out and that a model can compute. Those of one node that it can't are counted.
+
+    :raises ModelInvalid: it can't compute those of several nodes, or of the only one: then the model is at fault.
+    """
+    bad = test.origin[~can].tolist()
+    if len(set(bad)) > 1 or (bad and len(set(test.origin.tolist())) == 1):
+        raise ModelInvalid(
+            f"{whose} can't compute {len(bad)} of {len(test)} rows that were held out, of {len(set(bad))} nodes"
+        )
+    for origin in bad:
+        left_out.add(f"features that {whose} can't compute", origin)
+    return test.take(can) if bad else test
 
 
 def check_form(model: LoadedModel, features: int | None = None) -> list[str]:

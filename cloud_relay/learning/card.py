@@ -26,7 +26,7 @@ def card_of(run: TrainingRun, recipe: Recipe) -> str:
         *(_line(metric, [each for _, each in columns]) for metric in recipe.metrics), "",
         told_comparison(run.comparison, run.serving) if run.comparison is not None else run.not_released, "",
         "## What it learned from", "",
-        _told_data(data), "",
+        _told_data(data), "", *_told_left_out(data),
         "| feature | path |", "|---|---|", *(f"| {name} | `{path}` |" for name, path in recipe.features.items()), "",
         "## How to do it again", "",
         f"Rows {run.data.rows_sha256}, recipe {run.recipe}, code {run.code}; model {run.model}.", "",
@@ -52,8 +52,20 @@ def _told_data(data: DataUsed) -> str:
     return (
         f"{data.name} (SHA-256 {data.sha256}): {data.rows} rows of {data.origins} nodes, from "
         f"{_shown_time(data.begins_utc_ns)} to {_shown_time(data.ends_utc_ns)}; {data.training_rows} to learn from, "
-        f"{data.test_rows} held out, {data.dropped} dropped because something was missing."
+        f"{data.test_rows} held out, {data.dropped} left out."
     )
+
+
+def _told_left_out(data: DataUsed) -> list[str]:
+    if not data.dropped:
+        return []
+    reasons = [f"| {count} | {_cell(reason)} |" for reason, count in data.dropped_reasons.items()]
+    origins = ", ".join(f"{count} of {origin}" for origin, count in data.dropped_origins.items())
+    return ["| rows left out | because of |", "|---|---|", *reasons, "", f"They are {origins}.", ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _line(metric: str, columns: list[Mapping[str, float]]) -> str:

@@ -20,12 +20,18 @@ from typing import Any, Final
 
 import msgspec
 
-from cloud_relay.learning.candidate import check_comparable, outputs_of, write_candidate
+from cloud_relay.learning.candidate import (
+    check_comparable,
+    outputs_of,
+    outputs_where_possible,
+    without_incomputable,
+    write_candidate,
+)
 from cloud_relay.learning.card import card_of
 from cloud_relay.learning.estimators import as_onnx, check_rows, check_same, features_of, fitted, library_versions
 from cloud_relay.learning.external import code_digest_of, model_by_command
 from cloud_relay.learning.recipe import Recipe, read_recipe
-from cloud_relay.learning.rows import LearningRows, read_rows
+from cloud_relay.learning.rows import MAX_NODES_TOLD, MAX_REASONS_TOLD, LearningRows, read_rows
 from cloud_relay.learning.runs import (
     CARD_FILE,
     ORDER_FILE,
@@ -38,7 +44,7 @@ from cloud_relay.learning.runs import (
     sha256_of,
 )
 from cloud_relay.learning.scoring import compared, measured, without_model
-from cloud_relay.learning.splitting import split
+from cloud_relay.learning.splitting import split, without_rare_classes
 from meshnode.models import ModelSpec, load_model
 from meshnode.models.children import end_with, is_about_memory
 from protocols.base.errors import LocalProtocolError, MeshError
@@ -78,8 +84,8 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
     sha256 = sha256_of(data)
     rows = read_rows(data, recipe)
     check_rows(rows)
+    rows = without_rare_classes(rows, recipe)
     training, test = split(rows, recipe)
-    used = _used(order, sha256, rows, training, test)
     told: dict[str, float] = {}
     warned: list[str] = []
     estimator: Any = None
@@ -92,7 +98,7 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
         code = _own_digest()
         estimator, warned = fitted(recipe, recipe.model, training)
         content = as_onnx(estimator, recipe)
-    model, outputs = write_candidate(folder / RELEASE_FOLDER, content, recipe, test)
+    model, outputs, test = write_candidate(folder / RELEASE_FOLDER, content, recipe, test, rows.left_out)
     metrics = measured(outputs, test)
     if estimator is not None:
         check_same(estimator, outputs, test)
@@ -101,8 +107,12 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
     if order.serving is not None:
         try:
             check_comparable(Path(order.serving), test.labels, recipe, features_of(content))
-            against = outputs_of(load_model(ModelSpec(recipe.name, Path(order.serving))), test.features)
-            serving_metrics = measured(against, test)
+            serving = load_model(ModelSpec(recipe.name, Path(order.serving)))
+            _, can = outputs_where_possible(serving, test.features)
+            both = without_incomputable(can, test, "the model that serves", rows.left_out)
+            outputs = {name: array[can] for name, array in outputs.items()}
+            against, test = outputs_of(serving, both.features), both
+            metrics, serving_metrics = measured(outputs, test), measured(against, test)
         except MeshError as error:
             not_released = f"it can't be compared with {order.serving_name}: {error}"
     comparison = None
@@ -111,6 +121,7 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
             comparison = compared(outputs, against, test, recipe.metric, recipe.evaluation, recipe.seed)
         except LocalProtocolError as error:
             not_released = str(error)
+    used = _used(order, sha256, rows, training, test)
     return {
         "recipe": recipe.digest(), "code": code, "seed": recipe.seed, "versions": library_versions(), "data": used,
         "metric": recipe.metric, "metrics": metrics, "without_model": measured(naive, test),
@@ -123,9 +134,11 @@ def _train(folder: Path, order: TrainingOrder, recipe: Recipe) -> dict[str, Any]
 def _used(
     order: TrainingOrder, sha256: str, rows: LearningRows, training: LearningRows, test: LearningRows
 ) -> DataUsed:
+    reasons, origins = rows.left_out.reasons, rows.left_out.origins
     return DataUsed(
-        order.data_name, sha256, rows.digest(), len(rows), len(training), len(test), rows.dropped,
+        order.data_name, sha256, rows.digest(), len(rows), len(training), len(test), rows.left_out.total,
         int(rows.time_ns[0]), int(rows.time_ns[-1]), len(set(rows.origin.tolist())),
+        dict(reasons.most_common(MAX_REASONS_TOLD)), dict(origins.most_common(MAX_NODES_TOLD)),
     )  # fmt: skip
 
 

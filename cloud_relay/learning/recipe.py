@@ -59,10 +59,13 @@ class RecipeData(Section, frozen=True, kw_only=True):
     rule: Annotated[str | None, Meta(description="Only records that this rule chose.")] = None
     missing: Annotated[
         Literal["drop", "refuse"],
-        Meta(description="What becomes of rows that lack a feature or the target, or where it is not finite."),
+        Meta(description="What becomes of rows that lack a feature or the target, or have there what is of no use."),
     ] = "drop"
     max_missing_share: Annotated[
-        float, Meta(ge=0, le=1, description="More rows than that may not be dropped, because the rest would mislead.")
+        float,
+        Meta(
+            ge=0, le=1, description="If more is left out of the rows of a node, on the average, the rest would mislead."
+        ),
     ] = 0.5
     max_rows: Annotated[
         int, Meta(ge=1, le=MAX_ROWS, description="More rows are refused: select fewer, or raise it with the memory.")
@@ -85,6 +88,14 @@ class RecipeTarget(Section, frozen=True, kw_only=True):
     above: Annotated[
         float | None, Meta(description="Makes two classes of a number: `true` if it is larger than this.")
     ] = None
+    classes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=100)], ...] | None,
+        Meta(
+            min_length=2,
+            max_length=1_000,
+            description="The names of the classes. Rows of others are left out; without it, whatever comes is one.",
+        ),
+    ] = None
     leaks: Annotated[
         Literal["refuse", "allow"],
         Meta(description="What to do when one feature alone tells the target: it usually has been computed from it."),
@@ -94,6 +105,8 @@ class RecipeTarget(Section, frozen=True, kw_only=True):
         """A threshold for a quantity."""
         if self.above is not None and self.kind == "number":
             yield Problem("above", shown(self.above), "makes classes, and kind is 'number': remove one of them")
+        if self.classes is not None and (self.above is not None or self.kind == "number"):
+            yield Problem("classes", None, "stands beside 'above' or kind = 'number': remove one of them")
 
 
 class RecipeSplit(Section, frozen=True, kw_only=True):

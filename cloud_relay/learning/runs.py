@@ -52,9 +52,14 @@ class DataUsed(Struct, frozen=True):
     training_rows: int = 0
     test_rows: int = 0
     dropped: int = 0
+    """Rows that the recipe selects, and that were left out."""
     begins_utc_ns: int = 0
     ends_utc_ns: int = 0
     origins: int = 0
+    dropped_reasons: Mapping[str, int] = {}
+    """Rows by why they were left out."""
+    dropped_origins: Mapping[str, int] = {}
+    """Rows that were left out by the nodes that sent most of them."""
 
 
 class TrainingOrder(Struct, frozen=True):

@@ -6,6 +6,8 @@ of its name, so a model that was trained on less is measured on nodes that it ha
 """
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cloud_relay.learning.recipe import Recipe
@@ -23,11 +25,55 @@ _TELLS: Final = 0.999
 """The share of the rows of a class that one threshold of one feature has to tell, to be taken for a leak."""
 
 
+def without_rare_classes(rows: LearningRows, recipe: Recipe) -> LearningRows:
+    """The rows of the classes that both halves have. One record of a class of its own, which any node may send, would
+    otherwise keep everybody from learning. The rows of the others are counted as left out.
+
+    If less than two classes are left, all rows are returned, and ``split`` says what is lacking.
+    """
+    import numpy as np
+
+    left = rows
+    while left.labels:
+        is_training, is_test = _halves(left, recipe)
+        both = np.intersect1d(left.target[is_training], left.target[is_test])
+        if len(both) == len(left.labels):
+            break
+        if len(both) < 2:
+            return rows
+        kept = np.isin(left.target, both)
+        fewer = left.take(kept)
+        labels = tuple(left.labels[number] for number in both.tolist())
+        left = replace(fewer, target=np.searchsorted(both, fewer.target), labels=labels)
+    if left is rows:
+        return rows
+    for label, origin in _gone(rows, left):
+        rows.left_out.add(f"the class {label!r}, which one half lacks", origin)
+    return replace(left, left_out=rows.left_out)
+
+
+def _gone(rows: LearningRows, left: LearningRows) -> Iterator[tuple[str, str]]:
+    for number, origin in zip(rows.target.tolist(), rows.origin.tolist(), strict=True):
+        if rows.labels[number] not in left.labels:
+            yield rows.labels[number], origin
+
+
 def split(rows: LearningRows, recipe: Recipe) -> tuple[LearningRows, LearningRows]:
     """What is learned from, and what is held out.
 
     :raises LocalProtocolError: a half has too few rows or lacks a class, or a feature alone tells the target.
     """
+    is_training, is_test = _halves(rows, recipe)
+    training, test = rows.take(is_training), rows.take(is_test)
+    for half, least, what in ((training, MIN_TRAINING_ROWS, "learn from"), (test, MIN_TEST_ROWS, "measure it by")):
+        _check_half(half, least, what, recipe)
+    if recipe.target.leaks == "refuse":
+        _check_leaks(training, recipe)
+    return training, test
+
+
+def _halves(rows: LearningRows, recipe: Recipe) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Which rows are learned from, and which are held out: a truth value for each."""
     import numpy as np
 
     by = recipe.split
@@ -40,12 +86,7 @@ def split(rows: LearningRows, recipe: Recipe) -> tuple[LearningRows, LearningRow
         border_ns = int(np.quantile(rows.time_ns, 1 - by.test_share, method="higher"))
         is_test = rows.time_ns >= border_ns
         is_training = rows.time_ns < border_ns - int(by.gap_s * SECOND)
-    training, test = rows.take(is_training), rows.take(is_test)
-    for half, least, what in ((training, MIN_TRAINING_ROWS, "learn from"), (test, MIN_TEST_ROWS, "measure it by")):
-        _check_half(half, least, what, recipe)
-    if recipe.target.leaks == "refuse":
-        _check_leaks(training, recipe)
-    return training, test
+    return is_training, is_test
 
 
 def _drawn(seed: int, name: str) -> float:

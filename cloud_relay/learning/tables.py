@@ -93,10 +93,10 @@ class Joining:
     def __init__(self, out: IO[bytes], about: Mapping[str, str]) -> None:
         self._out, self._about = out, dict(about)
         self._writer: Any = None
-        self.rows = self.skipped = 0
+        self.rows = 0
 
-    def add(self, path: Path) -> None:
-        """Add the rows of a file. :raises StorageError: it can't be read."""
+    def add(self, path: Path) -> dict[str, str]:
+        """Add the rows of a file. Returns what is told about it. :raises StorageError: it can't be read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -104,13 +104,14 @@ class Joining:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
-        self.skipped += int((table.schema.metadata or {}).get(b"skipped", b"0"))
+        told = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
         self.rows += table.num_rows
         table = table.replace_schema_metadata(self._about)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._out, table.schema, compression="zstd", version="2.6")
         if table.num_rows:
             self._writer.write_table(table)
+        return told
 
     def close(self) -> None:
         """Write the end. Without a file before, nothing is written."""

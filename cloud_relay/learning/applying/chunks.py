@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from msgspec import Struct
 
-from cloud_relay.learning.candidate import check_form, outputs_of
+from cloud_relay.learning.candidate import check_form, outputs_where_possible
 from cloud_relay.learning.estimators import LABEL, PROBABILITY, VALUE
-from cloud_relay.learning.rows import features_in
+from cloud_relay.learning.rows import LeftOut, features_in
 from cloud_relay.learning.tables import opened_table, write_table
 from meshnode.models import LoadedModel, ModelSpec, load_model
 from protocols.base.errors import ModelInvalid
@@ -60,8 +61,19 @@ class ChunkRows(Struct):
     """f4[rows, features]."""
     context: dict[str, list[Any]]
     """By the names in ``CONTEXT``."""
-    skipped: int
-    """Rows that lack a feature."""
+    left_out: LeftOut
+    """Rows that lack a feature, or that the model can't compute."""
+
+    def without(self, can: "NDArray[Any]") -> "ChunkRows":
+        """The rows that the model can compute, a truth value for each. The others are counted."""
+        if can.all():
+            return self
+        for origin, computed in zip(self.context["origin"], can.tolist(), strict=True):
+            if not computed:
+                self.left_out.add("features that the model can't compute", origin)
+        context = {name: [each for each, kept in zip(column, can.tolist(), strict=True) if kept]
+                   for name, column in self.context.items()}  # fmt: skip
+        return ChunkRows(self.features[can], context, self.left_out)
 
 
 def rows_of_chunk(order: ApplyOrder, number: int) -> ChunkRows:
@@ -71,19 +83,22 @@ def rows_of_chunk(order: ApplyOrder, number: int) -> ChunkRows:
     begin = number * order.chunk_rows
     numbers: list[list[float]] = []
     context: dict[str, list[Any]] = {name: [] for name in CONTEXT}
-    skipped = 0
+    left_out = LeftOut()
     with opened_table(Path(order.data)) as table:
         chosen = features_in(
-            table, tuple(order.features.values()), order.keys, order.rule, begin, begin + order.chunk_rows
+            table,
+            tuple(order.features.values()),
+            order.keys,
+            order.rule,
+            begin,
+            begin + order.chunk_rows,
+            left_out,
         )
         for row, found in chosen:
-            if None in found:
-                skipped += 1
-                continue
-            numbers.append(found)  # type: ignore[arg-type]
+            numbers.append(found)
             for name in CONTEXT:
                 context[name].append(row[name])
-    return ChunkRows(np.asarray(numbers, np.float32).reshape(-1, len(order.features)), context, skipped)
+    return ChunkRows(np.asarray(numbers, np.float32).reshape(-1, len(order.features)), context, left_out)
 
 
 def loaded(order: ApplyOrder) -> LoadedModel:
@@ -92,11 +107,6 @@ def loaded(order: ApplyOrder) -> LoadedModel:
     if model.digest != order.model_digest:
         raise ModelInvalid(f"{order.model} has changed meanwhile: begin anew")
     return model
-
-
-def predicted(model: LoadedModel, features: "NDArray[Any]") -> dict[str, Any]:
-    """The outputs of a model for rows, which may be none. :raises ModelInvalid: it fails on them."""
-    return outputs_of(model, features) if len(features) else {}
 
 
 def write_chunk(path: Path, order: ApplyOrder, rows: ChunkRows, outputs: Mapping[str, Any], model: LoadedModel) -> None:
@@ -116,7 +126,8 @@ def write_chunk(path: Path, order: ApplyOrder, rows: ChunkRows, outputs: Mapping
         columns[VALUE] = outputs.get(VALUE, np.zeros((0, 1), np.float32))[:, 0]
     fresh = path.with_name(f".{path.name}.part")
     try:
-        write_table(fresh, columns, {"skipped": str(rows.skipped)}, PREDICTED)
+        about = {"reasons": rows.left_out.reasons, "origins": rows.left_out.origins}
+        write_table(fresh, columns, {"left_out": msgspec.json.encode(about).decode()}, PREDICTED)
         fresh.replace(path)
     finally:
         with contextlib.suppress(OSError):
@@ -131,11 +142,13 @@ PREDICTED: Final = {
 
 
 def compute_chunk(order: ApplyOrder, model: LoadedModel, number: int, path: Path) -> tuple[int, int]:
-    """Read a chunk, run the model and write the predictions. Returns how many there are, and how many rows lack
-    something.
+    """Read a chunk, run the model and write the predictions. Returns how many there are, and how many rows were left
+    out.
 
-    :raises MeshError: the data can't be read, or the model fails. :raises OSError: they can't be written.
+    :raises MeshError: the data can't be read, or the model takes others. :raises OSError: they can't be written.
     """
     rows = rows_of_chunk(order, number)
-    write_chunk(path, order, rows, predicted(model, rows.features), model)
-    return len(rows.features), rows.skipped
+    outputs, can = outputs_where_possible(model, rows.features)
+    rows = rows.without(can)
+    write_chunk(path, order, rows, outputs, model)
+    return len(rows.features), rows.left_out.total

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from cloud_relay.learning.applying.chunks import ApplyOrder, ChunkRows, loaded, rows_of_chunk, write_chunk
 from cloud_relay.learning.applying.processes import MAX_ATTEMPTS, path_of_chunk
-from cloud_relay.learning.candidate import outputs_of
+from cloud_relay.learning.candidate import outputs_where_possible
 from meshnode.models import LoadedModel, ModelSpec, load_model
 from meshnode.models.children import child_command, child_environment
 from protocols.base.errors import ConfigError, InferenceError, ModelInvalid
@@ -50,15 +50,15 @@ def on_ray(
             yield number, rows[number].features
 
     files = {path.name: path.read_bytes() for path in Path(order.model).parent.iterdir() if path.is_file()}
-    for number, outputs in outputs_on_ray(address, files, Path(order.model).name, order.model_digest, read()):
-        of_chunk = rows.pop(number)
+    for number, (outputs, can) in outputs_on_ray(address, files, Path(order.model).name, order.model_digest, read()):
+        of_chunk = rows.pop(number).without(can)
         write_chunk(path_of_chunk(folder, number), order, of_chunk, outputs, model)
-        yield number, len(of_chunk.features), of_chunk.skipped
+        yield number, len(of_chunk.features), of_chunk.left_out.total
 
 
 def outputs_on_ray(
     address: str, files: ModelFiles, name: str, digest: str, chunks: Iterator[tuple[int, Any]]
-) -> Iterator[tuple[int, dict[str, Any]]]:  # fmt: skip
+) -> Iterator[tuple[int, tuple[dict[str, Any], Any]]]:  # fmt: skip
     """Run a model on all processors of a cluster. ``files``: those of its folder; ``name``: which of them it is.
     ``chunks``: numbers with features, f4[rows, features]; no more are taken than are under way.
 
@@ -110,8 +110,9 @@ def outputs_on_ray(
         ray.shutdown()
 
 
-def _outputs_there(files: ModelFiles, name: str, digest: str, features: Any) -> dict[str, Any]:
-    """The program of a chunk on a machine of the cluster. :raises ModelInvalid: the model is another one there, because
+def _outputs_there(files: ModelFiles, name: str, digest: str, features: Any) -> tuple[dict[str, Any], Any]:
+    """The program of a chunk on a machine of the cluster. Returns what ``outputs_where_possible`` does.
+    :raises ModelInvalid: the model is another one there, because
     of a file that is missing, or can't be loaded."""
     if digest not in _models:
         with tempfile.TemporaryDirectory(prefix="model-") as folder:
@@ -123,7 +124,7 @@ def _outputs_there(files: ModelFiles, name: str, digest: str, features: Any) -> 
         while len(_models) >= _MAX_MODELS_KEPT:
             _models.pop(next(iter(_models)))
         _models[digest] = model
-    return outputs_of(_models[digest], features) if len(features) else {}
+    return outputs_where_possible(_models[digest], features)
 
 
 def _try_to_join(address: str) -> None:

@@ -131,6 +131,6 @@ class _Progress:
 def _say(applied: Applied, order: ApplyOrder, out: Path, took_s: float) -> None:
     resumed = f", {applied.resumed} of {order.chunks} chunks were there already" if applied.resumed else ""
     click.echo(
-        f"{applied.predictions} predictions of {order.name} {order.model_digest[:12]} in {out}, {applied.skipped} "
-        f"records lack a feature, {took_s:.1f} s{resumed}"
+        f"{applied.predictions} predictions of {order.name} {order.model_digest[:12]} in {out}, "
+        f"{applied.left_out.told() or '0 left out'}, {took_s:.1f} s{resumed}"
     )

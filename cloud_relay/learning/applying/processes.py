@@ -28,7 +28,7 @@ _model: LoadedModel | None = None
 def on_processes(
     order: ApplyOrder, numbers: Sequence[int], folder: Path, jobs: int
 ) -> Iterator[tuple[int, int, int]]:  # fmt: skip
-    """Compute chunks. Yields the number of each, how many predictions it has and how many rows were skipped.
+    """Compute chunks. Yields the number of each, how many predictions it has and how many rows were left out.
 
     :raises MeshError: the data can't be read, the model fails, or a chunk kills its process again and again.
     """

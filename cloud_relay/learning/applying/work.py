@@ -16,21 +16,22 @@ import msgspec
 from cloud_relay.export.whole_file import whole_file
 from cloud_relay.learning.applying.chunks import ApplyOrder
 from cloud_relay.learning.applying.processes import path_of_chunk
+from cloud_relay.learning.rows import LeftOut
 from cloud_relay.learning.tables import Joining, opened_table
 from protocols.base.errors import LocalProtocolError, MeshError, StorageError
 
 ORDER: Final = "order.json"
 PARTS: Final = ".parts"
 Computing = Callable[[ApplyOrder, Sequence[int], Path], Iterator[tuple[int, int, int]]]
-"""Computes chunks into a folder; yields their numbers, predictions, and rows skipped."""
+"""Computes chunks into a folder; yields their numbers, predictions, and rows left out."""
 
 
 class Applied(NamedTuple):
     """What came of it."""
 
     predictions: int
-    skipped: int
-    """Rows that lack a feature."""
+    left_out: LeftOut
+    """Rows that lack a feature, or that the model can't compute."""
     resumed: int
     """Chunks that were there already."""
 
@@ -54,11 +55,11 @@ def apply_model(
         for _ in compute(order, missing, folder):
             done += 1
             told(done, order.chunks)
-        predictions, skipped = _join(order, folder, out, overwrite)
+        predictions, left_out = _join(order, folder, out, overwrite)
         shutil.rmtree(folder)
     except OSError as error:
         raise StorageError(f"{folder} can't be written ({error.strerror or error}): free space on that disk") from error
-    return Applied(predictions, skipped, resumed)
+    return Applied(predictions, left_out, resumed)
 
 
 def _begin(order: ApplyOrder, folder: Path) -> None:
@@ -97,7 +98,7 @@ def _is_done(path: Path) -> bool:
     return True
 
 
-def _join(order: ApplyOrder, folder: Path, out: Path, overwrite: bool) -> tuple[int, int]:
+def _join(order: ApplyOrder, folder: Path, out: Path, overwrite: bool) -> tuple[int, LeftOut]:
     about = {
         "meshnode": msgspec.json.encode({
             "form": 1, "data_sha256": order.data_sha256, "model": order.model_digest, "name": order.name,
@@ -105,8 +106,9 @@ def _join(order: ApplyOrder, folder: Path, out: Path, overwrite: bool) -> tuple[
         }).decode()
     }  # fmt: skip
     with whole_file(out, overwrite=overwrite) as file:
-        joining = Joining(file, about)
+        joining, left_out = Joining(file, about), LeftOut()
         for number in range(order.chunks):
-            joining.add(path_of_chunk(folder, number))
+            told = joining.add(path_of_chunk(folder, number))
+            left_out.join(**msgspec.json.decode(told.get("left_out", "{}")))
         joining.close()
-    return joining.rows, joining.skipped
+    return joining.rows, left_out

@@ -5,12 +5,13 @@ ADWIN (Bifet and Gavalda, 2007) compares the means of two parts of a window that
 compares the distribution of the newest 30 values with that of those before.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cloud_relay.learning.candidate import outputs_of
+from cloud_relay.learning.candidate import outputs_where_possible
 from cloud_relay.learning.estimators import LABEL, VALUE
 from cloud_relay.learning.recipe import Recipe
 from cloud_relay.learning.retraining.triggers import ERROR, TrainingTrigger
@@ -20,6 +21,7 @@ from protocols.base.errors import ConfigError
 
 AT_ONCE: Final = 512
 """Records whose errors are computed in one run of the model."""
+_log = logging.getLogger("cloud_relay.training")
 
 
 def detector_of(trigger: TrainingTrigger, seed: int) -> Any:
@@ -63,51 +65,44 @@ class DriftWatch:
         """
         if self._path != ERROR:
             assert self._path is not None
-            if (number := _number_in(row, self._path)) is not None:
+            if (number := number_of(value_at(row, self._path))) is not None:
                 self._update(number)
             return
         if self._model is None:
             return
-        numbers = [_number_in(row, path) for path in self._recipe.features.values()]
-        target = self._target_in(row)
+        numbers = [number_of(value_at(row, path)) for path in self._recipe.features.values()]
+        target = target_of(value_at(row, self._recipe.target.path), self._recipe)
         if target is not None and None not in numbers:
             self._waiting.append((numbers, target))  # type: ignore[arg-type]
         if len(self._waiting) >= AT_ONCE:
             self.finish()
 
     def finish(self) -> None:
-        """Look at what waits for a run of the model. :raises ModelInvalid: it fails."""
+        """Look at what waits for a run of the model. Records that it can't compute are passed over and counted.
+
+        :raises ModelInvalid: it takes something else.
+        """
         import numpy as np
 
         waiting, self._waiting = self._waiting, []
         if not waiting or self._model is None:
             return
-        outputs = outputs_of(self._model, np.asarray([numbers for numbers, _ in waiting], np.float32))
+        outputs, can = outputs_where_possible(self._model, np.asarray([each for each, _ in waiting], np.float32))
         labels = self._model.manifest.labels
-        for place, (_, target) in enumerate(waiting):
+        if not can.all():
+            _log.warning(
+                "the model of %s that serves can't compute %d of %d new records; its errors are watched without them",
+                self._recipe.name, len(can) - can.sum(), len(can),
+            )  # fmt: skip
+        for place, target in enumerate(target for (_, target), computed in zip(waiting, can, strict=True) if computed):
             if labels:
                 told = int(outputs[LABEL][place])
                 self._update(float(not (0 <= told < len(labels) and labels[told] == label_of(target))))
             else:
                 self._update(abs(float(outputs[VALUE][place, 0]) - float(target)))
 
-    def _target_in(self, row: Mapping[str, Any]) -> Any:
-        value = value_at(row, self._recipe.target.path)
-        try:
-            return target_of(value, self._recipe)
-        except ConfigError:
-            return None
-
     def _update(self, value: float) -> None:
         if not math.isfinite(value):  # the model overflowed; detectors that keep sums would never fire again
             return
         self._detector.update(value)
         self.has_drifted = self.has_drifted or bool(self._detector.drift_detected)
-
-
-def _number_in(row: Mapping[str, Any], path: str) -> float | None:
-    value = value_at(row, path)
-    try:
-        return number_of(value, path)
-    except ConfigError:
-        return None

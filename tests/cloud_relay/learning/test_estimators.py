@@ -52,7 +52,7 @@ def test_each_estimator_becomes_a_model_with_its_answers(tmp_path: Path, estimat
     rows = rows_for(recipe)
     made, _ = fitted(recipe, recipe.model, rows)  # type: ignore[arg-type]
     content = as_onnx(made, recipe)
-    model, outputs = write_candidate(tmp_path, content, recipe, rows)
+    model, outputs, _ = write_candidate(tmp_path, content, recipe, rows)
     check_same(made, outputs, rows)
     assert features_of(content) == {"a": "quality", "b": "value.b"}
     assert as_onnx(made, recipe) == content

@@ -77,10 +77,12 @@ def test_rows_that_lack_something_are_dropped_and_counted_or_refused(tmp_path: P
     """A model that is trained on a made-up number learns it."""
     values = [{"x": 1, "y": 0}, {"x": missing, "y": 1}, {"x": 2, "y": 1}, {"y": 1}]
     rows = rows_with(tmp_path, *values)
-    assert (len(rows), rows.dropped) == (2, 2)
-    with pytest.raises(LocalProtocolError, match=r"record 2 of v has no a \(value\.x\)"):
+    assert (len(rows), rows.left_out.total) == (2, 2)
+    with pytest.raises(LocalProtocolError, match=r"record 2 of v has a a \(value\.x\) that is missing"):
         rows_with(tmp_path, *values, recipe=recipe_for("value.x", missing="refuse"))
-    with pytest.raises(LocalProtocolError, match=r"2 of 4 rows lack something, 2 of them a \(value\.x\)"):
+    with pytest.raises(
+        LocalProtocolError, match=r"the 4 rows of 1 nodes 2 left out: 2 because of a \(value\.x\) that is"
+    ):
         rows_with(tmp_path, *values, recipe=recipe_for("value.x", max_missing_share=0.4))
 
 
@@ -89,13 +91,12 @@ def test_rows_that_lack_something_are_dropped_and_counted_or_refused(tmp_path: P
     [
         (recipe_for("latitude"), [{"y": 1}], "has no 'latitude': did you mean 'latitude_deg'"),
         (recipe_for("time.minute"), [{"y": 1}], "has no 'time.minute'"),
-        (recipe_for("key"), [{"y": 1}], "key is 'veh/v/passage' in a record, and a feature has to be a number"),
-        (recipe_for("value.x"), [{"x": [1], "y": 1}], "a feature has to be a number"),
-        (recipe_for("event_time"), [{"y": 1}], "event_time is '2026-09-21"),
-        (recipe_for("geometry"), [{"y": 1}], "a feature has to be a number"),
+        (recipe_for("key"), [{"y": 1}], "a (key) that is no number; 1 of v, 'veh/v/passage' for instance"),
+        (recipe_for("value.x"), [{"x": [1], "y": 1}], "a (value.x) that is no number; 1 of v, '[1]' for instance"),
+        (recipe_for("event_time"), [{"y": 1}], "a (event_time) that is no number; 1 of v, '2026-09-21"),
+        (recipe_for("geometry"), [{"y": 1}], "a (geometry) that is no number"),
         (recipe_for("value.x"), [{"x": 1, "y": 1}] * 3, "all 3 rows of a.parquet have one class, 1"),
-        (recipe_for("value.x"), [{"x": 1, "y": 1}, {"x": 1, "y": "b"}], "is sometimes int, str"),
-        (recipe_for("value.x"), [{"x": 1, "y": 1.5}], "is 1.5 in a record, which is no class"),
+        (recipe_for("value.x"), [{"x": 1, "y": 1.5}], "target (value.y) that is no class; 1 of v, '1.5' for instance"),
         (recipe_for("value.x"), [{"x": 1, "y": n} for n in range(1_001)], "has 1001 classes"),
         (recipe_for("value.x", keys="rsu/**"), [{"x": 1, "y": 1}], "has no record for x"),
         (recipe_for("value.x", max_rows=1), [{"x": 1, "y": n} for n in range(3)], "more than 1 rows"),
@@ -113,10 +114,10 @@ def test_data_that_can_not_be_learned_from_are_named(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"value": "{"}, "record 1 of 'v' is not as an export has it"),
-        ({"event_utc_ns": None}, "record 1 of 'v' is not as an export has it"),
+        ({"value": "{"}, "1 because of a form that no export has"),
+        ({"event_utc_ns": None}, "is not as an export has it"),
         ({"origin": None}, "has no column 'origin'"),
-        ({"latitude_deg": "north"}, "record 1 of 'v' is not as an export has it"),
+        ({"latitude_deg": "north"}, "1 because of a form that no export has"),
     ],
 )
 def test_table_of_another_program_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -142,3 +143,59 @@ def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(StorageError, match="can't be read as Parquet"):
             read_rows(file, recipe)
+
+
+GOOD = [passage(n, f"v-{n % 5}", n, {"x": n % 7, "y": "wet" if n % 2 else "dry"}) for n in range(1, 101)]
+
+
+def rows_beside(folder: Path, *bad: Any, recipe: Recipe | None = None, **context: Any) -> Any:
+    """The rows of an export with good records of five nodes, and records of another one with these values."""
+    told = [passage(n, "v-bad", n, value, **context) for n, value in enumerate(bad, 1)]
+    return read_rows(write_export(folder / "a.parquet", GOOD + told), recipe or recipe_for("value.x"))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"x": "seven", "y": "wet"}, "a (value.x) that is no number"),
+        ({"x": [1], "y": "wet"}, "a (value.x) that is no number"),
+        ({"x": 1, "y": 1.5}, "target (value.y) that is no class"),
+        ({"x": 1, "y": [1]}, "target (value.y) that is no class"),
+        ({"x": 1, "y": 3}, "a target of type int, which is str for most"),
+        ({"x": 1, "y": True}, "a target of type bool, which is str for most"),
+        ("nothing at all", "a (value.x) that is missing or not finite"),
+    ],
+)
+def test_records_of_another_form_are_left_out_and_told(tmp_path: Path, value: Any, reason: str) -> None:
+    """Any node may send anything; nobody else's records must go unlearned because of it. It may send more than all."""
+    rows = rows_beside(tmp_path, *[value] * 200)
+    assert (len(rows), rows.labels) == (100, ("dry", "wet"))
+    assert (rows.left_out.reasons, rows.left_out.origins) == ({reason: 200}, {"v-bad": 200})
+    assert rows.digest() == rows_beside(tmp_path).digest()
+
+
+def test_record_that_no_cell_can_be_told_of_is_left_out(tmp_path: Path) -> None:
+    rows = rows_beside(tmp_path, {"x": 1, "y": "wet"}, recipe=recipe_for("cell.row"), latitude_deg=float("nan"))
+    assert (len(rows), rows.left_out.reasons) == (100, {"a form that no export has": 1})
+
+
+def test_classes_that_one_node_made_up_give_way_to_those_of_others(tmp_path: Path) -> None:
+    """A thousand classes can be told apart, and any node may send one more."""
+    rows = rows_beside(tmp_path, *({"x": 1, "y": f"class {n}"} for n in range(1_001)), recipe=recipe_for("value.x"))
+    assert (len(rows), rows.labels, rows.left_out.total) == (100, ("dry", "wet"), 1_001)
+
+
+def test_classes_that_a_recipe_names_are_the_only_ones(tmp_path: Path) -> None:
+    """A node may send another one for as long as it likes, and the model would be another one than before."""
+    target = RecipeTarget(path="value.y", classes=("dry", "wet"))
+    recipe = Recipe(name="x", features={"a": "value.x"}, target=target, model=MODEL)
+    rows = rows_beside(tmp_path, *[{"x": 1, "y": "ice"}] * 200, recipe=recipe)
+    assert (len(rows), rows.labels) == (100, ("dry", "wet"))
+    assert rows.left_out.reasons == {"target (value.y) that is no class": 200}
+
+
+def test_half_of_what_most_nodes_send_can_not_be_left_out(tmp_path: Path) -> None:
+    """Then the path is wrong, or the rest would mislead; the figures say so."""
+    told = [passage(n, f"v-{n % 5}", n, {"x": "far" if n % 5 < 3 else 1, "y": n % 2}) for n in range(1, 101)]
+    with pytest.raises(LocalProtocolError, match=r"100 rows of 5 nodes 60 left out: .* That is 60% of the rows"):
+        read_rows(write_export(tmp_path / "a.parquet", told), recipe_for("value.x"))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from cloud_relay.learning.recipe import Recipe, RecipeModel, RecipeSplit, RecipeTarget
 from cloud_relay.learning.rows import LearningRows
-from cloud_relay.learning.splitting import split
+from cloud_relay.learning.splitting import split, without_rare_classes
 from protocols.base.errors import LocalProtocolError
 from protocols.base.limits import SECOND
 
@@ -90,3 +90,27 @@ def test_features_that_help_without_being_the_answer_pass() -> None:
     noise = np.random.default_rng(5).random(2_000)
     rows.features[:, 1] = np.where(noise < 0.97, rows.target, 1 - rows.target)
     split(rows, recipe_by("time"))
+
+
+@pytest.mark.parametrize("by", ["time", "origin"])
+def test_class_that_one_half_lacks_is_left_out_and_told(by: str) -> None:
+    """One record with a label of its own must not keep everybody from learning."""
+    rows = rows_of(600)
+    rows.target[[5, 300]] = 2, 3
+    labels = ("no", "yes", "made up", "also")
+    rows = LearningRows(rows.features, rows.target, rows.time_ns, rows.origin, rows.sequence, labels)
+    with pytest.raises(LocalProtocolError, match="none has the class"):
+        split(rows, recipe_by(by))
+    left = without_rare_classes(rows, recipe_by(by))
+    training, test = split(left, recipe_by(by))
+    assert left.labels == ("no", "yes")
+    assert {*training.target.tolist(), *test.target.tolist()} == {0, 1}
+    assert left.left_out.reasons == {f"the class {label!r}, which one half lacks": 1 for label in labels[2:]}
+    assert sorted(left.left_out.origins.elements()) == sorted(rows.origin[[5, 300]].tolist())
+
+
+def test_rows_are_kept_if_less_than_two_classes_would_be_left() -> None:
+    """What is lacking has to be said then."""
+    rows = rows_of(400)
+    rows.target[rows.time_ns > 600 * SECOND] = 0
+    assert without_rare_classes(rows, recipe_by("time")) is rows

@@ -52,7 +52,7 @@ def test_cluster_gives_the_answers_that_this_machine_gives(cluster: Cluster, tmp
     assert recipe.model is not None
     rows = read_rows(write_export(tmp_path / "a.parquet", passages(400)), recipe)
     content = as_onnx(fitted(recipe, recipe.model, rows)[0], recipe)
-    model, _ = write_candidate(tmp_path / "release", content, recipe, rows)
+    model, _, _ = write_candidate(tmp_path / "release", content, recipe, rows)
     np.save(tmp_path / "features.npy", rows.features)
     done = subprocess.run(
         [BIN / "python", "-P", "-c", PROGRAM, cluster.address, tmp_path, model.digest], check=False, timeout=240,

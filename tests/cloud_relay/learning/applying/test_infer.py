@@ -67,7 +67,7 @@ def test_predictions_are_those_of_the_model_and_join_the_records(model: Path, tm
     data = data_in(tmp_path)
     order = small(model, data)
     applied = apply_model(order, tmp_path / "p.parquet", one_by_one, quiet)
-    assert applied == (250, 1, 0)
+    assert (applied.predictions, applied.left_out.total, applied.resumed) == (250, 1, 0)
     table = pq.read_table(tmp_path / "p.parquet")
     served = load_model(ModelSpec("hotspot", model))
     assert set(table["model"].to_pylist()) == {served.digest}
@@ -170,7 +170,7 @@ def test_command_that_is_killed_goes_on_when_it_is_repeated(model: Path, tmp_pat
     result = CliRunner().invoke(main, [*words, "--overwrite"])
     assert result.exit_code == 0, result.output
     assert "600 predictions of hotspot" in result.output
-    assert "1 records lack a feature" in result.output
+    assert "1 left out: 1 because of value.speed_mps that is missing or not finite; 1 of veh-1" in result.output
     assert pq.read_table(out).num_rows == 600
 
 
