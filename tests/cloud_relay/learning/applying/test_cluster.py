@@ -29,7 +29,7 @@ features = np.load(Path(folder) / "features.npy")
 files = {each.name: each.read_bytes() for each in (Path(folder) / "release").iterdir()}
 chunks = ((number, features[number * 50 : number * 50 + 50]) for number in range(8))
 told = dict(outputs_on_ray(address, files, "hotspot.onnx", digest, chunks))
-np.save(Path(folder) / "told.npy", np.concatenate([told[number]["probability"] for number in range(8)]))
+np.save(Path(folder) / "told.npy", np.concatenate([told[number][0]["probability"] for number in range(8)]))
 """
 
 
