@@ -26,8 +26,8 @@ from protocols.base.limits import MAX_TEXT_CHARS, SECOND
 
 MAX_AGGREGATES: Final = 32
 """Each costs every record of its key a few microseconds of the writer."""
-MAX_GROUPS: Final = 10_000_000
-"""What one aggregate may keep: up to 10 KB each."""
+MAX_GROUPS: Final = 200_000
+"""What one aggregate may keep: up to 10 KB each. A bucket with all of them is let go in 50 ms."""
 MAX_PERCENTILES: Final = 16
 MAX_FIELD_CHUNKS: Final = 16
 GROUPINGS: Final = ("key", "rule", "origin")

@@ -54,7 +54,8 @@ TEXT_OF_CURSOR: Final = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
 _CURSOR: Final = re.compile(r"([0-9]{1,19})\.(-?[0-9]{1,10})\.(-?[0-9]{1,10})" + rf"\.({TEXT_OF_CURSOR})" * 4, re.ASCII)
 _STATE: Final = (
     "SELECT number, name, made_utc_ns, filled_to, fill_end, floor_utc_ns, below_floor, let_go, beyond, beyond_named,"
-    " ahead, (SELECT count(*) FROM aggregate_groups WHERE aggregate = aggregates.number) FROM aggregates"
+    " ahead, (SELECT count(*) FROM aggregate_groups WHERE aggregate = aggregates.number"
+    " AND bucket_utc_ns >= floor_utc_ns) FROM aggregates"
     " WHERE dropped = 0 ORDER BY name"
 )
 
@@ -142,13 +143,13 @@ def kept_page(db: sqlite3.Connection, query: KeptQuery, patience_s: float = PATI
     number, definition = _aggregate(db, query.name)
     is_asked, limit = _filter(definition, query), min(query.groups.limit, MAX_PAGE_RECORDS)
     groups: list[KeptGroup] = []
-    after = query.after
+    after, floor_utc_ns = query.after, _floor_of(db, number)
     while True:
-        text, values = _chunk(number, definition, query.groups, after)
+        text, values = _chunk(number, definition, query.groups, after, floor_utc_ns)
         chunk = db.execute(text, values).fetchall()
         for row, *columns in chunk:
             after = GroupName(*columns)
-            if is_asked(after):
+            if after.bucket_utc_ns >= floor_utc_ns and is_asked(after):
                 found = db.execute("SELECT change, summary FROM aggregate_groups WHERE number = ?", (row,)).fetchone()
                 if found is not None:  # else it was let go just now
                     groups.append(KeptGroup(found[0], after, GroupSummary.decode(found[1])))
@@ -182,7 +183,7 @@ def changed_groups(db: sqlite3.Connection, query: KeptQuery, number: int) -> Cha
     """The next groups that have changed, each as it is now. Times, limit and order of the query don't count."""
     newest = newest_change(db)
     aggregate, definition = _aggregate(db, query.name)
-    is_asked = _filter(definition, query)
+    is_asked, floor_utc_ns = _filter(definition, query), _floor_of(db, aggregate)
     rows = db.execute(
         f"SELECT number, change, {NAME_COLUMNS} FROM aggregate_groups INDEXED BY aggregate_groups_by_change"  # noqa: S608 - names of columns
         " WHERE aggregate = ? AND change > ? AND change <= ? ORDER BY change LIMIT ?",
@@ -191,7 +192,7 @@ def changed_groups(db: sqlite3.Connection, query: KeptQuery, number: int) -> Cha
     groups = []
     for row, change, *columns in rows:
         name = GroupName(*columns)
-        if is_asked(name):
+        if name.bucket_utc_ns >= floor_utc_ns and is_asked(name):
             found = db.execute("SELECT summary FROM aggregate_groups WHERE number = ?", (row,)).fetchone()
             if found is not None:
                 groups.append(KeptGroup(change, name, GroupSummary.decode(found[0])))
@@ -304,13 +305,18 @@ def _check_version(db: sqlite3.Connection) -> None:
         raise StorageError("the store is of an earlier version and keeps no aggregates: start the relay once")
 
 
+def _floor_of(db: sqlite3.Connection, number: int) -> int:
+    """Groups whose bucket is below it were let go, though their rows may still be there."""
+    return int(db.execute("SELECT floor_utc_ns FROM aggregates WHERE number = ?", (number,)).fetchone()[0])
+
+
 def _chunk(
-    number: int, definition: AggregateDefinition, query: Query, after: GroupName | None
+    number: int, definition: AggregateDefinition, query: Query, after: GroupName | None, floor_utc_ns: int
 ) -> tuple[str, tuple[object, ...]]:
     """The statement for the next entries of the index. It has one bound on each side: SQLite seeks by one only."""
     first = 0 if query.since_utc_ns is None else max(0, query.since_utc_ns - definition.bucket_ns + 1)
     last = LAST_UTC_NS if query.until_utc_ns is None else query.until_utc_ns - 1
-    first, last = min(first, LAST_UTC_NS), max(-1, min(last, LAST_UTC_NS))
+    first, last = min(max(first, floor_utc_ns), LAST_UTC_NS), max(-1, min(last, LAST_UTC_NS))
     low: tuple[str, tuple[object, ...]] = ("bucket_utc_ns >= ?", (first,))
     high: tuple[str, tuple[object, ...]] = ("bucket_utc_ns <= ?", (last,))
     if after is not None and query.newest_first and after.bucket_utc_ns <= last:

@@ -56,7 +56,7 @@ def kept_groups(path: Path) -> Groups:
         found: Groups = {definition.name: {} for definition in stored_definitions(db).values()}
         for aggregate, *name, summary in db.execute(
             "SELECT name, bucket_utc_ns, key, origin, rule, unit, south_e7, west_e7, summary FROM aggregate_groups"
-            " JOIN aggregates ON aggregates.number = aggregate"
+            " JOIN aggregates ON aggregates.number = aggregate WHERE bucket_utc_ns >= floor_utc_ns"
         ):
             found[aggregate][GroupName(*name)] = summary
     return found

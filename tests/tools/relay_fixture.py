@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -156,15 +157,22 @@ class RelayInProcess:
             return list(map(parsed_fields, records_of_pages(reader.page, Query(**wanted))))
 
 
-def copied_after_each_slice(relay: RelayInProcess, folder: Path) -> list[Path]:
+def copied_after_each_slice(relay: RelayInProcess, folder: Path, changes: list[int] | None = None) -> list[Path]:
     """Have the store copied after each slice of packing and retention, as a kill at that moment would leave it.
 
-    The copies come into the list, in order.
+    The copies come into the list, in order. ``changes`` gets how many rows each slice changed.
     """
     maintain, images = relay.store.maintain, list[Path]()
 
+    def counted(job: Any, db: Any) -> Any:
+        before = db.total_changes
+        result = job(db)
+        if changes is not None:
+            changes.append(db.total_changes - before)
+        return result
+
     def copied(job: Any) -> Any:
-        done = maintain(job)
+        done = maintain(partial(counted, job))
         done.result()
         images.append(folder / f"after-{len(images)}" / relay.path.name)
         images[-1].parent.mkdir()

@@ -1,10 +1,12 @@
 """The groups of one aggregate in the store, and its allowance.
 
 An aggregate has at most so many groups. When it is full, its oldest buckets are let go, and what is sensed in them is
-counted from then on and belongs to no group. So each group that is there is whole, and which buckets are there depends
-only on the records and not on their order: those from the lowest time on from which there are few enough groups. There
-are two exceptions, in which a record is counted as *beyond* and its node and key are named: when one bucket alone has
-more groups than the allowance, and when a node that opened more than half of all groups would push out those of others.
+counted from then on and belongs to no group. These groups are below the *floor*: nobody sees them any more, and their
+rows are taken away a few at a time, because a bucket may have very many. So each group that is there is whole, and
+which buckets are there depends only on the records and not on their order: those from the lowest time on from which
+there are few enough groups. There are two exceptions, in which a record is counted as *beyond* and its node and key are
+named: when one bucket alone has more groups than the allowance, and when a node that opened more than half of all
+groups would push out those of others.
 """
 
 import sqlite3
@@ -39,16 +41,20 @@ class GroupTable:
         self._opened: Counter[str] = Counter(
             dict(
                 db.execute(
-                    "SELECT opened_by, count(*) FROM aggregate_groups WHERE aggregate = ? GROUP BY opened_by", (number,)
+                    "SELECT opened_by, count(*) FROM aggregate_groups WHERE aggregate = ? AND bucket_utc_ns >= ?"
+                    " GROUP BY opened_by",
+                    (number, self._floor_utc_ns),
                 ).fetchall()
             )
         )
         self._groups = self._opened.total()
+        self.has_gone = True
+        """Whether there may be rows of groups that were let go."""
 
     def add(self, name: GroupName, tally: GroupTally, change: int) -> int:
         """Add what records tell of a group. The change gets the number after ``change``. Returns the last one."""
         found = self._db.execute(_FIND, (self._number, *name)).fetchone()
-        if found is not None:
+        if found is not None and name.bucket_utc_ns >= self._floor_utc_ns:
             summary = GroupSummary.decode(found[1])
             summary.add(tally.readings)
             self._db.execute(_CHANGE, (change + 1, summary.encoded(), found[0]))
@@ -62,13 +68,17 @@ class GroupTable:
             return change
         return change + 1
 
+    def take_away(self, most: int) -> None:
+        """Delete the rows of at most so many groups that were let go."""
+        self.has_gone = take_away(self._db, self._number, self._floor_utc_ns, most) == most
+
     def _has_room(self, name: GroupName, tally: GroupTally) -> bool:
         """Whether a group may be opened. Else its records are counted."""
         while name.bucket_utc_ns >= self._floor_utc_ns and self._groups >= self._definition.max_groups:
             oldest, newest = self._db.execute(
-                "SELECT (SELECT min(bucket_utc_ns) FROM aggregate_groups WHERE aggregate = ?1),"
+                "SELECT (SELECT min(bucket_utc_ns) FROM aggregate_groups WHERE aggregate = ?1 AND bucket_utc_ns >= ?2),"
                 " (SELECT max(bucket_utc_ns) FROM aggregate_groups WHERE aggregate = ?1)",
-                (self._number,),
+                (self._number, self._floor_utc_ns),
             ).fetchone()
             if name.bucket_utc_ns < oldest:
                 self._raise_floor(oldest)
@@ -95,19 +105,26 @@ class GroupTable:
         return of_others is not None
 
     def _let_go(self, bucket_utc_ns: int) -> None:
-        """Delete a bucket, the oldest one."""
-        which = (self._number, bucket_utc_ns)
-        for origin, count in self._db.execute(
-            "SELECT opened_by, count(*) FROM aggregate_groups WHERE aggregate = ? AND bucket_utc_ns = ?"
-            " GROUP BY opened_by",
-            which,
-        ).fetchall():
+        """Let the oldest bucket be below the floor."""
+        for origin, count in self._opened_in(bucket_utc_ns):
             self._opened[origin] -= count
             self._groups -= count
             self._db.execute("UPDATE aggregates SET let_go = let_go + ? WHERE number = ?", (count, self._number))
         self._opened = +self._opened
-        self._db.execute("DELETE FROM aggregate_groups WHERE aggregate = ? AND bucket_utc_ns = ?", which)
         self._raise_floor(bucket_utc_ns + self._definition.bucket_ns)
+        self.has_gone = True
+
+    def _opened_in(self, bucket_utc_ns: int) -> list[tuple[str, int]]:
+        """How many groups of a bucket each node has opened: by its rows if it is small, else by an index."""
+        counted = "count(*) FROM aggregate_groups WHERE aggregate = ? AND bucket_utc_ns = ?"
+        which = (self._number, bucket_utc_ns)
+        few = "SELECT 1 FROM aggregate_groups WHERE aggregate = ? AND bucket_utc_ns = ? LIMIT ?"
+        if len(self._db.execute(few, (*which, len(self._opened) + 1)).fetchall()) <= len(self._opened):
+            return self._db.execute(f"SELECT opened_by, {counted} GROUP BY opened_by", which).fetchall()
+        return [
+            (origin, self._db.execute(f"SELECT {counted} AND opened_by = ?", (*which, origin)).fetchone()[0])
+            for origin in self._opened
+        ]
 
     def _raise_floor(self, floor_utc_ns: int) -> None:
         self._floor_utc_ns = floor_utc_ns
@@ -118,3 +135,12 @@ class GroupTable:
             "UPDATE aggregates SET beyond = beyond + ?, beyond_named = ? WHERE number = ?",
             (len(tally.readings), f"{tally.origin} {name.key}"[:_MAX_NAMED_CHARS], self._number),
         )
+
+
+def take_away(db: sqlite3.Connection, number: int, floor_utc_ns: int, most: int) -> int:
+    """Delete the rows of at most so many groups of an aggregate that are below its floor. Returns how many."""
+    return db.execute(
+        "DELETE FROM aggregate_groups WHERE number IN (SELECT number FROM aggregate_groups"
+        " INDEXED BY aggregate_groups_in_order WHERE aggregate = ? AND bucket_utc_ns < ? LIMIT ?)",
+        (number, floor_utc_ns, most),
+    ).rowcount

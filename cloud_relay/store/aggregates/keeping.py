@@ -4,7 +4,7 @@ What a batch stores newly is added in the transaction that stores it, so a recor
 and a late one goes to its own bucket. An aggregate that is new is filled from the records that were there before it, up
 to the number ``fill_end``, in slices, each a transaction that also notes how far it came. Records above that number are
 added as they come. So each record is added once, whenever the relay is killed. Aggregates that are no longer configured
-are deleted in slices, too.
+are deleted in slices, too, and so are groups that were let go: while records come, twice as many as may be opened.
 """
 
 import logging
@@ -19,7 +19,7 @@ from cloud_relay.aggregates.definition import AggregateDefinition, stored_defini
 from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.aggregates.tallies import Tallies
 from cloud_relay.store.aggregates.before import slice_after
-from cloud_relay.store.aggregates.groups import GroupTable
+from cloud_relay.store.aggregates.groups import GroupTable, take_away
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.rows import (
     EVENT_COLUMN,
@@ -35,9 +35,13 @@ SLICE_RECORDS: Final = 1_024
 SLICE_BYTES: Final = 4 * 1024 * 1024
 """What one slice reads. Batches wait for it: 5 ms of a processor for each new aggregate, 25 ms at worst, and 20 ms more
 if it is read from a pack whose records were sensed in quite another order than they came in."""
-SLICE_DROPPED: Final = 2_048
+SLICE_DROPPED: Final = 512
 RETRY_S: Final = 5.0
 """After a slice failed, as it does on a full disk."""
+LAST_UTC_NS: Final = 2**63 - 1
+_HAS_GONE: Final = (
+    "EXISTS (SELECT 1 FROM aggregate_groups WHERE aggregate = aggregates.number AND bucket_utc_ns < floor_utc_ns)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -141,6 +145,11 @@ class KeptAggregates:
                 table = self._tables[number] = GroupTable(self._db, number, self._definitions[number])
             change = table.add(name, tally, change)
         self._db.execute("UPDATE aggregate_changes SET last = ?", (change,))
+        for table in self._tables.values():
+            if table.has_gone:
+                table.take_away(2 * len(tallies.groups))
+                if table.has_gone and self._due_s is None:
+                    self._due_s = time.monotonic()
         for number, count in tallies.ahead.items():
             self._db.execute("UPDATE aggregates SET ahead = ahead + ? WHERE number = ?", (count, number))
 
@@ -168,22 +177,18 @@ class KeptAggregates:
         return True
 
     def _drop(self) -> bool:
-        """Delete groups of an aggregate that is not wanted any more. Returns whether there was one."""
+        """Delete groups of an aggregate that nobody wants, or that were let go. Returns whether there were."""
         found = self._db.execute("SELECT number FROM aggregates WHERE dropped = 1 LIMIT 1").fetchone()
-        if found is None:
-            return False
-        gone = self._db.execute(
-            "DELETE FROM aggregate_groups WHERE number IN"
-            " (SELECT number FROM aggregate_groups WHERE aggregate = ? LIMIT ?)",
-            (found[0], SLICE_DROPPED),
-        ).rowcount
-        if gone < SLICE_DROPPED:
-            self._db.execute("DELETE FROM aggregates WHERE number = ?", found)
-        return True
+        if found is not None:
+            if take_away(self._db, found[0], LAST_UTC_NS, SLICE_DROPPED) < SLICE_DROPPED:
+                self._db.execute("DELETE FROM aggregates WHERE number = ?", found)
+            return True
+        below = self._db.execute(f"SELECT number, floor_utc_ns FROM aggregates WHERE {_HAS_GONE} LIMIT 1").fetchone()  # noqa: S608
+        return below is not None and take_away(self._db, *below, SLICE_DROPPED) > 0
 
     def _look_for_work(self) -> None:
         has_work = self._db.execute(
-            "SELECT 1 FROM aggregates WHERE dropped = 1 OR filled_to < fill_end LIMIT 1"
+            f"SELECT 1 FROM aggregates WHERE dropped = 1 OR filled_to < fill_end OR {_HAS_GONE} LIMIT 1"  # noqa: S608
         ).fetchone()
         self._due_s = None if has_work is None else time.monotonic()
 

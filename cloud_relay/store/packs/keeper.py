@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any, Final
 
 from cloud_relay.store.packs.columns import zstandard
-from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy, next_content
+from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged
 from cloud_relay.store.packs.retention import Removal, Remover, RetentionPolicy, removals
 from protocols.base.errors import StorageError
@@ -92,10 +92,15 @@ class StoreKeeper:
         before = self._deleted
         with closing(self._open()) as db:
             remover = Remover(db, self._packer.write, self._packer.write_blocks)
-            remover.settle()
+            try:
+                remover.resume()
+            except PackDamaged as error:
+                self._failures += 1
+                _log.error("the counts of a pack stay as they were before a part of it was deleted: %s", error)
+                remover.settle()
             for removal in list(removals(db, self._retention, self._clock())):
                 try:
-                    if not remover.remove(removal, next_content(db)) or not remover.settle():
+                    if not remover.remove(removal) or not remover.settle():
                         break
                 except PackDamaged as error:  # it goes once all of it may go, and until then holds up no other one
                     self._failures += 1

@@ -10,14 +10,17 @@ acknowledged and not stored again. A receipt stays as long as a record of its ti
 """
 
 import sqlite3
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from cloud_relay.store.packs.bodies import PackableRecord
 from cloud_relay.store.packs.making import PackMaker
-from cloud_relay.store.packs.packing import Job, PackingPolicy
+from cloud_relay.store.packs.packing import Job, PackingPolicy, next_content
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import GONE, PackEntry, place_of
 from cloud_relay.store.rows import KEY_COLUMN
@@ -29,6 +32,9 @@ LATENESS: Final = 8
 MIN_SPAN_S: Final = 60.0
 """Packs are not made shorter than this, or rules about seconds would make one of each few records."""
 _SLICE_ROWS: Final = 256
+"""Streams and ranges that leave at once: a stream takes 30 µs."""
+_SLICE_CHANGES: Final = 4_096
+"""Ranges and receipts that change in the slice by which a pack that was written again counts: 4 µs each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +150,32 @@ class Remover:
         """``db`` is for reading."""
         self._db, self._write, self._write_blocks = db, write, write_blocks
 
-    def remove(self, removal: Removal, content: int) -> bool:
-        """Delete what leaves a pack. ``content``: for the blocks of what stays. Returns whether it was done."""
+    def remove(self, removal: Removal) -> bool:
+        """Delete what leaves a pack. Returns whether it was done."""
         if removal.is_whole:
             pack = removal.entry.pack
             return self._write(lambda db: db.execute("UPDATE packs SET records = 0 WHERE pack = ?", (pack,)))
-        return self._rewrite(removal, content)
+        return self._rewrite(removal)
+
+    def resume(self) -> bool:
+        """Go on where a relay that was killed left off. Returns whether all is done.
+
+        :raises PackDamaged: a pack that was being written again can't be read.
+        """
+        unsettled = self._db.execute(
+            "SELECT * FROM packs WHERE records > 0 AND records <"
+            " (SELECT total(records) FROM pack_streams WHERE pack_streams.pack = packs.pack)"
+        ).fetchall()
+        for entry in map(PackEntry._make, unsettled):
+            kept = _Kept()
+            for record in PackReader(self._db).every(entry):
+                kept.note(record)
+            if not self._follow(entry.pack, kept):
+                return False
+        return self.settle()
 
     def settle(self) -> bool:
-        """Let the tables follow packs that are gone. It goes on where a relay that was killed left off."""
+        """Let the tables follow packs that are gone."""
         packs = self._db.execute(
             "SELECT * FROM packs WHERE records = 0 AND (pack IN (SELECT pack FROM pack_ranges)"
             " OR pack IN (SELECT pack FROM pack_streams))"
@@ -197,56 +220,137 @@ class Remover:
             if not self._write(_deleting(some)):
                 return
 
-    def _rewrite(self, removal: Removal, content: int) -> bool:
-        entry, reader = removal.entry, PackReader(self._db)
-        deleted: defaultdict[str, list[tuple[int, bool]]] = defaultdict(list)
+    def _rewrite(self, removal: Removal) -> bool:
+        """Write a pack again without the streams that leave it: at once, or if very many ranges of sequences change, in
+        portions, each with a slice of the writer that is short and after which all counts are right."""
+        entry, is_rest = removal.entry, True
+        while is_rest:
+            kept, leaving = _Kept(), self._leaving(entry.pack)
+            maker, content = PackMaker(), next_content(self._db)
+            staying = self._staying(entry, removal.streams, leaving, kept)
+            if not self._write_blocks(content, maker.blocks(staying)):
+                return False
+            entry = maker.entry(entry.pack, content, entry.first_number, entry.last_number)
+            if not self._write(_exchange(entry, leaving)):
+                return False
+            is_rest = leaving.has_rest
+        return self._follow(entry.pack, kept)
 
-        def staying() -> Iterator[PackableRecord]:
-            for record in reader.every(entry):
-                if (record.row[KEY_COLUMN], record.origin, record.rule) in removal.streams:
-                    deleted[record.origin].append((record.sequence, record.receipt > 0))
-                else:
-                    yield record
+    def _staying(
+        self, entry: PackEntry, streams: frozenset[tuple[str, str, str]], leaving: "_Leaving", kept: "_Kept"
+    ) -> Iterator[PackableRecord]:
+        for record in PackReader(self._db).every(entry):
+            if (record.row[KEY_COLUMN], record.origin, record.rule) not in streams or not leaving.takes(record):
+                kept.note(record)
+                yield record
 
-        maker = PackMaker()
-        if not self._write_blocks(content, maker.blocks(staying())):
-            return False
-        made = maker.entry(entry.pack, content, entry.first_number, entry.last_number)
-        counts = self._range_counts(entry.pack, deleted)
-
-        def exchange(db: sqlite3.Connection) -> None:
-            values = (made.content, *made[4:12], entry.pack)  # records to best_quality
-            db.execute(
-                "UPDATE packs SET content = ?, records = ?, oldest_utc_ns = ?, newest_utc_ns = ?, south = ?, west = ?,"
-                " north = ?, east = ?, best_quality = ? WHERE pack = ?", values,
-            )  # fmt: skip
-            db.executemany(
-                "UPDATE pack_ranges SET deleted = deleted + ?, receipted = receipted - ?"
-                " WHERE origin = ? AND first = ?",
-                counts,
-            )
-            for origin, sequences in deleted.items():
-                _forget_late_receipts(db, origin, [sequence for sequence, _ in sequences])
-            for name in removal.streams:
-                _leave_stream(db, entry.pack, name)
-
-        return self._write(exchange)
-
-    def _range_counts(self, pack: int, deleted: dict[str, list[tuple[int, bool]]]) -> list[tuple[int, int, str, int]]:
-        """How many records leave each range, and how many of them had a receipt."""
+    def _leaving(self, pack: int) -> "_Leaving":
         rows = self._db.execute("SELECT origin, first, last FROM pack_ranges WHERE pack = ?", (pack,)).fetchall()
         ranges: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for origin, first, last in rows:
             ranges[origin].append((first, last))
-        found: list[tuple[int, int, str, int]] = []
-        for origin, sequences in deleted.items():
-            records, receipted = Counter[int](), Counter[int]()
-            for sequence, has_receipt in sequences:
-                first = next(first for first, last in ranges[origin] if first <= sequence <= last)
-                records[first] += 1
-                receipted[first] += has_receipt
-            found += [(count, receipted[first], origin, first) for first, count in records.items()]
-        return found
+        late = {
+            (origin, sequence)
+            for origin, own in ranges.items()
+            for (sequence,) in self._db.execute(
+                "SELECT sequence FROM receipted WHERE origin = ? AND sequence BETWEEN ? AND ?",
+                (origin, min(own)[0], max(own)[1]),
+            )
+        }
+        return _Leaving(ranges, late)
+
+    def _follow(self, pack: int, kept: "_Kept") -> bool:
+        """Let the streams follow a pack that has fewer records than before, and forget receipts that came while it was
+        written. Returns whether it was done."""
+        ranges = self._db.execute("SELECT origin, first, last FROM pack_ranges WHERE pack = ?", (pack,))
+        gone = [
+            (origin, sequence)
+            for origin, first, last in ranges
+            for sequence in range(first, last + 1)
+            if (origin, sequence) not in kept.names
+        ]
+        streams = self._db.execute("SELECT key, origin, rule FROM pack_streams WHERE pack = ?", (pack,)).fetchall()
+        left = [name for name in streams if name not in kept.streams]
+        return self._in_slices(
+            gone, lambda db, some: db.executemany("DELETE FROM receipted WHERE origin = ? AND sequence = ?", some)
+        ) and self._in_slices(left, lambda db, some: [_leave_stream(db, pack, name) for name in some])
+
+    def _in_slices(self, rows: list[Any], write: Callable[[sqlite3.Connection, list[Any]], Any]) -> bool:
+        """Write rows, slice by slice. Returns whether it was done."""
+        for at in range(0, len(rows), _SLICE_ROWS):
+            if not self._write(partial(_written, write, rows[at : at + _SLICE_ROWS])):
+                return False
+        return True
+
+
+class _Kept:
+    """What a pack still has."""
+
+    def __init__(self) -> None:
+        self.streams: set[tuple[str, str, str]] = set()
+        self.names: set[tuple[str, int]] = set()
+        """Origin and sequence."""
+
+    def note(self, record: PackableRecord) -> None:
+        """Note a record."""
+        self.streams.add((record.row[KEY_COLUMN], record.origin, record.rule))
+        self.names.add((record.origin, record.sequence))
+
+
+class _Leaving:
+    """What leaves a pack in one slice of the writer: no more than it can note in a short time."""
+
+    def __init__(self, ranges: Mapping[str, list[tuple[int, int]]], late: set[tuple[str, int]]) -> None:
+        """``ranges``: first and last sequence of those of each node that are or were in the pack. ``late``: records
+        whose receipt is not in it."""
+        self._ranges = {origin: sorted(own) for origin, own in ranges.items()}
+        self._late = late
+        self._records, self._receipted = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+        self.late: list[tuple[str, int]] = []
+        """Records that leave whose receipt came later."""
+        self.has_rest = False
+        """Whether some have to wait for the next slice."""
+
+    def takes(self, record: PackableRecord) -> bool:
+        """Let a record leave, if it may."""
+        own = self._ranges[record.origin]
+        first, _ = own[bisect_right(own, record.sequence, key=itemgetter(0)) - 1]
+        place, name = (record.origin, first), (record.origin, record.sequence)
+        changes = (place not in self._records) + (name in self._late)
+        if changes and len(self._records) + len(self.late) + changes > _SLICE_CHANGES:
+            self.has_rest = True
+            return False
+        self._records[place] += 1
+        self._receipted[place] += record.receipt > 0
+        if name in self._late:
+            self.late.append(name)
+        return True
+
+    def counts(self) -> list[tuple[int, int, str, int]]:
+        """How many records leave each range, how many of them with a receipt in the pack, origin and first sequence."""
+        return [(count, self._receipted[place], *place) for place, count in self._records.items()]
+
+
+def _exchange(entry: PackEntry, leaving: _Leaving) -> Job:
+    """Let the new blocks of a pack count."""
+    values = (entry.content, *entry[4:12], entry.pack)  # records to best_quality
+
+    def exchange(db: sqlite3.Connection) -> None:
+        db.execute(
+            "UPDATE packs SET content = ?, records = ?, oldest_utc_ns = ?, newest_utc_ns = ?, south = ?, west = ?,"
+            " north = ?, east = ?, best_quality = ? WHERE pack = ?", values,
+        )  # fmt: skip
+        db.executemany(
+            "UPDATE pack_ranges SET deleted = deleted + ?, receipted = receipted - ? WHERE origin = ? AND first = ?",
+            leaving.counts(),
+        )
+        db.executemany("DELETE FROM receipted WHERE origin = ? AND sequence = ?", leaving.late)
+
+    return exchange
+
+
+def _written(write: Callable[[sqlite3.Connection, list[Any]], Any], rows: list[Any], db: sqlite3.Connection) -> None:
+    write(db, rows)
 
 
 def _deleting(numbers: list[tuple[int]]) -> Job:
@@ -321,16 +425,3 @@ def _leave_ranges(db: sqlite3.Connection, pack: int, done: _Done) -> None:
             "INSERT INTO pack_ranges VALUES (?, ?, ?, ?, ?, 0)", (origin, low, high, GONE, high - low + 1)
         )  # fmt: skip
     done.is_done = len(rows) < _SLICE_ROWS
-
-
-def _forget_late_receipts(db: sqlite3.Connection, origin: str, sequences: list[int]) -> None:
-    """Receipts that came after a pack was made are not in it."""
-    low, high = min(sequences), max(sequences)
-    late: list[tuple[Any, ...]] = db.execute(
-        "SELECT sequence FROM receipted WHERE origin = ? AND sequence BETWEEN ? AND ?", (origin, low, high)
-    ).fetchall()
-    gone = set(sequences)
-    db.executemany(
-        "DELETE FROM receipted WHERE origin = ? AND sequence = ?",
-        [(origin, sequence) for (sequence,) in late if sequence in gone],
-    )

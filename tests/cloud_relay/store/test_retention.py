@@ -13,6 +13,7 @@ from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
+from cloud_relay.store.packs import retention
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals, used_bytes
 from cloud_relay.store.packs.tables import FIRST_BODY, newest_number, place_of
@@ -190,6 +191,35 @@ def test_relay_that_is_killed_while_it_deletes_goes_on_with_it(relay: RelayInPro
                 assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
             assert db.execute("SELECT first, last, pack FROM pack_ranges").fetchall() == [(1, 20, 0)]
         later.store.close()
+
+
+def test_pack_with_very_many_keys_is_deleted_in_short_slices(
+    relay: RelayInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node may invent a key for each record, and leave out each second sequence; batches of others must not wait for
+    more than a slice. After each of them the store adds up, and a relay that was killed there goes on."""
+    monkeypatch.setattr(retention, "_SLICE_ROWS", 8)
+    monkeypatch.setattr(retention, "_SLICE_CHANGES", 20)
+    relay.send(batch(*range(1, 101, 2), key="veh/v-1/speed"))
+    for number in range(101, 201, 2):
+        relay.send(batch(number, key=f"veh/v-1/debug/{number}"))
+    assert relay.pack(100) == 1
+    changes: list[int] = []
+    images = copied_after_each_slice(relay, tmp_path, changes)
+    assert relay.retain(DEBUG_FOR_A_DAY, DAY_S) == 50
+    assert len(images) > 10
+    assert max(changes) <= 8 * 4 + 20
+    for image in (*images, relay.path):
+        later = relay if image == relay.path else RelayInProcess(image)
+        account = later.account()
+        assert (account.stored + account.deleted, len(sequences(later))) == (100, account.stored)
+        later.retain(DEBUG_FOR_A_DAY, DAY_S)
+        assert sequences(later) == list(range(1, 101, 2))
+        with closing(open_for_reading(image)) as db:
+            assert db.execute("SELECT key, records FROM streams").fetchall() == [("veh/v-1/speed", 50)]
+            assert db.execute("SELECT sum(deleted) FROM pack_ranges").fetchone() == (50,)
+        if later is not relay:
+            later.store.close()
 
 
 def test_damaged_pack_holds_up_no_other_one_and_goes_as_a_whole(relay: RelayInProcess) -> None:

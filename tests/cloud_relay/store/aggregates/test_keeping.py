@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.summary import GroupSummary
-from cloud_relay.store.aggregates import keeping
+from cloud_relay.query.kept import KeptQuery, kept_aggregates, kept_page
+from cloud_relay.query.selection import Query
+from cloud_relay.store.aggregates import groups, keeping
 from cloud_relay.store.contract import StorableRecord
+from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
@@ -179,6 +182,37 @@ def test_full_aggregate_lets_its_oldest_buckets_go_whatever_the_order(path: Path
     assert found == [{name: summary for name, summary in whole.items() if name.bucket_utc_ns in newest}] * 4
 
 
+def test_large_bucket_is_let_go_at_once_and_taken_away_in_short_slices(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches wait while rows are deleted, and a bucket may have half a million; nobody sees what is left of it."""
+    monkeypatch.setattr(keeping, "SLICE_DROPPED", 7)
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=100)
+    with closing(opened(path, small)) as store:
+        send(store, *(storable(number, key=f"veh/v-1/k{number}") for number in range(1, 101)))
+        changed: list[int] = []
+        taking_away = groups.take_away
+
+        def counted(*given: Any) -> int:
+            changed.append(taking_away(*given))
+            with closing(open_for_reading(path)) as db:  # as it was before this slice
+                page = kept_page(db, KeptQuery("hourly", Query(limit=1_000)))
+                (told,) = kept_aggregates(db)
+                rows = db.execute("SELECT count(*) FROM aggregate_groups").fetchone()[0]
+            seen.append((rows, told["groups"], len(page.groups), told["groups_let_go"]))
+            return changed[-1]
+
+        seen: list[tuple[int, int, int, int]] = []
+        monkeypatch.setattr(groups, "take_away", counted)
+        monkeypatch.setattr(keeping, "take_away", counted)
+        send(store, storable(101, minute=90))
+        send(store, storable(102, key="veh/v-1/k1"))
+        eventually(lambda: sum(changed) == 100)
+    assert max(changed) <= 7
+    assert [each[1:] for each in seen[1:]] == [(1, 1, 100)] * (len(seen) - 1)
+    assert told_of(path, "hourly")["below_floor"] == 1
+
+
 def test_bucket_beyond_the_allowance_is_counted_and_named(path: Path) -> None:
     """An aggregate by keys that a node invents must not fill the disk."""
     small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=3)
@@ -256,7 +290,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from cloud_relay.aggregates.definition import AggregateDefinition
-from cloud_relay.store.aggregates import keeping
+from cloud_relay.query.kept import KeptQuery, kept_aggregates, kept_page
+from cloud_relay.query.selection import Query
+from cloud_relay.store.aggregates import groups, keeping
 from cloud_relay.store.sqlite import Store
 from tests.cloud_relay.store.aggregates.test_keeping import CHOICE, START_NS, HOUR_NS, some_records
 from tests.tools.aggregates_fixture import batch_of
