@@ -4,6 +4,9 @@ columns.
 Rows come in the order of time. A row group ends where the next span of time begins, or before that when it is large, so
 the groups of a file never overlap in time, and a program that asks for an hour reads one of them. Memory holds one row
 group in Arrow's form and a batch of rows in Python's.
+
+A node may tell any time, so a file could have a row group for each of its rows, 5 kB and 1 ms each. Once it has many
+small ones, further ones go on over the end of their span until they have enough rows.
 """
 
 import json
@@ -20,6 +23,9 @@ from cloud_relay.export.tables import RowsGathered, schema_of
 MAX_GROUP_ROWS: Final = 131_072
 MAX_GROUP_BYTES: Final = 64 * 1024 * 1024
 """Of one row group in memory."""
+MAX_SMALL_GROUPS: Final = 1_000
+"""Row groups with fewer than ``SMALL_GROUP_ROWS``: those of a month by the hour."""
+SMALL_GROUP_ROWS: Final = 1_024
 _WORDS: Final = ("origin", "rule", "key", "sensing_origin", "sensor", "unit", "calibration", "value_kind")
 """Columns with few different texts, which are kept as numbers of a dictionary. Values would only fill it up."""
 
@@ -39,14 +45,17 @@ class ParquetExport:
         self._rows = RowsGathered(columns, self._schema)
         self._batches: list[pa.RecordBatch] = []
         self._group = -1
+        self._group_rows = self._small_groups = 0
         self._places = PlacesSeen()
 
     def add(self, row: dict[str, Any]) -> None:
         """Add the next row."""
         group = row["event_utc_ns"] // self._span_ns
         if group != self._group:
-            self._end_group()
+            if self._group_rows >= SMALL_GROUP_ROWS or self._small_groups < MAX_SMALL_GROUPS:
+                self._end_group()
             self._group = group
+        self._group_rows += 1
         self._places.add(row["latitude_deg"], row["longitude_deg"])
         if self._rows.add(row):
             self._end_batch()
@@ -80,3 +89,5 @@ class ParquetExport:
             table = pa.Table.from_batches(self._batches, self._schema)
             self._writer.write_table(table, row_group_size=table.num_rows)
             self._batches = []
+            self._small_groups += self._group_rows < SMALL_GROUP_ROWS
+            self._group_rows = 0

@@ -24,6 +24,7 @@ from cloud_relay.export.whole_file import whole_file
 from protocols.base.errors import LocalProtocolError, StorageError
 from protocols.base.limits import SECOND
 from tests.tools.export_fixture import DEEP, VALUES, comparable, exported, rows_of, sent
+from tests.tools.exported_fixture import passage
 from tests.tools.node_fixture import environment
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
 
@@ -119,6 +120,26 @@ def test_row_groups_are_ranges_of_time_that_do_not_overlap(
     hour_ns = 3_600 * SECOND
     assert all(one.max < other.min for one, other in pairwise(named))
     assert all(one.min // hour_ns == one.max // hour_ns for one in named)
+
+
+def test_scattered_times_make_no_row_group_of_each_row(tmp_path: Path) -> None:
+    """A node may tell a time of another day with each record; the file would be mostly metadata."""
+    day_ns = 86_400 * SECOND
+    rows = [passage(number, "v-bad", 86_400 * number, 1) for number in range(10_000)]
+    honest = [passage(number, "v-1", 86_400 * 20_000 + number, 1) for number in range(3_000)]
+    file = tmp_path / "a.parquet"
+    with file.open("wb") as out:
+        writer = parquet.ParquetExport(out, day_ns, {})
+        for row in (*rows, *honest):
+            writer.add(row)
+        writer.close()
+    groups = pq.ParquetFile(file)
+    sizes = [groups.metadata.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    assert len(sizes) <= parquet.MAX_SMALL_GROUPS + 13_000 // parquet.SMALL_GROUP_ROWS + 1
+    assert sizes[: parquet.MAX_SMALL_GROUPS] == [1] * parquet.MAX_SMALL_GROUPS
+    assert sum(sizes) == 13_000
+    times = groups.read(columns=["event_utc_ns"])["event_utc_ns"].to_pylist()
+    assert times == sorted(times), "so no two groups overlap"
 
 
 def columns_of(groups: Any, number: int) -> list[Any]:
