@@ -13,6 +13,12 @@ MAX_LOOK_RECORDS: Final = 20_000
 """That one look goes through, so that a full store holds up no other trigger."""
 
 
+def newest_number(store: StorePlace) -> int:
+    """The highest number of a record; 0: there is none. :raises StorageError: the store can't be read."""
+    with open_reader(store) as reader:
+        return reader.newest_number()
+
+
 def new_records(
     store: StorePlace, after: int, keys: str | None, rule: str | None
 ) -> Iterator[tuple[int, Mapping[str, Any] | None]]:

@@ -20,12 +20,13 @@ from typing import Final, NoReturn
 from cloud_relay.config import RelayConfig, load_config
 from cloud_relay.learning.launching import serving_release, unpacked
 from cloud_relay.learning.recipe import Recipe
-from cloud_relay.learning.retraining.arriving import new_records
+from cloud_relay.learning.retraining.arriving import new_records, newest_number
 from cloud_relay.learning.retraining.drift import DriftWatch
 from cloud_relay.learning.retraining.triggers import (
     ERROR,
     MAX_ATTEMPTS,
     TrainingTrigger,
+    TriggerState,
     after_run,
     keep_state,
     read_state,
@@ -103,7 +104,16 @@ class TrainingWatch:
 
     def _take_new(self, trigger: TrainingTrigger, recipe: Recipe) -> None:
         """Take the records that are new since the last look."""
-        state, watch = read_state(self._states, recipe.name), self._drift_watch(trigger, recipe)
+        state = read_state(self._states, recipe.name)
+        if state.number > (newest := newest_number(self._config.store)):
+            _log.warning(
+                "%s: its trigger has looked at records up to number %d, and the store has %d, so it is another one now: "
+                "the trigger begins anew", recipe.name, state.number, newest,
+            )  # fmt: skip
+            state = TriggerState(last_utc_s=state.last_utc_s)
+            keep_state(self._states, recipe.name, state)
+            self._drifts.pop(recipe.name, None)
+        watch = self._drift_watch(trigger, recipe)
         before = state.number, state.records
         for number, row in new_records(self._config.store, state.number, recipe.data.keys, recipe.data.rule):
             state.number = max(state.number, number)

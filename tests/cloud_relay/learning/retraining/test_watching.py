@@ -75,6 +75,22 @@ def test_run_that_fails_is_told_and_waits_for_its_next_attempt(
     assert not (tmp_path / "state" / "training" / ".watch" / "hotspot.parquet").exists()
 
 
+def test_trigger_begins_anew_when_the_store_is_another_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After an older copy was restored, it would be silent until the copy has as many records as there were before."""
+    text = BY_TIME[: BY_TIME.index("[model]")] + '[command]\nrun = ["false"]\n'
+    watch = TrainingWatch(load_config(configured(tmp_path, "records = 300\n", text)))
+    store = tmp_path / "state" / "relay.sqlite"
+    store_passages(store, 250)
+    assert watch.look() == []
+    for path in store.parent.glob("relay.sqlite*"):
+        path.unlink()
+    store_passages(store, 100, seed=2)
+    assert watch.look() == []
+    state = read_state(tmp_path / "state" / "training" / ".watch", "hotspot")
+    assert (state.number, state.records) == (100, 100)
+    assert "up to number 250, and the store has 100, so it is another one now" in caplog.text
+
+
 def test_trigger_that_can_not_be_looked_at_holds_up_no_other(tmp_path: Path) -> None:
     """A misspelt path, or a model that can't be loaded, is one team's trouble."""
     text = BY_TIME[: BY_TIME.index("[model]")] + '[command]\nrun = ["false"]\n'
