@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from meshnode.mqtt.messages import MAX_PAYLOAD_BYTES, Message
 from meshnode.mqtt.section import Broker
@@ -172,6 +174,35 @@ def forget_session(broker: Broker, folder: Path, client_id: str) -> None:
         knock(broker, folder, client_id, _CONNECT_S)
     except (SourceUnavailable, ConfigError) as error:
         raise SessionRemains(str(error)) from error
+
+
+def subscribe(client: Client, broker: Broker, has_numbers: bool) -> dict[int, tuple[str, ...]]:
+    """Ask for what is taken; returns the filters that each packet asks for, by its number.
+
+    A filter of several entries is asked for once, at their highest quality of service. ``has_numbers``: the broker can
+    say for which subscription it sends a message.
+    """
+    filters: dict[str, int] = {}
+    for entry in broker.take:
+        filters[entry.topic] = max(entry.qos, filters.get(entry.topic, 0))
+    if broker.version != "5":
+        number = client.subscribe(list(filters.items()))[1]
+        return {} if number is None else {number: tuple(filters)}
+    asked: dict[int, tuple[str, ...]] = {}
+    for each, qos in filters.items():
+        properties: Any = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+        if has_numbers:
+            properties.SubscriptionIdentifier = subscription_number(each)
+        number = client.subscribe(each, options=SubscribeOptions(qos=qos), properties=properties)[1]
+        if number is not None:
+            asked[number] = (each,)
+    return asked
+
+
+def subscription_number(topic_filter: str) -> int:
+    """Which subscription a broker sends a message for. It is the same after a restart with another configuration, as a
+    broker keeps the subscriptions of a session."""
+    return 1 + zlib.crc32(topic_filter.encode()) % 268_435_455
 
 
 def publish_properties(broker: Broker, message: Message, ends_ns: int) -> Properties | None:

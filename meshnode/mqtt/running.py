@@ -6,7 +6,7 @@ A message that becomes a reading has ``mqtt NAME`` first in its lineage, and is 
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -73,10 +73,10 @@ class Bridge:
             self._out.offer(message)
 
     # --- in, on the client's thread --------------------------------------------------------------------------------
-    def _received(self, topic: str, payload: bytes, retained: bool) -> None:
+    def _received(self, topic: str, payload: bytes, retained: bool, filters: Collection[str]) -> None:
         for taking in self._taking:
             section = taking.section
-            if (key := taking.key(topic, self._host.id)) is None:
+            if section.topic not in filters or (key := taking.key(topic, self._host.id)) is None:
                 continue
             if retained and not section.retained:
                 self._count("retained_skipped")

@@ -26,7 +26,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -46,8 +46,9 @@ _GOODBYE_S: Final = 2.0
 _log = logging.getLogger(__name__)
 
 
-Received = Callable[[str, bytes, bool], None]
-"""Called on the client's thread with topic, payload, and whether the message was retained."""
+Received = Callable[[str, bytes, bool, Collection[str]], None]
+"""Called on the client's thread with topic, payload, whether the message was retained, and the filters for which the
+broker sends it: to filters that overlap, a broker may send a message once for each."""
 
 
 class _Waiting(NamedTuple):
@@ -87,6 +88,11 @@ class BrokerSession:
         self._early: set[int] = set()
         self._dropped: set[int] = set()
         self._delivered = Delivered()
+        self._filters = {entry.topic for entry in broker.take}
+        self._asked: dict[int, tuple[str, ...]] = {}
+        """Subscriptions that are not confirmed, by the number of their packet."""
+        self._refused: list[str] = []
+        self._is_subscribed = self._was_subscribed = False
         self._most_under_way, self._most_bytes, self._highest_qos = client.MAX_UNDER_WAY, 0, 2
         self._connection = 0
         self._changed = threading.Condition()
@@ -241,8 +247,11 @@ class BrokerSession:
                 "the right"
             )
             return
-        if self._received is not None:  # again each time: a broker may have lost the session
-            client.subscribe([(each.topic, each.qos) for each in self._broker.take])
+        self._was_subscribed = self._is_subscribed = self._is_subscribed and flags.session_present
+        if self._received is not None:  # again each time: a broker may have lost what is newer than the session
+            self._refused = []
+            has_numbers = getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1
+            self._asked = self._paho.subscribe(client, self._broker, has_numbers)
         self._state("")
         dropped: list[int] = []
         if not flags.session_present:
@@ -279,10 +288,15 @@ class BrokerSession:
         if was_connected and not self._closing:
             self._state(f"{self.name} has gone: {reason}")
 
-    def _on_subscribe(self, _client: Any, _data: object, _mid: int, reasons: Any, _properties: object) -> None:
-        refused = [each.topic for each, reason in zip(self._broker.take, reasons, strict=False) if reason.is_failure]
-        if refused:
-            self._state(f"{self.name} refuses the topics {', '.join(refused)}: give this user the right to read them")
+    def _on_subscribe(self, _client: Any, _data: object, mid: int, reasons: Any, _properties: object) -> None:
+        asked = self._asked.pop(mid, ())
+        self._refused += [each for each, reason in zip(asked, reasons, strict=False) if reason.is_failure]
+        if not asked or self._asked:
+            return
+        if self._refused:
+            topics = ", ".join(self._refused)
+            self._state(f"{self.name} refuses the topics {topics}: give this user the right to read them")
+        self._is_subscribed = not self._refused
         with self._changed:
             self._connected = True
 
@@ -312,7 +326,16 @@ class BrokerSession:
         if message.qos == 2 and self._delivered.is_repeated(message.mid, message.dup, topic, message.payload):
             self._count("repeated")
             return
+        if message.retain and not message.dup and self._was_subscribed:
+            self._count("retained_skipped")  # it was sent again because of the subscription
+            return
         try:
-            self._received(topic, message.payload, bool(message.retain))
+            self._received(topic, message.payload, bool(message.retain), self._meant(message))
         except Exception:  # noqa: BLE001 - the client's thread must go on
             _log.exception("a message of %s was not handled: this is a bug of the node", self.name)
+
+    def _meant(self, message: Any) -> Collection[str]:
+        numbers = getattr(message.properties, "SubscriptionIdentifier", None)
+        if numbers is None:
+            return self._filters
+        return {each for each in self._filters if self._paho.subscription_number(each) in numbers}

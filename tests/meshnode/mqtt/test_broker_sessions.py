@@ -99,7 +99,7 @@ class Script:
         entries: Any = {"take": (TakenTopics(topic="n", key="n", qos=2),)} if take else {}
         entries = entries or {"give": (GivenReadings(keys="n", topic="n", qos=2),)}
         broker = Broker(name="box", host="127.0.0.1", port=self._listener.getsockname()[1], **entries)
-        received = (lambda _topic, payload, _retained: self.heard.append(payload.decode())) if take else None
+        received = (lambda _topic, payload, *_: self.heard.append(payload.decode())) if take else None
         self.session = BrokerSession(broker, folder, "v", received, lambda _why: None)
         self.session.start()
 

@@ -170,6 +170,51 @@ async def test_readings_become_messages_with_their_context_or_as_values(house: H
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_message_of_several_entries_is_one_reading_of_each(house: House, broker: Mosquitto, version: str) -> None:
+    """Two fields of one topic, and filters that overlap: with MQTT 5 mosquitto sends a message once for each filter."""
+    take = (
+        'take = [{ topic = "box", key = "veh/{node}/x", field = "x", qos = 2 },'
+        ' { topic = "box", key = "veh/{node}/y", field = "y", qos = 0 },'
+        ' { topic = "plant/#", key = "veh/{node}/all/{1}" }, { topic = "plant/+/t", key = "veh/{node}/one/{1}" }]'
+    )
+    other = Other(broker.port)
+    async with opened(house, broker.port, take, version=f'"{version}"') as node:
+        await connected(node)
+        heard: list[tuple[str, Any]] = []
+        node.subscribe("veh/v/**", callback=lambda reading: heard.append((reading.key, reading.value)))
+        other.say("plant/a/t", "1")
+        other.say("box", '{"x": 2, "y": 3}')
+        other.say("plant/b", "4")
+        await until(lambda: ("veh/v/all/b", 4) in heard, "this came last")
+        assert sorted(heard) == [
+            ("veh/v/all/a/t", 1), ("veh/v/all/b", 4), ("veh/v/one/a", 1), ("veh/v/x", 2), ("veh/v/y", 3),
+        ]  # fmt: skip
+    other.close()
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_retained_message_that_is_wanted_comes_once_and_not_with_each_connection(
+    house: House, broker: Mosquitto, version: str
+) -> None:
+    """It would look like a new value each time that the connection was lost."""
+    other = Other(broker.port)
+    other.say("door", '"shut"', retain=True)
+    take = 'take = [{ topic = "door", key = "veh/{node}/door", retained = true }]'
+    async with opened(house, broker.port, take, version=f'"{version}"') as node:
+        heard: list[Any] = []
+        node.subscribe("veh/v/door", callback=lambda reading: heard.append(reading.value))
+        await until(lambda: heard == ["shut"], "what the broker had kept")
+        await asyncio.to_thread(broker.stop)
+        await until(lambda: not node.statistics()["mqtt_connected"], "the node sees it")
+        await asyncio.to_thread(broker.start)
+        await connected(node)
+        other.say("door", '"open"')
+        await until(lambda: "open" in heard, "this came since")
+        assert heard == ["shut", "open"]
+    other.close()
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
 async def test_broker_that_goes_away_again_and_again_gets_each_message_once(
     house: House, broker: Mosquitto, version: str
 ) -> None:
