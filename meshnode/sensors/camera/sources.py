@@ -24,7 +24,8 @@ _CONTAINERS: Final = (
 )
 """What a camera or a recorder writes. Playlists and scripts, which name other files and hosts, are not among them."""
 _PROTOCOLS: Final = "rtsp,rtsps,rtp,srtp,tcp,tls,udp,http,https,httpproxy"
-_PASSWORD: Final = re.compile(r"(?<=://)[^/@]*@")
+_PASSWORD: Final = re.compile(r"(?<=://)[^/]*@")
+"""User and password of an address, up to the last @ before its path: FFmpeg takes passwords with an @ in them."""
 
 
 class SourceKind(Enum):

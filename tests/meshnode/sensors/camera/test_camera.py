@@ -277,6 +277,18 @@ class Watched:
         assert not self._thread.is_alive()
 
 
+def test_address_is_told_without_its_password() -> None:
+    """FFmpeg takes passwords with an @ in them."""
+    for address, told in (
+        ("rtsp://admin:s3cret@cam.example/a@b", "rtsp://…@cam.example/a@b"),
+        ("rtsp://admin:s3@cret@cam.example:554/", "rtsp://…@cam.example:554/"),
+        ("rtsp://cam.example", "rtsp://cam.example"),
+    ):
+        source = VideoSource(SourceKind.STREAM, address)
+        assert source.name == told
+        assert source.way_out(OSError(f"{address} is busy")).startswith(f"{told} is busy: ")
+
+
 def test_stream_is_followed_with_its_own_time_and_sought_again_when_it_ends_or_is_silent(
     server: RtspServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
