@@ -41,6 +41,8 @@ class Reports:
         self._ellipse: Ellipse | None = None
         self._satellites: int | None = None
         self._last_ns = -1
+        self._is_known = False
+        """Whether the device has said something."""
 
     def heard(self, line: bytes) -> Heard | None:
         """What a line says; None: nothing about a fix.
@@ -59,7 +61,8 @@ class Reports:
         if kind == "ERROR":
             raise ReportMalformed(f"gpsd says: {str(report.get('message'))[:200]}")
         if self._device and report.get("device") != self._device:
-            return None
+            return self._of_another(report)
+        self._is_known = True
         if kind == "SKY":
             self._note_sky(report)
         elif kind == "GST":
@@ -69,6 +72,13 @@ class Reports:
         elif kind == "TPV":
             return self._fix(report)
         return None
+
+    def _of_another(self, report: Mapping[str, Any]) -> Heard | None:
+        """A name that is wrong would otherwise look like a receiver that says nothing."""
+        if self._is_known or report.get("class") != "TPV":
+            return None
+        other = str(report.get("device"))[:80]
+        return NoFix(f"gpsd has reports of {other}, and none of {self._device}: correct 'device', or leave it out")
 
     def _note_sky(self, report: Mapping[str, Any]) -> None:
         used = report.get("uSat")

@@ -48,8 +48,11 @@ def test_report_of_gpsd_becomes_a_fix_with_everything_it_says() -> None:
 
 
 def test_report_without_a_fix_says_why_and_other_devices_do_not_count() -> None:
-    """The one receiver that was named is asked for, and no other."""
+    """The one receiver that was named is asked for, and no other; a name that gpsd does not know is told."""
     reports = Reports("/dev/ttyS0")
+    other = report(reports, device="/dev/ttyS1")
+    assert isinstance(other, NoFix)
+    assert "reports of /dev/ttyS1, and none of /dev/ttyS0" in other.why
     assert isinstance(report(reports, mode=1), NoFix)
     assert report(reports, device="/dev/ttyS1") is None
     assert isinstance(reports.heard(b'{"class":"DEVICES","devices":[]}'), NoFix)
