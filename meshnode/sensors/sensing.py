@@ -207,6 +207,8 @@ class Sensor:
             inputs = await asyncio.to_thread(asked.inputs) if callable(asked.inputs) else asked.inputs
             result = await self._inference.infer(asked.model, inputs, asked.outputs, asked.budget_ms)
         except Exception as error:  # noqa: BLE001 - the driver's inputs may be anything
+            if self.context.stopping.is_set():
+                return  # its run was ended with the node
             self.inferences_failed += 1
             if _is_told(self.inferences_failed):
                 why = error if isinstance(error, MeshError) else repr(error)
