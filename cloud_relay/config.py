@@ -56,6 +56,12 @@
     recipe = "hotspot.toml"
     records = 10_000
 
+    [models.plate]              # what is computed for nodes: see cloud_relay.inference.section
+    path = "plate.onnx"
+
+    [inference]
+    workers = 1
+
 Relative paths are relative to the file. An unknown key is an error, because a misspelt one would be ignored in silence
 otherwise.
 """
@@ -63,7 +69,7 @@ otherwise.
 import difflib
 import ipaddress
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +99,8 @@ _KEYS = {
 }
 _LISTS = ("aggregate", "retention", "sink", "training")
 """Tables that may be there several times. Whoever uses them checks them."""
+_CHECKED_LATER = ("models", "inference")
+"""Tables that whoever uses them checks, too."""
 _NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url"
 _NO_RETENTION = "PostgreSQL keeps all records so far: remove it, or store.url"
 ONLY_IN_SQLITE = {
@@ -176,6 +184,10 @@ class RelayConfig:
     """The tables ``[[sink]]`` as they are. :func:`cloud_relay.sinks.settings.sinks_of` checks them."""
     aggregates: tuple[AggregateDefinition, ...] = ()
     """What the store keeps beside the records."""
+    models: dict[str, Any] = field(default_factory=dict)
+    inference: dict[str, Any] = field(default_factory=dict)
+    """The tables ``[models.<name>]`` and ``[inference]`` as they are. :mod:`cloud_relay.inference.section` checks
+    them."""
 
 
 def load_config(path: Path) -> RelayConfig:
@@ -199,12 +211,9 @@ class _Parser:
         self._tables = tables
 
     def parse(self) -> RelayConfig:
-        self._check_names("", self._tables, (*_KEYS, *_LISTS))
+        self._check_names("", self._tables, (*_KEYS, *_LISTS, *_CHECKED_LATER))
         for table, keys in _KEYS.items():
-            content = self._tables.get(table, {})
-            if not isinstance(content, dict):
-                raise ConfigError(f"{self._path}: {table} is {_shown(content)}: write a table, [{table}]")
-            self._check_names(f"{table}.", content, keys)
+            self._check_names(f"{table}.", self._table(table), keys)
         name = self._value("relay", "id", "")
         if not name:
             raise ConfigError(
@@ -239,7 +248,15 @@ class _Parser:
             trainings=self._list("training"),
             sinks=self._list("sink"),
             aggregates=self._aggregates(),
+            models=self._table("models"),
+            inference=self._table("inference"),
         )
+
+    def _table(self, name: str) -> dict[str, Any]:
+        content = self._tables.get(name, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{self._path}: {name} is {_shown(content)}: write a table, [{name}]")
+        return content
 
     def _aggregates(self) -> tuple[AggregateDefinition, ...]:
         try:

@@ -11,6 +11,8 @@ from itertools import count
 from typing import Any, Final, Self
 
 from cloud_relay.config import RelayConfig
+from cloud_relay.inference.section import served_models
+from cloud_relay.inference.serving import InferenceService, with_inference
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.carried import CarriedIngest, with_carried
 from cloud_relay.ingest.receipts import ReceiptCheck
@@ -34,13 +36,15 @@ from meshnode.identity.signatures import read_authority
 from meshnode.links.nng.library import open_responder
 from protocols.base.errors import ClockImplausible, ConfigError, IdentityError, StorageError
 from protocols.base.ids import Role
+from protocols.base.limits import MAX_SERVED_REQUESTS
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0
 """The time between two looks at a clock that is wrong, and at the files."""
 _LOOKS_PER_REMINDER: Final = 600
 THREADS: Final = 8 + MAX_WAITING
-"""Those that handle requests. Nodes that wait for news of releases leave eight for batches."""
+"""Those that handle requests. Nodes that wait for news of releases leave eight for batches. A relay that computes has
+one more for each inference that it holds."""
 
 
 def serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[[int], None]) -> None:
@@ -78,6 +82,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         ) from error
     settings_of_sinks = sinks_of(config)
     triggers = triggers_of(config)
+    served = served_models(config)
     with ExitStack() as closing:
         store = open_store(config.store, config.aggregates)
         closing.callback(store.close)
@@ -99,10 +104,14 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         closing.callback(readers.close)
         questions = NodeQuestions(readers, config.access)
         records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
-        handler = measured(by_frame(records, releases.answer), metrics.requests)
-        responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
+        inference = InferenceService(config.node, served, config.access)
+        others = with_inference(by_frame(records, releases.answer), inference.answer)
+        threads = THREADS + (MAX_SERVED_REQUESTS if served is not None else 0)
+        handler = measured(others, metrics.requests)
+        responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, threads)
         closing.callback(responder.close)
         closing.callback(releases.close)
+        closing.callback(inference.close)
 
         def counted() -> dict[str, Any]:
             return {
@@ -113,6 +122,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
                 "releases": releases.statistics(),
                 "sinks": sinks.statistics(),
                 "questions": questions.statistics(),
+                "inference": inference.statistics(),
                 **({} if keeper is None else {"keeping": keeper.statistics()}),
             }
 

@@ -1,4 +1,5 @@
-"""Asks the relay one question after the other, on a thread and a connection of its own."""
+"""Asks the relay one question after the other, on a thread and a connection of its own; and has it compute, if the
+configuration allows that for a model."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from functools import partial
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.asking.computing import RelayComputing
 from meshnode.asking.question import (
     RelayAnswer,
     RelayQuestion,
@@ -21,6 +23,7 @@ from meshnode.records.section import RelaySection
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError, NotPermitted, RemoteProtocolError
 from protocols.base.ids import Role
+from protocols.inference.events import TellRelay
 from protocols.wire.asking.frames import RecordsTold
 
 if TYPE_CHECKING:
@@ -44,15 +47,34 @@ class RunningAsking(RunningPart):
         self._thread: ThreadPoolExecutor | None = None
         self._places = BoundedSemaphore(MAX_ASKED)
         self._asked = self._failed = self._readings = 0
+        self._computing: RelayComputing | None = None
+
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        """It sends requests for inference to the relay."""
+        return {TellRelay: self._perform}
+
+    def _perform(self, effect: TellRelay) -> None:
+        assert self._computing is not None, "only a relay that has told offers is asked"
+        self._computing.perform(effect)
 
     async def prepare(self, closing: AsyncExitStack) -> None:
         """Be ready to ask. Nothing is dialled before the first question."""
         if self._relay is None:
             return
+        if self._relay.infer:
+            allowed = self._relay.infer
+            self.host.driver.act(lambda engine, _: engine.inference.allow_relay(allowed))
+            self._computing = RelayComputing(self.host.driver, self._connect)
+            closing.push_async_callback(asyncio.to_thread, self._computing.close)
         self._requests = RelayRequests(self._connect)
         self._thread = ThreadPoolExecutor(1, "meshnode-asking")
         closing.push_async_callback(asyncio.to_thread, self._thread.shutdown)
         closing.callback(self._requests.close)  # first: whoever waits is told so
+
+    async def serve(self, closing: AsyncExitStack) -> None:
+        """Ask what the relay computes, if requests may go there."""
+        if self._computing is not None:
+            self._computing.start()
 
     def _connect(self) -> Requester:
         from meshnode.links.nng.library import open_requester  # only a node with a relay loads libnng
@@ -124,11 +146,15 @@ class RunningAsking(RunningPart):
         return query_routes(self.begin)
 
     def statistics(self) -> Mapping[str, int]:
-        """Questions to the relay, those without an answer, and the readings that came."""
+        """Questions to the relay, those without an answer, and the readings that came; requests for inference that
+        went there, and those without a result."""
+        computing = self._computing
         return {
             "asking_questions": self._asked,
             "asking_failed": self._failed,
             "asking_readings": self._readings,
+            "asking_inferences": 0 if computing is None else computing.asked,
+            "asking_inferences_failed": 0 if computing is None else computing.failed,
         }
 
 

@@ -108,6 +108,17 @@ class RelaySection(PartSection, frozen=True, kw_only=True):
         int, Meta(ge=0, le=2**40, description="The most that records take of the way to the relay; 0: all of it.")
     ] = 0
 
+    infer: Annotated[
+        tuple[Expression, ...],
+        Meta(
+            max_length=limits.MAX_OFFERS,
+            description="Models, by key expression, whose requests the relay may [compute](../howto/infer-at-the-relay"
+            ".md) too. Their inputs leave the vehicle then, past any policy of `[egress]`. A model whose manifest has "
+            "`first_cut_at_home` is never computed there.",
+            extra={"default": "none"},
+        ),
+    ] = ()
+
     def conflicts(self) -> Iterator[Problem]:
         """An exception to a rule that is not there."""
         if self.urgent_priority is not None and not self.interfaces:

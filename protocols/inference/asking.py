@@ -24,14 +24,13 @@ Rules:
 7. A result that comes at the deadline or later is late: the caller gets an error, and the costs are still learned.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Final
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId
-from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.candidates import Candidates
 from protocols.inference.costs import Answer, Demand, Services
@@ -40,6 +39,7 @@ from protocols.inference.loads import OwnQueue
 from protocols.inference.moves import Move, Moves
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import Candidate, LocalModel
+from protocols.inference.relay import RelayReach
 from protocols.inference.requests import Hedges, OwnRequest, OwnRun
 from protocols.inference.signature import ModelSignature, misfit
 from protocols.links.drops import Drops
@@ -64,22 +64,19 @@ class Asking:
     """The own requests under way."""
 
     def __init__(
-        self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable,
-        reachable: Callable[[int], list[Reach]], drops: Drops, decided: Decided, numbers: Iterator[int],
-        services: Services, own_queue: OwnQueue, random: Random,
+        self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable, relay: RelayReach, drops: Drops,
+        decided: Decided, numbers: Iterator[int], services: Services, own_queue: OwnQueue, random: Random,
     ) -> None:  # fmt: skip
         """``models``: those that are loaded here now. ``numbers``: numbers of requests and runs, each given once.
         ``services``: what runs on this node have taken."""
         self._node, self._models, self._offers = node, models, offers
-        self._reachable, self._drops, self._decided, self._numbers = reachable, drops, decided, numbers
+        self._reachable, self._drops, self._decided, self._numbers = relay.everybody, drops, decided, numbers
         self._services = services
         self.fallbacks: Mapping[str, str] = {}
         """Smaller models, by the name of the one in whose place they may be run."""
         self.requests: dict[int, OwnRequest] = {}
         """Those under way, by number."""
-        self.candidates = Candidates(
-            node, models, offers, reachable, services, own_queue, random, self.requests
-        )  # fmt: skip
+        self.candidates = Candidates(node, models, offers, relay, services, own_queue, random, self.requests)
         self.costs, self.loads = self.candidates.costs, self.candidates.loads
         self._standings = self.candidates.standings
         self._hedges = Hedges()
@@ -89,8 +86,9 @@ class Asking:
         self._moves = Moves()
         self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last run here; initially none has run here
         self.counters = {
-            "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "hedges_denied": 0,
-            "rescued": 0, "replayed": 0, "fell_back": 0, "hopeless": 0, "late_answers": 0, "wrong_answers": 0,
+            "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "run_at_relay": 0, "hedged": 0,
+            "hedges_denied": 0, "rescued": 0, "replayed": 0, "fell_back": 0, "hopeless": 0, "late_answers": 0,
+            "wrong_answers": 0,
         }  # fmt: skip
 
     def digest_of(self, model: str) -> str | None:
@@ -248,11 +246,11 @@ class Asking:
                 Compute(number, run.model, request.inputs, request.outputs, budget_ns, digest=run.digest)
             )
         else:
-            self.counters["run_there"] += 1
+            self.counters["run_there" if best.node != self._decided.relay else "run_at_relay"] += 1
             self.loads.sent(run.node, number, best.service_ns, now)
-            self._decided.messages.append((best.node, InferRequest(
+            self._decided.tell(best.node, InferRequest(
                 number, run.model, run.digest, budget_ns // 1_000, request.inputs, request.outputs
-            )))  # fmt: skip
+            ))  # fmt: skip
 
     def _explored(self, candidates: list[Candidate], remaining_ns: int, planned: bool) -> Candidate:
         """The best candidate, or now and then this node: its own cost would otherwise never be measured again while
@@ -292,7 +290,7 @@ class Asking:
                 )  # fmt: skip
                 if stalled:
                     self._standings.missed(run.node, now)
-                self._decided.messages.append((run.node, InferCancel(run.number)))
+                self._decided.tell(run.node, InferCancel(run.number))
 
     def _win(
         self, request: OwnRequest, run: OwnRun, report: RunReport, outputs: tuple[NamedTensor, ...], now: int
@@ -461,7 +459,7 @@ class Asking:
         took_ns = now - run.started_ns
         self._standings.missed(run.node, now)
         self.costs.overdue(run.node, run.demand, run.candidate.expected_ns, took_ns, True, now)
-        self._decided.messages.append((run.node, InferCancel(run.number)))
+        self._decided.tell(run.node, InferCancel(run.number))
         self._lose(request, run, RunReport(run.node, "late", took_ns, detail="it seems to stall"), now)
         if beside and request.runs:
             self._start_next(request, now)

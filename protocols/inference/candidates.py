@@ -1,14 +1,14 @@
-"""Who could compute a request, and when each would be done."""
+"""Who could compute a request, this node, its neighbours or the relay, and when each would be done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from protocols.base.ids import NodeId
-from protocols.base.reach import Reach
 from protocols.inference.costs import Claim, Demand, NeighbourCosts, Services
 from protocols.inference.loads import Loads, OwnQueue
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import Candidate, LocalModel, order
+from protocols.inference.relay import RelayReach
 from protocols.inference.requests import OwnRequest
 from protocols.inference.standing import Standings
 
@@ -17,13 +17,12 @@ class Candidates:
     """What placement knows of this node and its neighbours."""
 
     def __init__(
-        self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable,
-        reachable: Callable[[int], list[Reach]], services: Services, own_queue: OwnQueue, random: Random,
-        requests: Mapping[int, OwnRequest],
+        self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable, relay: RelayReach,
+        services: Services, own_queue: OwnQueue, random: Random, requests: Mapping[int, OwnRequest],
     ) -> None:  # fmt: skip
         """``models``: those that are loaded here now. ``services``: what runs on this node have taken. ``requests``:
         the own ones under way, by number."""
-        self._node, self._models, self._offers, self._reachable = node, models, offers, reachable
+        self._node, self._models, self._offers, self._relay = node, models, offers, relay
         self._services, self._own_queue, self._random, self._requests = services, own_queue, random, requests
         self.costs = NeighbourCosts()
         self.loads = Loads()
@@ -90,12 +89,15 @@ class Candidates:
     def there(
         self, request: OwnRequest, model: str, demand: Demand, now: int, only: NodeId | None = None
     ) -> list[Candidate]:  # fmt: skip
-        """The neighbours that offer the model, may be asked, and have not tried. ``only``: no other one."""
+        """The neighbours that offer the model, may be asked, and have not tried, and so the relay. ``only``: no other
+        one."""
         there: list[Candidate] = []
         if not self.private.isdisjoint((model, request.asked_model)):
             return there
-        for node, round_trip_ns, lasts_ns in self._reachable(now):
+        for node, round_trip_ns, lasts_ns in self._relay.everybody(now):
             if only not in (None, node):
+                continue
+            if node == self._relay.node and not self._relay.takes(request.asked_model, demand.size_bytes):
                 continue
             offer = self._offers.find(node, model, demand.digest)
             if offer is None or node in request.tried or self.standings.is_distrusted(node, now):

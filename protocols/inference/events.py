@@ -7,6 +7,7 @@ from msgspec import Struct
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId
 from protocols.machine import Message
+from protocols.wire.inference import InferCancel, InferRequest
 from protocols.wire.tensors import NamedTensor
 
 
@@ -62,6 +63,12 @@ class CancelCompute(Effect, frozen=True):
     run: int
 
 
+class TellRelay(Effect, frozen=True):
+    """Send a frame to the relay. For a request, exactly one ``relay_answered`` follows, unless it is cancelled."""
+
+    frame: InferRequest | InferCancel
+
+
 class Answered(Event, frozen=True):
     """A request of this node ended. ``winner`` is None when it failed; ``failure`` then names the kind of error."""
 
@@ -81,9 +88,18 @@ class Answered(Event, frozen=True):
 class Decided:
     """What was decided and the driver has not taken yet, in the order in which it was decided."""
 
-    __slots__ = ("effects", "events", "messages")
+    __slots__ = ("effects", "events", "messages", "relay")
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.messages: list[Message] = []
         self.events: list[Answered] = []
+        self.relay: NodeId | None = None
+        """What the relay is called among those that compute; None: there is none in reach."""
+
+    def tell(self, node: NodeId, frame: InferRequest | InferCancel) -> None:
+        """Send a frame about a run to a neighbour, or to the relay."""
+        if node == self.relay:
+            self.effects.append(TellRelay(frame))
+        else:
+            self.messages.append((node, frame))

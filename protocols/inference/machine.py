@@ -17,6 +17,7 @@ from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.effects import Effect
 from protocols.base.ids import NodeId, Role
+from protocols.base.keys import checked_expression
 from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
@@ -25,6 +26,7 @@ from protocols.inference.events import Answered, Decided
 from protocols.inference.loads import OwnQueue
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import LocalModel
+from protocols.inference.relay import MAX_AT_RELAY, RelayReach
 from protocols.inference.serving import Serving
 from protocols.inference.signature import ModelSignature, to_wire
 from protocols.inference.split.batches.shards import Shards
@@ -42,6 +44,7 @@ from protocols.wire.inference import (
     InferRequest,
     Offer,
     Offers,
+    OffersTold,
     Signature,
     StageAsked,
     StageChunk,
@@ -75,8 +78,9 @@ class Inference(Machine):
         self._decided = Decided()
         self._numbers = count(1)
         self._services, self._own_queue = Services(), OwnQueue()
+        self._relay, self._relay_version = RelayReach(reachable), 0
         self._asking = Asking(
-            node, self._models, self._offers, reachable, drops, self._decided, self._numbers, self._services,
+            node, self._models, self._offers, self._relay, drops, self._decided, self._numbers, self._services,
             self._own_queue, random,
         )  # fmt: skip
         self._serving = Serving(node, access, drops, self._decided, self._services, self._own_queue)
@@ -254,6 +258,44 @@ class Inference(Machine):
             case _:
                 return False
 
+    # --- the relay -------------------------------------------------------------------------------------------------
+    def allow_relay(self, models: Iterable[str]) -> None:
+        """Say which models the relay may compute, by key expression: until then it is asked for none.
+
+        :raises InvalidKey: one of them is no key expression.
+        """
+        self._relay.models = tuple(map(checked_expression, models))
+
+    def relay_told(self, told: OffersTold, round_trip_ns: int, now: int) -> set[str]:
+        """The relay can be asked, and offers this. Returns the digests whose signatures it has not told yet."""
+        called = self._relay.come(told.relay, round_trip_ns)
+        if self._decided.relay != called:
+            self.relay_gone(now)
+            self._relay.come(told.relay, round_trip_ns)
+            self._decided.relay = called
+        self._relay_version += 1  # it comes in order, and a relay that has restarted counts anew
+        offers = tuple(offer for offer in told.offers.offers if self._relay.may_have(offer.model))
+        self._offers.receive(
+            structs.replace(told.offers, version=self._relay_version, offers=offers), called, Role.RELAY, now
+        )
+        for signature in told.signatures:
+            self._offers.receive_signature(signature, called, now)
+        self._asking.loads.reported(called, queue_us_of(told.offers), now, min(told.offers.workers, MAX_AT_RELAY))
+        return {offer.digest for offer in offers} - self._offers.described_by(called)
+
+    def relay_gone(self, now: int) -> None:
+        """The relay can't be asked any more: its runs are repeated elsewhere."""
+        if self._decided.relay is not None:
+            self._offers.forget(self._decided.relay)
+            self._asking.neighbour_gone(self._decided.relay, now)
+            self._relay.node = self._decided.relay = None
+            self._carry(now)
+
+    def relay_answered(self, answer: InferAnswer, now: int) -> None:
+        """A run at the relay ended, or its connection has."""
+        if self._decided.relay is not None:
+            self._receive_answer(answer, self._decided.relay, now)
+
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
         """A neighbour sent a frame of inference."""
@@ -267,10 +309,7 @@ class Inference(Machine):
                     self._correct(frame, now)
                 self._serving.request(frame, model, source, role, next(self._numbers), now)
             case InferAnswer():
-                self._asking.result(frame.request, source, frame, now)
-                if frame.queue_us is not None:
-                    self._asking.loads.reported(source, frame.queue_us, now)
-                self._carry(now)
+                self._receive_answer(frame, source, now)
             case InferCancel():
                 self._serving.cancel(frame.request, source, now)
             case Signature():
@@ -285,6 +324,12 @@ class Inference(Machine):
                 self.split.told(frame, source, now)
             case _:
                 assert_never(frame)
+
+    def _receive_answer(self, frame: InferAnswer, source: NodeId, now: int) -> None:
+        self._asking.result(frame.request, source, frame, now)
+        if frame.queue_us is not None:
+            self._asking.loads.reported(source, frame.queue_us, now)
+        self._carry(now)
 
     def _asked_for(self, frame: InferRequest, source: NodeId, now: int) -> LocalModel | None:
         """The model that a neighbour means. A stage is known by its digest, since neighbours may call its model

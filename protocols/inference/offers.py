@@ -53,7 +53,8 @@ class OfferTable:
         self._own_stages: dict[str, tuple[str, ModelSignature]] = {}  # by name: those that this node has made
 
     def receive(self, frame: Offers, source: NodeId, role: Role, now: int) -> bool:
-        """Take what a neighbour offers, and return whether it was taken: not if it comes too often or was overtaken."""
+        """Take what a neighbour offers, and return whether it was taken: not if it comes too often or was overtaken.
+        Which offers of the relay count was decided before."""
         row = self._rows.get(source)
         if row is None:
             row = self._rows[source] = _Row(now)
@@ -69,7 +70,7 @@ class OfferTable:
         permits = self._access.permits_offer
         for offer in frame.offers:
             before = row.offers.get(offer.model)
-            if before is None and not permits(role, source, offer.model):
+            if before is None and role is not Role.RELAY and not permits(role, source, offer.model):
                 refused += 1
                 continue
             offers[offer.model] = offer
@@ -100,6 +101,11 @@ class OfferTable:
         if len(row.signatures) >= limits.MAX_OFFERS:
             del row.signatures[next(iter(row.signatures))]
         row.signatures[frame.digest] = of_wire(frame)
+
+    def described_by(self, source: NodeId) -> set[str]:
+        """The digests whose signatures a neighbour has told."""
+        row = self._rows.get(source)
+        return set() if row is None else set(row.signatures)
 
     def signature_of(self, model: str, digest: str) -> ModelSignature | None:
         """What the model takes and gives, by more than half of those who offer it; None when so many don't agree. One

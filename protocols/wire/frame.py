@@ -4,7 +4,8 @@ A frame is a MessagePack array ``[number, field, field, …]``. A newer minor ve
 add frames; a receiver skips what it does not know. Anything else is a new major version.
 
 Numbers 1 to 63 travel between nodes, 64 to 95 between node and relay, and 96 to 127 between a node and an application
-on the same computer. ``docs/reference/wire.md`` describes every field for a second implementation.
+on the same computer. Requests for inference and their answers travel between node and relay, too.
+``docs/reference/wire.md`` describes every field for a second implementation.
 """
 
 from typing import Any, ClassVar, Self

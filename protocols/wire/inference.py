@@ -1,11 +1,11 @@
-"""The frames of inference: offers, requests and answers."""
+"""The frames of inference: offers, requests and answers. Requests go to neighbours, or to the relay."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
 from protocols.base import limits
-from protocols.wire.fields import Count, Digest, Text
+from protocols.wire.fields import Count, Digest, Id, Text, check_untrusted_id
 from protocols.wire.frame import Frame
 from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
@@ -145,8 +145,31 @@ class StageState(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=20
     """The median time of one run on the sender."""
 
 
+class OffersAsked(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=78):
+    """From node to relay: what do you compute for me? (Since 1.9.)"""
+
+    signatures: bool
+    """Whether to tell what these models take and give, too."""
+
+
+class OffersTold(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=79):
+    """From relay to node: the answer to ``OffersAsked``, and to ``InferCancel``. (Since 1.9.)"""
+
+    relay: Id
+    """The id of the relay."""
+    offers: Offers
+    """Only the models that the relay may compute for whoever asked."""
+    signatures: Annotated[tuple[Signature, ...], Meta(max_length=limits.MAX_OFFERS)] = ()
+
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when ``relay`` is no id."""
+        check_untrusted_id(self.relay)
+
+
 StageFrame = StageAsked | StageWanted | StageChunk | StageState
 InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel | Signature | StageFrame
 FRAMES: Final[tuple[type[Frame], ...]] = (
     Offers, InferRequest, InferAnswer, InferCancel, Signature, StageAsked, StageWanted, StageChunk, StageState,
 )  # fmt: skip
+RELAY_FRAMES: Final[tuple[type[Frame], ...]] = (OffersAsked, OffersTold, InferRequest, InferAnswer, InferCancel)
+"""Those between node and relay: requests and answers are the same as between nodes."""

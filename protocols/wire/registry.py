@@ -27,6 +27,7 @@ RELAY_FRAMES: Final[tuple[type[Frame], ...]] = (
     *releases.RELAY_FRAMES,
     *carrying.RELAY_FRAMES,
     *asking.RELAY_FRAMES,
+    *inference.RELAY_FRAMES,
 )
 """The frames between node and relay."""
 RETIRED_NUMBERS: Final[frozenset[int]] = frozenset()

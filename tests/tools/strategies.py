@@ -33,6 +33,8 @@ from protocols.wire.inference import (
     InferRequest,
     Offer,
     Offers,
+    OffersAsked,
+    OffersTold,
     Signature,
     StageAsked,
     StageChunk,
@@ -277,7 +279,13 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         st.lists(st.builds(ToldRecord, IDS, TEXT, _RECORDS.map(lambda record: record.reading)), max_size=2).map(tuple),
         TEXT,
     ),
+    OffersAsked: st.builds(OffersAsked, st.booleans()),
 }
+for _frame in (InferRequest, InferAnswer, InferCancel):
+    RELAY_FRAMES[_frame] = NODE_FRAMES[_frame]
+RELAY_FRAMES[OffersTold] = st.builds(
+    OffersTold, IDS, NODE_FRAMES[Offers], st.lists(NODE_FRAMES[Signature], max_size=2).map(tuple)
+)
 
 # --- builders ------------------------------------------------------------------------------------------------------
 MESH = MeshName("sim")

@@ -25,9 +25,10 @@ from protocols.base.shares import Shares
 
 MAX_PIPES: Final = 4_096
 """The most pipes into one relay."""
-MAX_PIPES_PER_IDENTITY: Final = 6
-"""A node needs five: for records, for those that it carries for others, for news of releases, for their chunks, and for
-questions. The other may be left over from before it changed its address or restarted."""
+MAX_PIPES_PER_IDENTITY: Final = 9
+"""A node needs eight: for records, for those that it carries for others, for news of releases, for their chunks, for
+questions, for offers of inference, and for two requests. The other may be left over from before it changed its address
+or restarted."""
 PIPE_AGE_NS: Final = 5_400 * SECOND
 SPREAD: Final = 0.75
 """Each pipe lives for at least this share of its age, so that pipes opened together don't end together."""

@@ -38,6 +38,8 @@ from protocols.wire.inference import (
     InferRequest,
     Offer,
     Offers,
+    OffersAsked,
+    OffersTold,
     Signature,
     StageAsked,
     StageChunk,
@@ -171,6 +173,18 @@ FRAMES: dict[str, Frame] = {
     ),
     "77-records-told": RecordsTold(
         1_700_000_000_500_000_000, (ToldRecord("veh-1", "brakes", BRAKE_RECORD.reading),), "1700000000000000000.6.veh-1"
+    ),
+    "78-offers-asked": OffersAsked(True),
+    "79-offers-told": OffersTold(
+        "relay-1",
+        Offers(7, (Offer("plate", DIGEST, 42_000, 2, 55_000),), 84_000, 2),
+        (
+            Signature(
+                DIGEST,
+                (TensorKind("image", "f4", (-1, 3, 640, 640), ("batch", "", "", "")),),
+                (TensorKind("boxes", "f4", (-1, 6)),),
+            ),
+        ),
     ),
 }
 

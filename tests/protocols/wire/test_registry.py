@@ -31,7 +31,8 @@ NUMBERS = {
     "SenderKey": 31, "Heard": 32,
     "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
     "RelayChunkWanted": 69, "RelayChunk": 70, "RelayKeyAsked": 71, "RelayKeyTold": 72, "CarriedBatch": 73,
-    "CarriedReply": 74, "PackedBatch": 75, "RecordsAsked": 76, "RecordsTold": 77,
+    "CarriedReply": 74, "PackedBatch": 75, "RecordsAsked": 76, "RecordsTold": 77, "OffersAsked": 78,
+    "OffersTold": 79,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""
 

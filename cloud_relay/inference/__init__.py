@@ -1,0 +1,1 @@
+"""Models that the relay computes for nodes."""
