@@ -199,7 +199,8 @@ class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
     error: Text = ""
     detail: Detail = ""
     outputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
-    ran_on: Annotated[str, Meta(max_length=63)] = ""
+    ran_on: Annotated[str, Meta(max_length=80)] = ""
+    """The id of a node, or ``relay/`` and that of the relay."""
     took_ms: float = 0.0
     compute_ms: float = 0.0
     queued_ms: float = 0.0

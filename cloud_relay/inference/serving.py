@@ -25,6 +25,7 @@ from meshnode.inference.compute import ComputeService
 from meshnode.links.transport import Handler
 from meshnode.troubles import Troubles
 from protocols.access import LINK_ROLES, AccessTable
+from protocols.base.allowance import Allowance
 from protocols.base.effects import Effect
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId, PeerIdentity
@@ -48,6 +49,12 @@ from protocols.wire.inference import (
 )
 from protocols.wire.records import RelayRefusal
 
+QUESTIONS_PER_S: Final = 50
+MAX_QUESTIONS_BURST: Final = 100
+"""Questions for offers, and cancellations, of one node. It asks every five seconds and has two requests at a time; an
+answer with signatures takes up to 1 ms."""
+MAX_NODES: Final = 16_384
+"""Nodes of which something is remembered."""
 _NUMBERS: Final = frozenset(number_of(frame) for frame in (OffersAsked, InferRequest, InferCancel))
 _log = logging.getLogger(__name__)
 
@@ -75,6 +82,8 @@ class InferenceService:
         self._lock = threading.Lock()
         self._machine = Inference(node, access, lambda _: [], Drops(), Random())
         self._waiting: dict[tuple[NodeId, int], _Waiter] = {}
+        self._allowances: dict[NodeId, Allowance] = {}
+        """Of questions, by node; who asked longest ago comes first."""
         self._counts = {"asked": 0, "done": 0, "failed": 0, "told": 0}
         self._compute: ComputeService | None = None
         if served is not None:
@@ -118,6 +127,8 @@ class InferenceService:
             if peer.role not in LINK_ROLES:
                 return encode_frame(RelayRefusal("identity", f"a {peer.role} gets no inference: use that of a node"))
             match frame:
+                case OffersAsked() | InferCancel() if not self._may_ask(peer.node):
+                    return encode_frame(RelayRefusal("busy", f"{peer.node} asks too much: ask again in a second"))
                 case OffersAsked():
                     return encode_frame(self._told(peer, signatures=frame.signatures))
                 case InferCancel():
@@ -132,6 +143,17 @@ class InferenceService:
         except Exception:  # noqa: BLE001 - a handler must not raise; the node asks somebody else
             _log.exception("a request of %s for inference was not answered: this is a bug of the relay", peer.node)
             return encode_frame(RelayRefusal("storage", "the relay failed"))
+
+    def _may_ask(self, node: NodeId) -> bool:
+        now = monotonic_ns()
+        with self._lock:
+            allowance = self._allowances.pop(node, None) or Allowance(QUESTIONS_PER_S, MAX_QUESTIONS_BURST, now)
+            if len(self._allowances) >= MAX_NODES:
+                oldest = next(iter(self._allowances))
+                del self._allowances[oldest]
+                self._machine.neighbour_gone(oldest, now)
+            self._allowances[node] = allowance
+            return allowance.take(now)
 
     def _told(self, peer: PeerIdentity, *, signatures: bool = False) -> OffersTold:
         with self._lock:

@@ -32,8 +32,13 @@ tells its queue, too."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 """The pauses while the relay is away, or offers nothing to this node: it may still load its models."""
-_ASKING_S: Final = 5.0
-"""How long the answer to one question for offers may take, dialling included."""
+_DIALLING_S: Final = 5.0
+_ASKING_S: Final = 2.0
+"""How long the answer to the first question for offers may take, dialling included, and to the next ones. A relay that
+needs longer is not asked to compute."""
+IDLE_S: Final = 60.0
+"""A connection for requests that nobody has used for so long is dialled anew: the NAT of a mobile network may have
+forgotten it, and it would show only when the request is late."""
 _GRACE_S: Final = 1.0
 """How long after its budget the answer to a request is still waited for: the relay says so when it is late."""
 _SMOOTHING: Final = 8
@@ -50,15 +55,19 @@ class RelayComputing:
         self._lock = threading.Lock()
         self._control = RelayRequests(connect)
         self._open = [self._control]
-        self._idle: list[RelayRequests] = []
-        self._wanted: set[int] = set()
-        """Requests that wait or are under way."""
+        self._idle: list[tuple[float, RelayRequests]] = []
+        """Connections for requests, each with the time since when nobody has used it; the last used one comes last."""
+        self._waiting: set[int] = set()
+        self._under_way: set[int] = set()
+        """Requests by number: those that have no connection yet, and those that were sent."""
         self._cancels: deque[InferCancel] = deque()
         self._look = threading.Event()
         self._closing = False
         self._round_trip_ns = 0
         self._threads = ThreadPoolExecutor(MAX_AT_RELAY, "meshnode-at-relay")
         self._watch = threading.Thread(target=self._keep_told, name="meshnode-relay-offers", daemon=True)
+        self.told: tuple[OffersTold, int] | None = None
+        """What the relay offers, and the round trip to it in nanoseconds; None: it is away."""
         self.asked = self.failed = 0
         """Requests that went to the relay, and those that it did not answer with a result."""
 
@@ -84,35 +93,49 @@ class RelayComputing:
             case InferRequest() as request:
                 deadline_ns = time.monotonic_ns() + request.budget_us * 1_000
                 with self._lock:
-                    self._wanted.add(request.request)
-                try:
-                    self._threads.submit(self._ask, request, deadline_ns)
-                except RuntimeError:
-                    _log.debug("the node is closing: request %d is not sent", request.request)
+                    if self._closing:
+                        return
+                    self._waiting.add(request.request)
+                self._threads.submit(self._ask, request, deadline_ns)
             case InferCancel() as cancel:
                 with self._lock:
-                    if cancel.request in self._wanted:
-                        self._wanted.discard(cancel.request)
+                    self._waiting.discard(cancel.request)
+                    if cancel.request in self._under_way:
                         self._cancels.append(cancel)
-                self._look.set()
+                        self._look.set()
 
     def _ask(self, request: InferRequest, deadline_ns: int) -> None:
+        """Have one request answered, on a thread for that."""
+        number = request.request
         with self._lock:
-            if request.request not in self._wanted:
+            if number not in self._waiting or self._closing:
                 return
-            requests = self._idle.pop() if self._idle else None
-            if requests is None:
-                requests = RelayRequests(self._connect)
-                self._open.append(requests)
-        self.asked += 1
-        answer = self._answer(requests, request, deadline_ns)
-        with self._lock:
-            self._idle.append(requests)
-            is_wanted = request.request in self._wanted
-            self._wanted.discard(request.request)
-        self.failed += answer.status != "done"
-        if is_wanted and not self._closing:
-            self._driver.act(lambda engine, now: engine.inference.relay_answered(answer, now))
+            self._waiting.discard(number)
+            self._under_way.add(number)
+            requests = self._connection()
+        answer = InferAnswer(number, "failed", detail="the node could not ask the relay")
+        try:
+            answer = self._answer(requests, request, deadline_ns)
+        finally:
+            with self._lock:
+                self._under_way.discard(number)
+                self._idle.append((time.monotonic(), requests))
+                self.asked += 1
+                self.failed += answer.status != "done"
+                closing = self._closing
+            if not closing:
+                self._driver.act(lambda engine, now: engine.inference.relay_answered(answer, now))
+
+    def _connection(self) -> RelayRequests:
+        """The connection that was used last, or a new one. Call it with the lock."""
+        if not self._idle:
+            requests = RelayRequests(self._connect)
+            self._open.append(requests)
+            return requests
+        since_s, requests = self._idle.pop()
+        if time.monotonic() - since_s > IDLE_S:
+            requests.hang_up()
+        return requests
 
     def _answer(self, requests: RelayRequests, request: InferRequest, deadline_ns: int) -> InferAnswer:
         left_ns = deadline_ns - time.monotonic_ns()
@@ -130,53 +153,60 @@ class RelayComputing:
     # --- its own thread --------------------------------------------------------------------------------------------
     def _keep_told(self) -> None:
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-        due_s, known, missing = 0.0, False, True
+        due_s, missing, why = 0.0, True, ""
         while not self._closing:
             self._look.wait(max(due_s - time.monotonic(), 0.0))
             self._look.clear()
             if self._closing:
                 return
             try:
-                self._send_cancels()
-                if not known:  # the time of the first question includes dialling
-                    self._control.request(OffersAsked(False), OffersTold, _ASKING_S)
-                    self._round_trip_ns = 0
-                told, round_trip_ns = self._offers(signatures=missing)
+                told = self._ask_offers(signatures=missing)
             except MeshError as error:
-                if known:
-                    _log.warning("the relay computes nothing now: %s", error)
-                    self._driver.act(lambda engine, now: engine.inference.relay_gone(now))
-                    self._hang_up()
-                known, missing, due_s = False, True, time.monotonic() + backoff.next_s()
+                if self._closing:
+                    return
+                if str(error) != why:
+                    why = str(error)
+                    _log.warning("the relay computes nothing now: %s", _meant(error))
+                self._lose()
+                missing, due_s = True, time.monotonic() + backoff.next_s()
                 continue
-            known = True
-            missing = self._tell(told, round_trip_ns)
+            why, missing = "", self._tell(told)
             if told.offers.offers:
                 backoff.reset()
             due_s = time.monotonic() + (TOLD_S if told.offers.offers else backoff.next_s())
 
-    def _tell(self, told: OffersTold, round_trip_ns: int) -> bool:
-        """Hand the offers on. Returns whether signatures are missing."""
-        return bool(self._driver.act(lambda engine, now: engine.inference.relay_told(told, round_trip_ns, now)))
-
-    def _send_cancels(self) -> None:
-        while True:
-            with self._lock:
-                if not self._cancels:
-                    return
-                cancel = self._cancels.popleft()
-            self._control.request(cancel, OffersTold, _ASKING_S)
-
-    def _offers(self, *, signatures: bool) -> tuple[OffersTold, int]:
+    def _ask_offers(self, *, signatures: bool) -> OffersTold:
+        """Tell what is not wanted any more, and ask for offers. :raises MeshError: the relay does not answer so."""
+        while self._cancels:
+            self._control.request(self._cancels.popleft(), OffersTold, _ASKING_S)
+        if self.told is None:  # the time of the first question includes dialling
+            self._control.request(OffersAsked(False), OffersTold, _DIALLING_S)
+            self._round_trip_ns = 0
         began_ns = time.monotonic_ns()
         told = self._control.request(OffersAsked(signatures), OffersTold, _ASKING_S)
         sample_ns, old_ns = time.monotonic_ns() - began_ns, self._round_trip_ns
         self._round_trip_ns = old_ns + (sample_ns - old_ns) // _SMOOTHING if old_ns else sample_ns
-        return told, self._round_trip_ns
+        return told
 
-    def _hang_up(self) -> None:
-        """End the requests under way: their connections lead to the relay that does not answer."""
+    def _tell(self, told: OffersTold) -> bool:
+        """Hand the offers on. Returns whether signatures are missing."""
+        self.told = told, (round_trip_ns := self._round_trip_ns)
+        return bool(self._driver.act(lambda engine, now: engine.inference.relay_told(told, round_trip_ns, now)))
+
+    def _lose(self) -> None:
+        """The relay is away. Requests under way end, too: their connections lead to it."""
+        self._cancels.clear()
+        if self.told is None:
+            return
+        self.told = None
+        self._driver.act(lambda engine, now: engine.inference.relay_gone(now))
         with self._lock:
             open_now = list(self._open)
         for requests in open_now:
             requests.hang_up()
+
+
+def _meant(error: MeshError) -> str:
+    if isinstance(error, RequestRefused) and error.code == "malformed":
+        return f"{error}. A relay before wire 1.9 computes nothing for nodes: update it if it is one"
+    return str(error)

@@ -23,6 +23,7 @@ from meshnode.records.section import RelaySection
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError, NotPermitted, RemoteProtocolError
 from protocols.base.ids import Role
+from protocols.base.limits import MS
 from protocols.inference.events import TellRelay
 from protocols.wire.asking.frames import RecordsTold
 
@@ -144,6 +145,24 @@ class RunningAsking(RunningPart):
         from meshnode.asking.routes import query_routes
 
         return query_routes(self.begin)
+
+    def node_view(self) -> Mapping[str, Any]:
+        """``relay_computes``, if requests may go there: the relay, its offers, and the round trip; nulls and an empty
+        list while it is away."""
+        if self._computing is None:
+            return {}
+        told, round_trip_ns = self._computing.told or (None, 0)
+        offers = () if told is None else told.offers.offers
+        return {
+            "relay_computes": {
+                "relay": None if told is None else told.relay,
+                "round_trip_ms": None if told is None else round(round_trip_ns / MS, 3),
+                "offers": [
+                    {"model": each.model, "digest": each.digest, "compute_us": each.compute_us, "p95_us": each.p95_us}
+                    for each in offers
+                ],
+            }
+        }
 
     def statistics(self) -> Mapping[str, int]:
         """Questions to the relay, those without an answer, and the readings that came; requests for inference that

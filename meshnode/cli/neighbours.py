@@ -111,6 +111,7 @@ class _Frame:
                 f"{counters['outbox_delivered']}   expired {counters['outbox_expired']}   evicted "
                 f"{counters['outbox_evicted']}   refused {counters['outbox_refused']}"
             )
+        at_relay = _at_relay(node, counters)
         carrying = ""
         if "carrying_held" in counters:
             carrying = (
@@ -118,9 +119,22 @@ class _Frame:
                 f"{counters['carrying_on_their_way']}   held for others {counters['carrying_held']}   brought to the "
                 f"relay {counters['carrying_uploaded']}"
             )
-        told = (readings, inference, *summary(known_plans(self._api)), records, carrying)
+        told = (readings, inference, at_relay, *summary(known_plans(self._api)), records, carrying)
         lines = "\n".join(filter(None, (*told, *_full_channel(known, counters))))
         return Group(head, Text(lines), _peer_table(known), _drop_table(drops, rate("drops")))
+
+
+def _at_relay(node: dict[str, Any], counters: dict[str, int]) -> str:
+    """What the relay computes for this node; nothing when its configuration allows none."""
+    if "relay_computes" not in node:
+        return ""
+    computes = node["relay_computes"]
+    offers = [f"{offer['model']} ({offer['compute_us'] / 1e3:.0f} ms)" for offer in computes["offers"]]
+    way = "" if computes["round_trip_ms"] is None else f"   round trip {computes['round_trip_ms']:.1f} ms"
+    return (
+        f"at relay   computed {counters.get('inference_run_at_relay', 0)}   without a result "
+        f"{counters.get('asking_inferences_failed', 0)}   offers {printable(', '.join(offers), 100) or 'nothing'}{way}"
+    )
 
 
 def _full_channel(known: list[dict[str, Any]], counters: dict[str, int]) -> list[str]:

@@ -8,6 +8,7 @@ from meshnode.http.exposition import LatencyHistogram, counter
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
 from protocols.inference.events import Answered
+from protocols.inference.relay import where_ran
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -22,7 +23,7 @@ class Latencies:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._latencies = {where: LatencyHistogram() for where in ("here", "neighbour", "failed")}
+        self._latencies = {where: LatencyHistogram() for where in ("here", "neighbour", "relay", "failed")}
         self._failures: dict[str, int] = {}
         self._parts: dict[tuple[str, str], LatencyHistogram] = {}
         """By model and kind of part."""
@@ -30,7 +31,7 @@ class Latencies:
     def note(self, event: Answered, here: NodeId) -> None:
         """Count the end of a request of the node ``here``."""
         winner = event.winner
-        where = "failed" if winner is None else "here" if winner.node == here else "neighbour"
+        where = "failed" if winner is None else where_ran(winner.node, here)
         with self._lock:
             self._latencies[where].observe(event.took_ns / SECOND)
             if winner is None:

@@ -12,7 +12,7 @@ Rules:
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
@@ -26,9 +26,9 @@ MAX_RELAYED_BYTES: Final = limits.MAX_EXCHANGE_BYTES - 32 * 1024
 _PREFIX: Final = "relay/"
 
 
-def is_relay(ran_on: str) -> bool:
-    """Whether an answer with that node was computed at the relay."""
-    return ran_on.startswith(_PREFIX)
+def where_ran(node: str, here: str) -> Literal["here", "neighbour", "relay"]:
+    """Where the node that computed something is, as seen from ``here``."""
+    return "here" if node == here else "relay" if node.startswith(_PREFIX) else "neighbour"
 
 
 class RelayReach:

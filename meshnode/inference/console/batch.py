@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshnode.console.printing import printable
 from protocols.base.errors import InputInvalid, RemoteProtocolError
+from protocols.inference.relay import where_ran
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,7 +180,7 @@ def share_table(shares: Sequence[Share], here: str) -> Iterator[str]:
         own = [share for share in shares if share.node == node]
         times_ms = [share.compute_ms for share in own]
         rows.append((
-            node, "here" if node == here else "neighbour", str(sum(share.rows for share in own)), str(len(own)),
+            node, where_ran(node, here), str(sum(share.rows for share in own)), str(len(own)),
             f"{median(times_ms):.1f}", f"{max(times_ms):.1f}", str(sum(share.replays for share in own)),
         ))  # fmt: skip
     rows.sort(key=lambda row: (-int(row[2]), row[0]))

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from meshnode.console.printing import printable
 from protocols.base.errors import BudgetExhausted, InputInvalid, LocalProtocolError, MeshError, ModelUnknown
+from protocols.inference.relay import where_ran
 
 _OUTCOMES: Final[tuple[tuple[type[MeshError], str], ...]] = (
     (InputInvalid, "invalid"),
@@ -115,7 +116,7 @@ def _parts(text: str) -> tuple[PartLine, ...]:
 
 
 def _where(node: str, here: str) -> str:
-    return "here" if node == here else "divided" if "+" in node else "neighbour"
+    return "divided" if "+" in node else where_ran(node, here)
 
 
 def parts_table(reports: Sequence[RequestReport], here: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from meshnode.inference.oip.views import configuration, index_line, listing, met
 from meshnode.inference.result import InferenceResult, parts_text
 from meshnode.running import Host
 from protocols.base.ids import NodeId
+from protocols.inference.relay import where_ran
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def report(result: InferenceResult, here: NodeId, model: str, digest: str | None
     """
     return {
         "ran_on": result.ran_on,
-        "where": "here" if result.ran_on == here else "neighbour",
+        "where": where_ran(result.ran_on, here),
         "model": model,
         "digest": digest or "",
         "took_ms": round(result.took_ms, 3),
