@@ -291,6 +291,11 @@ class Inference(Machine):
             self._relay.node = self._decided.relay = None
             self._carry(now)
 
+    def relay_offers(self) -> tuple[NodeId, tuple[Offer, ...]] | None:
+        """What the relay is called in answers, and the models that it may be asked for; None: it is away."""
+        relay = self._decided.relay
+        return None if relay is None else (relay, self._offers.of(relay))
+
     def relay_answered(self, answer: InferAnswer, now: int) -> None:
         """A run at the relay ended, or its connection has."""
         if self._decided.relay is not None:

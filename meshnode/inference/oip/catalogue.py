@@ -64,7 +64,7 @@ class ModelInReach:
     loaded: LoadedModel | None
     """None: only neighbours have it whole."""
     offers: tuple[tuple[str, Offer], ...]
-    """Neighbours that compute it, and what they say about it."""
+    """Neighbours that compute it, and the relay if it does, and what they say about it."""
     in_parts: bool = False
     """Whether this node has it computed in stages, and has not loaded the whole."""
 
@@ -98,6 +98,9 @@ class Catalogue:
             if peer.state in (State.ALIVE, State.SUSPECT):
                 for offer in peer.offers:
                     offered.setdefault(offer.model, []).append((peer.node, offer))
+        relay, offers = self._host.driver.look(lambda engine, _: engine.inference.relay_offers()) or ("", ())
+        for offer in offers:
+            offered.setdefault(offer.model, []).append((relay, offer))
         return offered
 
     def to_compute(self, name: str, version: str) -> ModelInReach:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from protocols.wire.records import RelayRefusal
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
+from tests.tools.node_fixture import meshnode as run
 from tests.tools.relay_fixture import RelayProcess
 from tests.tools.relay_http_fixture import asked
 from tests.tools.tiny_onnx import write_model
@@ -138,6 +140,24 @@ async def test_node_without_the_model_gets_its_answer_from_the_relay(house: Hous
         page = await asyncio.to_thread(asked, vehicle.http_port or 0, "/metrics")
         assert b'meshnode_inference_latency_seconds_count{where="relay"} 1.0' in page.body
     assert counted(relay)["done"] >= 1
+
+
+async def test_commands_show_that_the_relay_computed(house: House, relay: RelayProcess, tmp_path: Path) -> None:
+    """Whoever wonders where the time goes looks there first."""
+    np.save(tmp_path / "x.npy", ONES)
+    async with node(house, relay.address, "veh-1", "*") as vehicle:
+        await offers(vehicle, "double", "powers")
+
+        def said(*arguments: str) -> str:
+            ran = run(*arguments, "--http", f"127.0.0.1:{vehicle.http_port}")
+            assert ran.returncode == 0, ran.stderr
+            return ran.stdout + ran.stderr
+
+        answer = await asyncio.to_thread(said, "infer", "double", "--input", f"x={tmp_path / 'x.npy'}")
+        assert "relay/relay-1" in answer
+        assert "neighbour" not in answer
+        watched = await asyncio.to_thread(said, "watch", "--once")
+        assert "at relay   computed 1   without a result 0   offers double (" in " ".join(watched.split("\n"))
 
 
 async def test_node_that_the_table_of_access_does_not_let_infer_computes_at_home(
