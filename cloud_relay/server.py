@@ -104,7 +104,7 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         closing.callback(readers.close)
         questions = NodeQuestions(readers, config.access)
         records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
-        inference = InferenceService(config.node, served, config.access)
+        inference = InferenceService(config.node, served, config.access, config.releases, config.state_dir / "computed")
         others = with_inference(by_frame(records, releases.answer), inference.answer)
         threads = THREADS + (MAX_SERVED_REQUESTS if served is not None else 0)
         handler = measured(others, metrics.requests)

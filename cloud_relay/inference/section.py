@@ -4,6 +4,9 @@
     path = "plate.onnx"         # with its manifest, plate.toml, beside it
     threads = 2                 # of one run; default: 1
 
+    [models.hotspot]
+    release = true              # in place of path: the release of that name that is out, see cloud_relay.releases
+
     [inference]
     workers = 2                 # runs at the same time, for all nodes together; default: 1
 
@@ -21,7 +24,9 @@ from meshnode.models import read_manifest
 from protocols.base.errors import ConfigError, ModelInvalid
 from protocols.base.limits import MAX_OFFERS
 
-_MODEL_KEYS: Final = ("path", "digest", "threads", "warm_up", "optimisation", "memory_limit_mib")
+_RUN_KEYS: Final = ("threads", "warm_up", "optimisation", "memory_limit_mib")
+_FILE_KEYS: Final = ("path", "digest", *_RUN_KEYS)
+_RELEASE_KEYS: Final = ("release", *_RUN_KEYS)
 _INFERENCE_KEYS: Final = ("workers", "providers", "emulate_slowdown")
 
 
@@ -30,6 +35,9 @@ class ServedModels:
     """The models of a relay, by name, and how they are computed."""
 
     models: dict[str, ModelSection]
+    """Those of files."""
+    released: dict[str, ModelSection]
+    """Those of releases: how they are run, whichever file that is."""
     how: InferenceSection
 
 
@@ -39,14 +47,21 @@ def served_models(config: RelayConfig) -> ServedModels | None:
     if len(config.models) > MAX_OFFERS:
         raise ConfigError(f"{config.path}: {len(config.models)} tables [models.<name>]: use at most {MAX_OFFERS}")
     models: dict[str, Any] = {}
+    released: dict[str, Any] = {}
     for given, table in config.models.items():
         key = f"models.{given}"
         name = reader.read(Name, given, key)
-        if isinstance(table, dict) and "path" not in table:
-            reader.report(f"{key}.path", "", "is missing: name the ONNX file")
-        elif _has_only(reader, table, _MODEL_KEYS, key):
+        if isinstance(table, dict) and "release" in table:
+            if table["release"] is not True:
+                reader.report(f"{key}.release", table["release"], "can only be true: remove it, and give path")
+            elif _has_only(reader, table, _RELEASE_KEYS, key):
+                rest = {other: value for other, value in table.items() if other != "release"}
+                released[name] = reader.read_table(ModelSection, {**rest, "path": f"{given}.onnx"}, key)
+        elif isinstance(table, dict) and "path" not in table:
+            reader.report(f"{key}.path", "", "is missing: name the ONNX file, or write release = true")
+        elif _has_only(reader, table, _FILE_KEYS, key):
             models[name] = model = reader.read_table(ModelSection, table, key)
-            if isinstance(model, ModelSection) and _stays_at_home(model):
+            if isinstance(model, ModelSection) and stays_at_home(model):
                 reader.report(
                     f"{key}.path", model.path, "has a manifest with first_cut_at_home: nodes compute it alone"
                 )
@@ -55,10 +70,10 @@ def served_models(config: RelayConfig) -> ServedModels | None:
         how = reader.read_table(InferenceSection, config.inference, "inference")
     if reader.problems:
         raise ConfigError(problem_report(str(config.path), tuple(reader.problems)))
-    return ServedModels(models, how) if models else None
+    return ServedModels(models, released, how) if models or released else None
 
 
-def _stays_at_home(model: ModelSection) -> bool:
+def stays_at_home(model: ModelSection) -> bool:
     """Whether the manifest says that inputs must not leave the node. One that can't be read keeps the model out later,
     with a better message."""
     assert model.path is not None, "it was missed otherwise"

@@ -16,10 +16,12 @@ lost its connection; the earlier request is cancelled then.
 import asyncio
 import logging
 import threading
+from pathlib import Path
 from random import Random
 from time import monotonic_ns
 from typing import Final
 
+from cloud_relay.inference.released import ReleasedModels
 from cloud_relay.inference.section import ServedModels
 from meshnode.inference.compute import ComputeService
 from meshnode.links.transport import Handler
@@ -76,8 +78,11 @@ class _Waiter:
 class InferenceService:
     """Answers the frames of inference. Methods may be called from any thread."""
 
-    def __init__(self, node: NodeId, served: ServedModels | None, access: AccessTable) -> None:
-        """``node``: the id of this relay. ``served``: None: it computes nothing."""
+    def __init__(
+        self, node: NodeId, served: ServedModels | None, access: AccessTable, repository: Path, folder: Path
+    ) -> None:
+        """``node``: the id of this relay. ``served``: None: it computes nothing. ``repository``: that of releases; they
+        are unpacked into ``folder``."""
         self._node, self._access = node, access
         self._lock = threading.Lock()
         self._machine = Inference(node, access, lambda _: [], Drops(), Random())
@@ -91,7 +96,12 @@ class InferenceService:
             self._compute = ComputeService(
                 served.models, served.how, self._computed, self._set_models, Troubles()
             )  # fmt: skip
+            self._released = ReleasedModels(
+                repository, folder, served.released, served.how.providers, self._compute
+            )  # fmt: skip
             threading.Thread(target=self._load, name="relay-models", daemon=True).start()
+            if served.released:
+                threading.Thread(target=self._released.follow, name="relay-released", daemon=True).start()
 
     def _load(self) -> None:
         """Load and measure the models. Those that can't be loaded are tried again while the relay runs."""
@@ -113,6 +123,7 @@ class InferenceService:
     def close(self) -> None:
         """End all runs and processes, and answer whoever waits. Idempotent."""
         if self._compute is not None:
+            self._released.close()
             self._compute.close()
         with self._lock:
             waiting, self._waiting = list(self._waiting.values()), {}

@@ -144,11 +144,7 @@ def unpacked(repository: "ReleaseRepository", release: "Description", folder: Pa
 
     :raises StorageError: chunks are missing.
     """
-    folder.mkdir(mode=0o700)
-    for file in release.files:
-        with (folder / file.name).open("wb") as out:
-            out.writelines(repository.shelf.blocks(file.content))
-    return folder / release.model
+    return repository.shelf.unpack(release, folder)
 
 
 def release_candidate(repository: "ReleaseRepository", run: TrainingRun, folder: Path) -> TrainingRun:

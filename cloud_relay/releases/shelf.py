@@ -13,7 +13,7 @@ from pathlib import Path
 from meshnode.identity.private_files import make_private_folder
 from protocols.base.errors import StorageError
 from protocols.base.limits import MAX_CHUNK_BYTES
-from protocols.releases.catalogue import Content
+from protocols.releases.catalogue import Content, Description
 
 
 class ChunkShelf:
@@ -74,6 +74,17 @@ class ChunkShelf:
     def read(self, content: Content) -> bytes:
         """The bytes of a content. :raises StorageError: a chunk is missing."""
         return b"".join(self.blocks(content))
+
+    def unpack(self, release: Description, folder: Path) -> Path:
+        """Write the files of a release into a new folder. Returns that of the model.
+
+        :raises StorageError: chunks are missing. :raises OSError: the folder can't be written.
+        """
+        folder.mkdir(mode=0o700)
+        for file in release.files:
+            with (folder / file.name).open("wb") as out:
+                out.writelines(self.blocks(file.content))
+        return folder / release.model
 
     def retain(self, wanted: Collection[bytes]) -> int:
         """Remove all other chunks, and what a killed process has left. Returns how many."""

@@ -97,11 +97,32 @@ def read_shown(folder: Path) -> Shown | None:
     )  # fmt: skip
 
 
-def _chunks(
-    files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str], listed: Counter[str]
-) -> Iterator[tuple[bytes, str]]:
-    """The chunks that metadata leads to, each with a path that it is of. Targets that can't be read are added to
-    ``unread``, those that can are counted in ``listed``: releases, and orders by their state."""
+def read_current(folder: Path, path: str) -> Description | None:
+    """The release of a path that is out: that of the newest order that was not aborted, else the newest that is listed;
+    None: there is none. :raises StorageError: as :func:`read_shown`."""
+    bundle = folder / BUNDLE_FILE
+    listed: dict[int, Description] = {}
+    ordered: dict[int, int] = {}
+    try:
+        files = unpack_untrusted_bundle(bundle.read_bytes())
+        for _, _, document in _documents(files, ChunkShelf(folder / "chunks"), []):
+            if document.path == path and isinstance(document, Description):
+                listed[document.counter] = document
+            elif document.path == path and isinstance(document, Order) and document.state != "aborted":
+                ordered[document.serial] = document.counter
+    except FileNotFoundError:
+        return None
+    except (OSError, MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
+        raise StorageError(f"{bundle} can't be read or is damaged ({error}): restore a copy") from error
+    known = [counter for _, counter in sorted(ordered.items()) if counter in listed] or sorted(listed)
+    return listed[known[-1]] if known else None
+
+
+def _documents(
+    files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str]
+) -> Iterator[tuple[str, bytes, Description | Order]]:
+    """The releases and orders that metadata lists, each with its target and its digest. Targets that can't be read are
+    added to ``unread``."""
     for name, data in files.items():
         if name.endswith((".root.json", ".snapshot.json")) or name == "timestamp.json":
             continue
@@ -110,22 +131,30 @@ def _chunks(
             content = shelf.find(digest)
             if content is None:
                 unread.append(target)  # a damaged disk: nodes have it from one another
-                continue
-            if target.startswith(f"{ORDERS_ROLE}/"):
-                order = _orders.decode(content)
-                listed[order.state] += 1
-                yield digest, order.path
-                continue
-            listed[_RELEASES] += 1
-            description = _descriptions.decode(content)
-            yield digest, description.path
-            for each in _contents(description):
-                yield bytes.fromhex(each.index), description.path
-                chunks = shelf.chunks_of(each)
-                if chunks is None:
-                    unread.append(target)
-                for chunk in chunks or ():
-                    yield chunk, description.path
+            elif target.startswith(f"{ORDERS_ROLE}/"):
+                yield target, digest, _orders.decode(content)
+            else:
+                yield target, digest, _descriptions.decode(content)
+
+
+def _chunks(
+    files: Mapping[str, bytes], shelf: ChunkShelf, unread: list[str], listed: Counter[str]
+) -> Iterator[tuple[bytes, str]]:
+    """The chunks that metadata leads to, each with a path that it is of. Targets that can't be read are added to
+    ``unread``, those that can are counted in ``listed``: releases, and orders by their state."""
+    for target, digest, document in _documents(files, shelf, unread):
+        yield digest, document.path
+        if isinstance(document, Order):
+            listed[document.state] += 1
+            continue
+        listed[_RELEASES] += 1
+        for each in _contents(document):
+            yield bytes.fromhex(each.index), document.path
+            chunks = shelf.chunks_of(each)
+            if chunks is None:
+                unread.append(target)
+            for chunk in chunks or ():
+                yield chunk, document.path
 
 
 def _contents(description: Description) -> Iterator[Content]:

@@ -55,7 +55,10 @@ class Served:
     def __init__(self, folder: Path) -> None:
         write_models(folder)
         (folder / "relay.toml").write_text(f'[relay]\nid = "relay-1"\n{MODELS}')
-        self.service = InferenceService(node_id("relay-1"), served_models(load_config(folder / "relay.toml")), TABLE)
+        config = load_config(folder / "relay.toml")
+        self.service = InferenceService(
+            config.node, served_models(config), TABLE, config.releases, config.state_dir / "computed"
+        )
         self.threads = ThreadPoolExecutor(64)
         self.digests = eventually(self._offered, "both models are offered")
 
@@ -209,6 +212,8 @@ def test_relay_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ('[models.double]\npath = "double.onnx"\nserve = true\n', "models.double.serve"),
+        ('[models.double]\npath = "double.onnx"\nrelease = true\n', "models.double.path"),
+        ("[models.double]\nrelease = false\n", "models.double.release"),
         ("[models.double]\nthreads = 2\n", "models.double.path"),
         ("[models.'a b']\npath = \"double.onnx\"\n", "is not a name"),
         (f"{MODELS}[inference]\nlocal = false\n", "inference.local"),
