@@ -18,6 +18,12 @@ def shortcomings(config: NodeConfig) -> Iterator[str]:
                 "leave; a rule with keys = '**' alone says that all may"
             )
         return
+    relay = config.given(RelaySection)
+    if relay is not None and relay.infer:
+        yield (
+            f"inputs of models may go to the relay past [[egress]], because [relay] infer names "
+            f"{', '.join(relay.infer)}: name only those whose inputs may leave as they are"
+        )
     for rule in chosen:
         if not any(intersects(rule.keys, egress.keys) for egress in rules if not egress.drop):
             yield (

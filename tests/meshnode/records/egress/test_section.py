@@ -124,6 +124,7 @@ CHOSEN = '[[curation]]\nname = "speeds"\nkeys = "veh/*/speed"\n'
         (RELAY + CHOSEN + '[[egress]]\nname = "all"\nkeys = "**"\n', "ok", "is said by a policy with rules: 1"),
         (RELAY + CHOSEN + RULE, "warn", "records of the curation rule 'speeds' never leave"),
         (RELAY + CHOSEN + '[[egress]]\nname = "all"\nkeys = "**"\ndrop = true\n', "warn", "never leave"),
+        (RELAY + 'infer = ["plate"]\n' + '[[egress]]\nname = "all"\nkeys = "**"\n', "warn", "past [[egress]]"),
         (CHOSEN, "", ""),
         ("", "", ""),
     ],
