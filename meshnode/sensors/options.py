@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,13 @@ from protocols.base.errors import ConfigError, InvalidKey, SourceUnavailable
 from protocols.base.keys import checked_key
 
 _SHOWN_CHARS = 60
+_PASSWORD = re.compile(r"(?<=://)[^/]*@")
+"""User and password of an address, up to the last @ before its path: FFmpeg takes passwords with an @ in them."""
+
+
+def without_password(text: str) -> str:
+    """A text that may have an address in it, for people and logs."""
+    return _PASSWORD.sub("…@", text)
 
 
 class Options:
@@ -121,7 +129,7 @@ class Options:
         return SourceUnavailable(self._about(name, way_out))
 
     def _about(self, name: str, way_out: str) -> str:
-        shown = repr(self._options.get(name))
+        shown = without_password(repr(self._options.get(name)))
         shown = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"
         return f"sensor driver {self._driver!r}: option {name!r} is {shown}: {way_out}"
 

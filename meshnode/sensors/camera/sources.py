@@ -5,7 +5,6 @@ other file and no connection, a stream opens connections only, and a picture has
 """
 
 import errno
-import re
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshnode.sensors.contract import CHECK_S
+from meshnode.sensors.options import without_password
 from protocols.base.errors import SourceUnavailable
 
 MAX_PIXELS: Final = 40_000_000
@@ -24,8 +24,6 @@ _CONTAINERS: Final = (
 )
 """What a camera or a recorder writes. Playlists and scripts, which name other files and hosts, are not among them."""
 _PROTOCOLS: Final = "rtsp,rtsps,rtp,srtp,tcp,tls,udp,http,https,httpproxy"
-_PASSWORD: Final = re.compile(r"(?<=://)[^/]*@")
-"""User and password of an address, up to the last @ before its path: FFmpeg takes passwords with an @ in them."""
 
 
 class SourceKind(Enum):
@@ -47,7 +45,7 @@ class VideoSource:
     @property
     def name(self) -> str:
         """What people call it, without the password of a stream."""
-        shown = _PASSWORD.sub("…@", self.address.removeprefix("file:"))
+        shown = without_password(self.address.removeprefix("file:"))
         return f"the camera {shown}" if self.kind is SourceKind.DEVICE else shown
 
     def open(self) -> Any:
@@ -88,7 +86,7 @@ class VideoSource:
             return _SILENT
         if type(error).__name__ in {"InvalidDataError", "EOFError"}:
             return "what comes is no video, or ends before its first frame"
-        shown = _PASSWORD.sub("…@", str(error))[:200]
+        shown = without_password(str(error))[:200]
         return f"{shown}: {_WAYS_ELSE[self.kind]}"
 
     def _told(self) -> dict[str, str]:

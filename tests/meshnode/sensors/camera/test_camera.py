@@ -287,6 +287,8 @@ def test_address_is_told_without_its_password() -> None:
         source = VideoSource(SourceKind.STREAM, address)
         assert source.name == told
         assert source.way_out(OSError(f"{address} is busy")).startswith(f"{told} is busy: ")
+    with pytest.raises(ConfigError, match=r"'url' is 'ftp://…@cam\.example/': begin with"):
+        create_driver("camera", {"url": "ftp://admin:s3cret@cam.example/"}, context())
 
 
 def test_stream_is_followed_with_its_own_time_and_sought_again_when_it_ends_or_is_silent(
