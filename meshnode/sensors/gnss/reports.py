@@ -41,6 +41,8 @@ class Reports:
         self._ellipse: Ellipse | None = None
         self._satellites: int | None = None
         self._last_ns = -1
+        self._fixed_by: object = None
+        """The device of the last fix, which has not lost it since."""
         self._is_known = False
         """Whether the device has said something."""
 
@@ -92,13 +94,17 @@ class Reports:
             self._ellipse = Ellipse(major_m, minor_m, angle_deg % 360.0)
 
     def _fix(self, report: Mapping[str, Any]) -> Heard | None:
-        mode = report.get("mode")
+        mode, device = report.get("mode"), report.get("device")
         if mode not in (2, 3):
+            if self._fixed_by not in (None, device):
+                return None  # gpsd has another receiver, which has a fix
+            self._fixed_by = None
             return NoFix("the receiver has no fix: it sees too few satellites")
         latitude_deg = _number(report, "lat", -90, 90)
         longitude_deg = _number(report, "lon", -180, 180)
         if latitude_deg is None or longitude_deg is None:
             raise ReportMalformed(f"a fix without a place: lat {report.get('lat')!r}, lon {report.get('lon')!r}")
+        self._fixed_by = device
         utc_ns = _utc_ns(report.get("time"))
         if utc_ns is not None:
             if utc_ns == self._last_ns:

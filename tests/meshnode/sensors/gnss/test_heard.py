@@ -62,6 +62,16 @@ def test_report_without_a_fix_says_why_and_other_devices_do_not_count() -> None:
     assert reports.heard(b'{"class":"PPS","device":"/dev/ttyS0","real_sec":-5}') is None
 
 
+def test_second_receiver_without_a_fix_does_not_end_that_of_the_first() -> None:
+    """Once a second there would be no fix, and then there would be one again."""
+    reports = Reports()
+    assert isinstance(report(reports, device="/dev/ttyS1", mode=1), NoFix)
+    assert isinstance(report(reports), SatelliteFix)
+    assert report(reports, device="/dev/ttyS1", mode=1) is None
+    assert isinstance(report(reports, mode=1), NoFix), "the first has lost its fix"
+    assert isinstance(report(reports, device="/dev/ttyS1", mode=1), NoFix)
+
+
 @pytest.mark.parametrize(
     "line",
     [b"", b"\xff", b"[]", b"{", b"[" * 100_000, b'{"class":"ERROR","message":"no"}', b'{"class":"TPV","mode":3}',
