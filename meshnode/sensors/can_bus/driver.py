@@ -17,7 +17,7 @@ from meshnode.sensors.can_bus.signals import ChosenSignal, ChosenSignals, load_d
 from meshnode.sensors.contract import CHECK_S, DriverContext, Sample
 from meshnode.sensors.options import Options
 from protocols.base.errors import ConfigError, SourceUnavailable
-from protocols.base.limits import SECOND
+from protocols.base.limits import MAX_TEXT_CHARS, SECOND
 from protocols.wire.readings import EventTime
 
 SENSOR: Final = "can"
@@ -39,7 +39,7 @@ class CanDriver:
     ) -> None:  # fmt: skip
         self._context, self._signals, self._channel, self._interface = context, signals, channel, interface
         self._file, self._rate, self._loop = file, rate, loop
-        self._overruns = self._errors = 0
+        self._errors = 0
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
@@ -172,8 +172,11 @@ class CanDriver:
 
     def _status(self, due_s: float) -> Sample:
         signals = self._signals
-        value = {"frames": signals.frames, "unknown": signals.unknown, "malformed": signals.malformed}
-        value["errors"] = self._errors
+        value = {
+            "bus": (self._channel if self._file is None else self._file.name)[:MAX_TEXT_CHARS],
+            "frames": signals.frames, "unknown": signals.unknown, "malformed": signals.malformed,
+            "errors": self._errors,
+        }  # fmt: skip
         return Sample(due_s, f"{self._context.prefix}/can/status", value, "1", SENSOR, priority=2)
 
     def _gone(self, error: Exception) -> str:

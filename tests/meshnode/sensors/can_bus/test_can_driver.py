@@ -66,7 +66,7 @@ def test_bus_is_followed_and_its_silence_is_a_trouble_that_ends(dbc: str, monkey
         statuses = [sample.value for sample in samples if sample.key == "veh/v-1/can/status"]
         eventually(
             lambda: any(
-                sample.value["unknown"] and sample.value["malformed"]
+                sample.value["unknown"] and sample.value["malformed"] and sample.value["bus"] == "followed"
                 for sample in samples
                 if sample.key == "veh/v-1/can/status"
             ),
