@@ -107,8 +107,8 @@ class TrainingWatch:
         state = read_state(self._states, recipe.name)
         if state.number > (newest := newest_number(self._config.store)):
             _log.warning(
-                "%s: its trigger has looked at records up to number %d, and the store has %d, so it is another one now: "
-                "the trigger begins anew", recipe.name, state.number, newest,
+                "%s: its trigger has looked at records up to number %d, and the store has %d: it is another one now, "
+                "and the trigger begins anew", recipe.name, state.number, newest,
             )  # fmt: skip
             state = TriggerState(last_utc_s=state.last_utc_s)
             keep_state(self._states, recipe.name, state)

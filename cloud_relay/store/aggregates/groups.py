@@ -68,9 +68,10 @@ class GroupTable:
             return change
         return change + 1
 
-    def take_away(self, most: int) -> None:
-        """Delete the rows of at most so many groups that were let go."""
+    def take_away(self, most: int) -> bool:
+        """Delete the rows of at most so many groups that were let go. Returns whether there may be more."""
         self.has_gone = take_away(self._db, self._number, self._floor_utc_ns, most) == most
+        return self.has_gone
 
     def _has_room(self, name: GroupName, tally: GroupTally) -> bool:
         """Whether a group may be opened. Else its records are counted."""

@@ -146,10 +146,8 @@ class KeptAggregates:
             change = table.add(name, tally, change)
         self._db.execute("UPDATE aggregate_changes SET last = ?", (change,))
         for table in self._tables.values():
-            if table.has_gone:
-                table.take_away(2 * len(tallies.groups))
-                if table.has_gone and self._due_s is None:
-                    self._due_s = time.monotonic()
+            if table.has_gone and table.take_away(2 * len(tallies.groups)) and self._due_s is None:
+                self._due_s = time.monotonic()
         for number, count in tallies.ahead.items():
             self._db.execute("UPDATE aggregates SET ahead = ahead + ? WHERE number = ?", (count, number))
 
@@ -184,7 +182,7 @@ class KeptAggregates:
                 self._db.execute("DELETE FROM aggregates WHERE number = ?", found)
             return True
         below = self._db.execute(f"SELECT number, floor_utc_ns FROM aggregates WHERE {_HAS_GONE} LIMIT 1").fetchone()  # noqa: S608
-        return below is not None and take_away(self._db, *below, SLICE_DROPPED) > 0
+        return below is not None and take_away(self._db, below[0], below[1], SLICE_DROPPED) > 0
 
     def _look_for_work(self) -> None:
         has_work = self._db.execute(

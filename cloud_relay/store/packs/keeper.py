@@ -100,7 +100,7 @@ class StoreKeeper:
                 remover.settle()
             for removal in list(removals(db, self._retention, self._clock())):
                 try:
-                    if not remover.remove(removal) or not remover.settle():
+                    if not remover.remove(removal):
                         break
                 except PackDamaged as error:  # it goes once all of it may go, and until then holds up no other one
                     self._failures += 1
@@ -109,6 +109,7 @@ class StoreKeeper:
                 self._deleted += removal.records
                 self._packer.has_remains = True
                 _tell(removal)
+            remover.settle()
             if self._packer.has_remains:
                 self._packer.clear_remains(db)
                 self._packer.give_back(db)

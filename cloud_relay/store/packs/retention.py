@@ -180,8 +180,9 @@ class Remover:
             "SELECT * FROM packs WHERE records = 0 AND (pack IN (SELECT pack FROM pack_ranges)"
             " OR pack IN (SELECT pack FROM pack_streams))"
         ).fetchall()
+        if not self._forget_receipts(list(map(PackEntry._make, packs))):
+            return False
         for entry in map(PackEntry._make, packs):
-            self._forget_receipts(entry)
             if not (self._repeated(_leave_streams, entry.pack) and self._repeated(_leave_ranges, entry.pack)):
                 return False
         return self._write(lambda db: db.execute(_FORGET_PACKS)) if packs else True
@@ -194,37 +195,34 @@ class Remover:
                 return False
         return True
 
-    def _forget_receipts(self, entry: PackEntry) -> None:
-        needed = {
+    def _forget_receipts(self, gone: list[PackEntry]) -> bool:
+        """Delete the receipts of packs that are gone which no record needs any more. Returns whether it was done.
+
+        There is no index by receipt: it would cost each record that is stored, and one look at ``receipted`` serves all
+        packs that are gone.
+        """
+        numbers = {
             number
+            for entry in gone
             for (number,) in self._db.execute(
-                "SELECT DISTINCT receipt FROM receipted WHERE receipt BETWEEN ? AND ?",
-                (entry.first_receipt, entry.last_receipt),
+                "SELECT number FROM receipts WHERE number BETWEEN ? AND ?", (entry.first_receipt, entry.last_receipt)
             )
         }
-        others = self._db.execute(
-            "SELECT first_receipt, last_receipt FROM packs WHERE records > 0 AND last_receipt >= ?"
-            " AND first_receipt <= ?",
-            (entry.first_receipt, entry.last_receipt),
-        ).fetchall()
-        numbers = self._db.execute(
-            "SELECT number FROM receipts WHERE number BETWEEN ? AND ?", (entry.first_receipt, entry.last_receipt)
-        ).fetchall()
-        unneeded = [
-            (number,)
-            for (number,) in numbers
-            if number not in needed and not any(first <= number <= last for first, last in others)
-        ]
-        for at in range(0, len(unneeded), _SLICE_ROWS):
-            some = unneeded[at : at + _SLICE_ROWS]
-            if not self._write(_deleting(some)):
-                return
+        for first, last in self._db.execute("SELECT first_receipt, last_receipt FROM packs WHERE records > 0"):
+            numbers = {number for number in numbers if not first <= number <= last} if numbers else numbers
+        if not numbers:
+            return True
+        needed = self._db.execute(
+            "SELECT DISTINCT receipt FROM receipted WHERE receipt BETWEEN ? AND ?", (min(numbers), max(numbers))
+        )
+        unneeded = sorted(numbers.difference(number for (number,) in needed))
+        return self._in_slices([(number,) for number in unneeded], _delete_receipts)
 
     def _rewrite(self, removal: Removal) -> bool:
         """Write a pack again without the streams that leave it: at once, or if very many ranges of sequences change, in
         portions, each with a slice of the writer that is short and after which all counts are right."""
-        entry, is_rest = removal.entry, True
-        while is_rest:
+        entry = removal.entry
+        while True:
             kept, leaving = _Kept(), self._leaving(entry.pack)
             maker, content = PackMaker(), next_content(self._db)
             staying = self._staying(entry, removal.streams, leaving, kept)
@@ -233,8 +231,8 @@ class Remover:
             entry = maker.entry(entry.pack, content, entry.first_number, entry.last_number)
             if not self._write(_exchange(entry, leaving)):
                 return False
-            is_rest = leaving.has_rest
-        return self._follow(entry.pack, kept)
+            if not leaving.has_rest:
+                return self._follow(entry.pack, kept)
 
     def _staying(
         self, entry: PackEntry, streams: frozenset[tuple[str, str, str]], leaving: "_Leaving", kept: "_Kept"
@@ -273,7 +271,7 @@ class Remover:
         left = [name for name in streams if name not in kept.streams]
         return self._in_slices(
             gone, lambda db, some: db.executemany("DELETE FROM receipted WHERE origin = ? AND sequence = ?", some)
-        ) and self._in_slices(left, lambda db, some: [_leave_stream(db, pack, name) for name in some])
+        ) and self._in_slices(left, partial(_leave_stream_by_stream, pack))
 
     def _in_slices(self, rows: list[Any], write: Callable[[sqlite3.Connection, list[Any]], Any]) -> bool:
         """Write rows, slice by slice. Returns whether it was done."""
@@ -353,8 +351,8 @@ def _written(write: Callable[[sqlite3.Connection, list[Any]], Any], rows: list[A
     write(db, rows)
 
 
-def _deleting(numbers: list[tuple[int]]) -> Job:
-    return lambda db: db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
+def _delete_receipts(db: sqlite3.Connection, numbers: list[tuple[int]]) -> None:
+    db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
 
 
 _FORGET_PACKS: Final = (
@@ -373,9 +371,13 @@ def _leave_streams(db: sqlite3.Connection, pack: int, done: _Done) -> None:
     names = db.execute(
         "SELECT key, origin, rule FROM pack_streams WHERE pack = ? LIMIT ?", (pack, _SLICE_ROWS)
     ).fetchall()
+    _leave_stream_by_stream(pack, db, names)
+    done.is_done = len(names) < _SLICE_ROWS
+
+
+def _leave_stream_by_stream(pack: int, db: sqlite3.Connection, names: list[tuple[str, str, str]]) -> None:
     for name in names:
         _leave_stream(db, pack, name)
-    done.is_done = len(names) < _SLICE_ROWS
 
 
 def _leave_stream(db: sqlite3.Connection, pack: int, name: tuple[str, str, str]) -> None:

@@ -28,7 +28,7 @@ from cloud_relay.store.packs.bodies import PackableRecord, PackBody
 from cloud_relay.store.packs.columns import floats_packed, floats_unpacked, integers_packed, integers_unpacked
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.making import PackMaker
-from cloud_relay.store.packs.packing import PackingPolicy
+from cloud_relay.store.packs.packing import Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
 from cloud_relay.store.packs.retention import RetentionPolicy
 from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, newest_number, place_of
@@ -387,6 +387,25 @@ def test_space_of_rows_is_given_back(relay: RelayInProcess) -> None:
     relay.pack(1_000)
     with closing(open_for_reading(relay.path)) as db:
         assert db.execute("PRAGMA page_count").fetchone()[0] < pages * 0.8
+
+
+def test_look_goes_on_where_the_one_before_it_ended(relay: RelayInProcess) -> None:
+    """A pack fills for hours, and there is a look each second."""
+    said: list[str] = []
+
+    def traced() -> sqlite3.Connection:
+        db = open_for_reading(relay.path)
+        db.set_trace_callback(said.append)
+        return db
+
+    policy = PackingPolicy(after_s=10.0, pack_records=100, clock=lambda: BASE_NS + 15 * SECOND)
+    packer = Packer(traced, relay.store.maintain, policy)
+    for last, made in ((60, False), (90, False), (101, True), (103, False)):
+        relay.send(batch(*range(1 + (last > 60) * 60, last + 1)))
+        assert packer.pack_once() is made
+    looks = [statement.split("number > ")[1].split()[0] for statement in said if "length(encoded) FROM" in statement]
+    assert looks == ["0", "60", "90", "100"]
+    assert relay.account().stored == 103
 
 
 def test_keeper_packs_in_the_background_while_batches_come(relay: RelayInProcess) -> None:

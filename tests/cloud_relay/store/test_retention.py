@@ -155,6 +155,30 @@ def test_receipts_go_with_their_records_and_no_sooner(tmp_path: Path) -> None:
     relay.store.close()
 
 
+def test_receipts_are_looked_through_once_however_many_packs_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a receipt for each record that is in no pack yet."""
+    said: list[str] = []
+
+    def traced(path: Path) -> sqlite3.Connection:
+        db = open_for_reading(path)
+        db.set_trace_callback(said.append)
+        return db
+
+    mesh = ReceiptMesh(tmp_path)
+    relay, key = mesh.relay, mesh.key()
+    for first in range(1, 41, 10):
+        relay.send(mesh.sealed(*range(first, first + 10), key=key))
+    assert relay.pack(10) == 4
+    monkeypatch.setattr("tests.tools.relay_fixture.open_for_reading", traced)
+    assert relay.retain(ALL_FOR_A_DAY, 2 * DAY_S) == 40
+    assert len([statement for statement in said if "FROM receipted WHERE receipt BETWEEN" in statement]) == 1
+    with closing(open_for_reading(relay.path)) as db:
+        assert db.execute("SELECT count(*) FROM receipts").fetchone() == (0,)
+    relay.store.close()
+
+
 def test_numbers_are_not_given_again_after_everything_was_deleted(tmp_path: Path) -> None:
     """``Last-Event-ID`` of a client of yesterday must not name a record of today."""
     relay = RelayInProcess(tmp_path / "relay.sqlite")

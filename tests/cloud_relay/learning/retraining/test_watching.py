@@ -88,7 +88,7 @@ def test_trigger_begins_anew_when_the_store_is_another_one(tmp_path: Path, caplo
     assert watch.look() == []
     state = read_state(tmp_path / "state" / "training" / ".watch", "hotspot")
     assert (state.number, state.records) == (100, 100)
-    assert "up to number 250, and the store has 100, so it is another one now" in caplog.text
+    assert "up to number 250, and the store has 100: it is another one now" in caplog.text
 
 
 def test_trigger_that_can_not_be_looked_at_holds_up_no_other(tmp_path: Path) -> None:
