@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from cloud_relay.spans import untrusted_span_s
 from protocols.base.errors import InvalidKey, LocalProtocolError
 from protocols.base.keys import checked_expression
 from protocols.base.limits import MAX_TEXT_CHARS, SECOND
@@ -33,8 +34,6 @@ MAX_FIELD_CHUNKS: Final = 16
 GROUPINGS: Final = ("key", "rule", "origin")
 _KNOWN: Final = ("name", "key", "field", "rule", "by", "cell_deg", "bucket", "percentiles", "groups")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_SPAN: Final = re.compile(r"(\d{1,6})(s|m|h|d)")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _UNITS_PER_DEGREE: Final = 10_000_000
 _FINEST_CELL_E7: Final = 1_000
 
@@ -99,10 +98,10 @@ def untrusted_definitions(tables: object) -> tuple[AggregateDefinition, ...]:
 
 def span_ns(what: str, text: object) -> int:
     """A span of time such as ``10m``. :raises LocalProtocolError: it is none."""
-    found = _SPAN.fullmatch(text) if isinstance(text, str) else None
-    if found is None or not int(found[1]):
+    span_s = untrusted_span_s(text)
+    if span_s is None:
         raise LocalProtocolError(f"{what} is {_shown(text)}, which is no span of time: use one as in 10m, 1h or 1d")
-    return int(found[1]) * _UNIT_S[found[2]] * SECOND
+    return span_s * SECOND
 
 
 def _definition(table: Mapping[str, Any]) -> AggregateDefinition:

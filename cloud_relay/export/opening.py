@@ -1,6 +1,5 @@
 """The formats of exports by their names: which one a file has, and what writes it."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import IO, Any, Final, Protocol
 
 from cloud_relay.export.columns import EXPORTED, Column
 from cloud_relay.export.commas import CsvExport
+from cloud_relay.spans import untrusted_span_s
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.limits import SECOND
 
 FORMATS: Final = ("parquet", "csv", "arrow", "arrows")
 """Each is the ending of its files, too. ``arrow`` is the file of Arrow's IPC, ``arrows`` its stream."""
-_SPAN: Final = re.compile(r"(\d{1,6})(m|h|d)")
-_UNIT_S: Final = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 class RecordExport(Protocol):
@@ -80,7 +78,7 @@ def opener(
 
 def untrusted_span_ns(text: str) -> int:
     """The span of ``--row-group``. :raises LocalProtocolError: it is none."""
-    found = _SPAN.fullmatch(text)
-    if found is None or not int(found[1]):
+    span_s = untrusted_span_s(text, "mhd")
+    if span_s is None:
         raise LocalProtocolError(f"--row-group {text[:40]!r} is no span of time: use one as in 10m, 1h or 1d")
-    return int(found[1]) * _UNIT_S[found[2]] * SECOND
+    return span_s * SECOND

@@ -1,22 +1,19 @@
 """``cloud-relay token``: make, list and revoke the tokens of the relay's HTTP server."""
 
-import re
 import time
 from pathlib import Path
-from typing import Final
 
 import click
 
 from cloud_relay.config import load_config
 from cloud_relay.http.tokens import FILE, TokenFile, TokenRole
+from cloud_relay.spans import untrusted_span_s
 from protocols.base.errors import LocalProtocolError
 
 _CONFIG = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
     help="The relay's configuration.",
 )  # fmt: skip
-_SPAN: Final = re.compile(r"(\d{1,6})(h|d)")
-_UNIT_S: Final = {"h": 3_600, "d": 86_400}
 
 
 @click.group()
@@ -63,12 +60,12 @@ def _file(config_path: Path) -> TokenFile:
 
 
 def _span_s(text: str) -> int:
-    found = _SPAN.fullmatch(text)
-    if found is None or not int(found[1]):
+    span_s = untrusted_span_s(text, "hd")
+    if span_s is None:
         raise LocalProtocolError(
             f"--expires {text[:40]!r} is no span of time: use hours or days as in 12h or 90d, or 'never'"
         )
-    return int(found[1]) * _UNIT_S[found[2]]
+    return span_s
 
 
 def _day(utc_s: int) -> str:

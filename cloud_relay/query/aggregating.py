@@ -7,7 +7,6 @@ the numbers would look like all of them. Percentiles are exact, by the nearest r
 """
 
 import math
-import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from cloud_relay.query.packed import one_moment
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Query, untrusted_query
 from cloud_relay.query.sources import merged_steps, prepare
 from cloud_relay.query.steps import NOTHING, OPENING
+from cloud_relay.spans import untrusted_span_s
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import CELLS_PER_DEGREE
 from protocols.base.errors import LocalProtocolError
@@ -37,8 +37,6 @@ AGGREGATING: Final[Mapping[str, str]] = {
     "by": f"What has a group of its own: some of {', '.join(GROUPINGS)}, joined by commas; key by default.",
     "bucket": "A span of time that has groups of its own, as in 10m, 1h, 1d; none by default.",
 }
-_SPAN: Final = re.compile(r"(\d{1,6})(s|m|h|d)")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 GROUPED: Final = ("key", "origin", "rule", "unit", "latitude_deg", "longitude_deg", "event_utc_ns", "value")
 """The columns that groups are made of."""
 _ROW: Final = f"SELECT {', '.join(GROUPED)} FROM records WHERE rowid = ?"  # noqa: S608 - constants only
@@ -161,7 +159,7 @@ def _edge(degrees: float) -> float:
 def _span_ns(text: str | None) -> int | None:
     if text is None:
         return None
-    found = _SPAN.fullmatch(text)
-    if found is None or not int(found[1]):
+    span_s = untrusted_span_s(text)
+    if span_s is None:
         raise LocalProtocolError(f"bucket {text[:40]!r} is no span of time: use one as in 10m, 1h or 1d")
-    return int(found[1]) * _UNIT_S[found[2]] * SECOND
+    return span_s * SECOND

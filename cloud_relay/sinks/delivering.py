@@ -31,6 +31,7 @@ from cloud_relay.sinks.refusals import RefusedRecords, SetAside
 from cloud_relay.sinks.secrecy import scrubbed, without_secrets
 from cloud_relay.sinks.settings import SinkSettings
 from cloud_relay.sinks.witnesses import Witnesses
+from meshnode.backoff import Backoff
 from protocols.base.errors import MeshError
 
 LOOK_S: Final = 0.5
@@ -47,8 +48,6 @@ SAVE_EACH: Final = 100_000
 """Numbers that a sink may pass without its position being saved, if none of their records is for it."""
 SAVE_AFTER_S: Final = 10.0
 """After so long it is saved all the same, so that ``cloud-relay sinks`` shows no backlog that is not owed."""
-_SHORTENED_BY: Final = 0.25
-"""By how much a pause is shortened by chance, so that sinks that failed together are not tried together."""
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +97,7 @@ class SinkDelivery:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        pause_s = FIRST_PAUSE_S
+        pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, self._random)
         while True:
             waits_s = 0.0
             self._delivered_since_pause = False
@@ -111,9 +110,8 @@ class SinkDelivery:
                 _log.error("sink %s: an error that was not expected\n%s", self._settings.name, told)
                 waits_s = self._failed(DeliveryFailed(f"{type(error).__name__}: {error}"))
             if self._delivered_since_pause:
-                pause_s = FIRST_PAUSE_S
-            await asyncio.sleep(max(pause_s * (1 - self._random.random() * _SHORTENED_BY), waits_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                pause.reset()
+            await asyncio.sleep(max(pause.next_s(), waits_s))
 
     async def _deliver(self) -> None:
         """Deliver over one connection until it fails."""

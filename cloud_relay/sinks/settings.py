@@ -31,14 +31,13 @@ from cloud_relay.config import RelayConfig
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.selection import Query, untrusted_query
 from cloud_relay.sinks.secrecy import Secret, SinkTls
+from cloud_relay.spans import untrusted_span_s
 from protocols.base.errors import ConfigError, MeshError
 from protocols.base.ids import UtcNs
 
 MAX_SINKS: Final = 16
 """Each has a thread and reads the store."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_SPAN: Final = re.compile(r"(\d{1,6})(s|m|h)")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600}
 _TABLE: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}(\.[a-z_][a-z0-9_]{0,62})?")
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._/{}-]{1,200}")
 _PLACEHOLDERS: Final = frozenset(("key", "origin", "rule"))
@@ -332,10 +331,10 @@ class _Table:
 
     def _span_s(self, key: str, default: str) -> float:
         value = self._text(key, default)
-        found = _SPAN.fullmatch(value)
-        if found is None or not int(found[1]):
+        span_s = untrusted_span_s(value, "smh")
+        if span_s is None:
             raise self._wrong(key, value, "use a span of time as in 30s, 5m or 1h")
-        return float(int(found[1]) * _UNIT_S[found[2]])
+        return float(span_s)
 
     def _file(self, key: str) -> Path | None:
         if key not in self._table:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from meshnode.backoff import Backoff
 from meshnode.models.children import child_command, child_environment, how_it_exited
 
 _FIRST_PAUSE_S: Final = 5.0
@@ -34,7 +35,7 @@ class TrainingProcess:
         self._thread.start()
 
     def _keep(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             with self._lock:
                 if self._stop.is_set():
@@ -48,14 +49,14 @@ class TrainingProcess:
             if self._stop.is_set():
                 return
             if time.monotonic() - began_s > _SETTLED_S:
-                pause_s = _FIRST_PAUSE_S
+                pause.reset()
+            pause_s = pause.next_s()
             _log.error(
                 "the process that trains %s; it is started again in %.0f s, and the relay goes on",
                 how_it_exited(status), pause_s,
             )  # fmt: skip
             if self._stop.wait(pause_s):
                 return
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def close(self) -> None:
         """End the process, and a run that is under way with it."""

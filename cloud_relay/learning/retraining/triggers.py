@@ -14,7 +14,6 @@ trigger fires anew.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -24,6 +23,7 @@ from msgspec import Meta, Struct
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.learning.recipe import Recipe, read_recipe
+from cloud_relay.spans import untrusted_span_s
 from meshnode.config.parsing import Problem, Section, TableReader, problem_report, shown
 from meshnode.identity.private_files import make_private_folder
 from protocols.base.errors import ConfigError, StorageError
@@ -36,12 +36,10 @@ FIRST_RETRY_S: Final = 60.0
 """Each further one waits twice as long."""
 MIN_BETWEEN_S: Final = 30.0
 """Between the end of a run and the begin of the next one of a recipe, whatever its triggers say."""
-_SPAN: Final = re.compile(r"([1-9]\d{0,5})(s|m|h|d)")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def _check_span(value: str) -> str | None:
-    return None if _SPAN.fullmatch(value) else "is no span of time: use one as in 90s, 10m, 2h or 1d"
+    return None if untrusted_span_s(value) else "is no span of time: use one as in 90s, 10m, 2h or 1d"
 
 
 class TrainingTrigger(Section, frozen=True, kw_only=True):
@@ -76,8 +74,8 @@ class TrainingTrigger(Section, frozen=True, kw_only=True):
     @property
     def every_s(self) -> float | None:
         """``every`` in seconds."""
-        found = None if self.every is None else _SPAN.fullmatch(self.every)
-        return None if found is None else float(int(found[1]) * _UNIT_S[found[2]])
+        span_s = untrusted_span_s(self.every)
+        return None if span_s is None else float(span_s)
 
 
 class TriggerState(Struct):

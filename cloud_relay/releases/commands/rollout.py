@@ -8,13 +8,14 @@ import click
 import msgspec
 
 from cloud_relay.releases.commands.opening import changed, places, published_last, signing
+from cloud_relay.spans import untrusted_span_s
 from protocols.base.errors import InvalidName, ReleaseInvalid
 from protocols.base.ids import NodeId, Role, node_id
 
 if TYPE_CHECKING:
     from protocols.releases.catalogue import Order
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 
 class _Duration(click.ParamType[int]):
@@ -25,10 +26,11 @@ class _Duration(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", str(value))
-        if match is None:
+        text = str(value)
+        span_s = int(text) if _SECONDS.fullmatch(text) else untrusted_span_s(text)
+        if span_s is None:
             self.fail(f"{value!r} is no duration: write seconds, or a number with s, m, h or d as in 10m", param, ctx)
-        return int(match[1]) * _UNITS[match[2] or "s"]
+        return span_s
 
 
 _NAME = click.argument("name")

@@ -23,6 +23,7 @@ from cloud_relay.store.postgres.group import Answer, StoredTally, commit_group
 from cloud_relay.store.postgres.schema import SETTLED, prepare_store
 from cloud_relay.store.postgres.session import CLASHES, ERRORS, LOST, PostgresSession, postgres_error
 from cloud_relay.store.turns import Turns
+from meshnode.backoff import Backoff
 from protocols.base.errors import MeshError, StorageError
 
 WRITERS: Final = 2
@@ -123,7 +124,7 @@ class PostgresStore:
 
     def _open(self, writer: "_Writer") -> None:
         """Wait for the server. :raises StorageError: it does not come, or waiting would not help."""
-        ends_s, pause_s = time.monotonic() + START_PATIENCE_S, _FIRST_PAUSE_S
+        ends_s, pause = time.monotonic() + START_PATIENCE_S, Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             try:
                 writer.connect()
@@ -131,8 +132,7 @@ class PostgresStore:
                 if time.monotonic() > ends_s or isinstance(error, ssl.SSLError):
                     raise postgres_error(self._place, error) from error
                 _log.warning("%s", postgres_error(self._place, error))
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                time.sleep(pause.next_s())
             except ERRORS as error:
                 raise postgres_error(self._place, error) from error
             else:
@@ -178,20 +178,21 @@ class PostgresStore:
 
     def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], StoredTally]:
         """Commit a group, as often as it takes, while somebody waits for it."""
-        until_s, pause_s = max(waiting.until_s for waiting in group), _FIRST_PAUSE_S
+        until_s = max(waiting.until_s for waiting in group)
+        pause = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         batches = [waiting.batch for waiting in group]
         while True:
             try:
                 return writer.commit(batches, self._clock(), until_s)
             except (*LOST, *CLASHES) as error:
                 writer.session.drop()
+                pause_s = pause.next_s()
                 if time.monotonic() + pause_s > until_s:
                     raise
                 _log.warning("a group of batches is tried again: %s", postgres_error(self._place, error))
             with self._counting:
                 self._retries += 1
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _tell(self) -> None:
         try:
