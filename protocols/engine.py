@@ -72,7 +72,7 @@ class Engine:
             self.drops,
         )  # fmt: skip
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
-        self.datagrams = datagrams_of(settings, access, self.drops, self.lanes, self.membership, decode)
+        self.datagrams = datagrams_of(settings, access, self.drops, self.lanes, self.membership, self.gossip, decode)
         self.readings = Router(
             settings.node, settings.role, settings.first_sequence, access, self.drops, self.lanes.touched,
             self.lanes.wanted, settings.reading_seal, self.gossip.certificate_of,

@@ -11,13 +11,17 @@ from typing import Final
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import SECOND
 from protocols.links.drops import Drops
 from protocols.links.pace import EVERYBODY, Pace
 from protocols.links.queues import LaneQueue
+from protocols.membership.crowd import CROWD
 from protocols.readings.streams import Peer, Route, Stream
 
 SHARED_DIAL: Final = -1
 """The dial id of the queue for all; dials have positive ones."""
+_CHANNEL_FRAMES_PER_S: Final = 1_300
+"""What a channel of 6 Mb/s carries, acknowledgements included."""
 
 
 class _DropsOfAll(Drops):
@@ -33,7 +37,13 @@ class _DropsOfAll(Drops):
 
 
 class Audience:
-    """The neighbours that hear what is sent once for all, and the queue for them."""
+    """The neighbours that hear what is sent once for all, and the queue for them.
+
+    They share a channel, which says nothing of how full it is: what goes to each of them on its link is little beside
+    readings, and a pace follows frames on links. But whatever each node of a crowd tells each other one at about the
+    same time fills a channel for a second, and hazards wait behind it in the radio of their sender. So that has to be
+    spread (:attr:`gap_ns`).
+    """
 
     def __init__(self, access: AccessTable, drops: Drops, max_readings: int, pace: Pace) -> None:
         self._access, self._drops = access, _DropsOfAll(drops)
@@ -64,6 +74,13 @@ class Audience:
         self.listeners, self.holders = listeners, holders
         self._drops.listeners = max(1, len(listeners))
         return is_narrower
+
+    @property
+    def gap_ns(self) -> int:
+        """How far apart two frames on one link would be if this node and all listeners filled a channel with frames to
+        each other; 0: they are no crowd."""
+        others = len(self.listeners)
+        return others * (others + 1) * SECOND // _CHANNEL_FRAMES_PER_S if others >= CROWD else 0
 
     def decide(self, stream: Stream) -> None:
         """Decide which routes of a stream of this node become one. Its own routes were just decided."""

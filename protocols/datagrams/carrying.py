@@ -11,6 +11,7 @@ from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId
 from protocols.datagrams.audience import Audience
+from protocols.gossip.machine import Gossip
 from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes
 from protocols.machine import Machine
@@ -35,9 +36,10 @@ class Datagrams:
 
     def __init__(
         self, settings: NodeSettings, seal: DatagramSeal, access: AccessTable, drops: Drops, lanes: Lanes,
-        membership: Membership, decode: _Decode,
+        membership: Membership, gossip: Gossip, decode: _Decode,
     ) -> None:  # fmt: skip
-        self._drops, self._lanes, self._membership, self._decode = drops, lanes, membership, decode
+        self._drops, self._lanes, self._membership, self._gossip = drops, lanes, membership, gossip
+        self._decode = decode
         self.audience = Audience(access, drops, settings.max_queue_readings, lanes.pace)
         lanes.shared = self.audience.lane
         self.machine = Multicast(settings.node, seal)
@@ -101,6 +103,7 @@ class Datagrams:
             if audience.changed(machine.listeners, machine.holders):
                 machine.forget_frames()
             self._membership.heartbeats.listeners = audience.listeners
+            self._gossip.crowd_gap_ns = audience.gap_ns
             self._readings.audience_changed()
         for node, kept in machine.repairs():
             self._send_again(node, kept)
@@ -129,10 +132,10 @@ class Datagrams:
 
 def datagrams_of(
     settings: NodeSettings, access: AccessTable, drops: Drops, lanes: Lanes, membership: Membership,
-    decode: _Decode | None,
+    gossip: Gossip, decode: _Decode | None,
 ) -> Datagrams | None:  # fmt: skip
     """The datagrams of an engine with those parts; None: it has none."""
     seal = settings.datagram_seal
     if seal is None:
         return None
-    return Datagrams(settings, seal, access, drops, lanes, membership, decode or decode_untrusted_node_frame)
+    return Datagrams(settings, seal, access, drops, lanes, membership, gossip, decode or decode_untrusted_node_frame)

@@ -73,11 +73,11 @@ class Gossip(Machine):
         self._peers: dict[NodeId, GossipPeer] = {}  # RSUs first
         self.gap_ns = 0
         """How far apart frames to one neighbour are, because this node keeps a pace; 0: it does not."""
+        self.crowd_gap_ns = 0  # … and how far they have to be in a crowd that listens to datagrams
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
         self._pulls = Pulls(self._store, self._admission, settings.gather_ns)
-        self._news_ns = NEVER
-        self._told_ns = -NEVER
+        self._news_ns, self._told_ns = NEVER, -NEVER
         self.heard_kinds: frozenset[str] = frozenset()
         """The kinds that other machines are told of …"""
         self.to_tell: list[HeardEntry] = []
@@ -85,9 +85,8 @@ class Gossip(Machine):
         self._messages: list[Message] = []
         self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
         self._counters = {
-            "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "offers_over_bound": 0,
-            "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0,
-            "equivocations": 0, "own_entries_outrun": 0,
+            "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "offers_over_bound": 0, "equivocations": 0,
+            "entries_ended": 0, "entries_evicted": 0, "own_entries_outrun": 0, "frames_over_rate": 0,
             **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
         }  # fmt: skip
 
@@ -255,7 +254,7 @@ class Gossip(Machine):
     @property
     def _pause_ns(self) -> int:
         """The time between two comparisons with one neighbour, or two beacons to it on a full channel."""
-        return max(limits.EXCHANGE_PAUSE_NS, _COMPARING_GAPS * self.gap_ns)
+        return max(limits.EXCHANGE_PAUSE_NS, _COMPARING_GAPS * max(self.gap_ns, self.crowd_gap_ns))
 
     def _disagree(self, peer: GossipPeer, now: int) -> None:
         """Note that a neighbour holds other entries. Only the change from agreement resets the timer: a difference that
@@ -320,7 +319,8 @@ class Gossip(Machine):
 
     def _news_due(self, now: int) -> None:
         if self._news_ns == NEVER:
-            self._news_ns = max(now, self._told_ns + max(self._settings.gather_ns, _COMPARING_GAPS // 2 * self.gap_ns))
+            pause_ns = max(self._settings.gather_ns, _COMPARING_GAPS // 2 * max(self.gap_ns, self.crowd_gap_ns))
+            self._news_ns = max(now, self._told_ns + pause_ns)
 
     def _advance(self, now: int) -> None:
         if now < self._news_ns:
@@ -480,8 +480,9 @@ class Gossip(Machine):
 
     def _beacon(self, now: int) -> None:
         beacon = GossipDigest(self._store.root, len(self._store))
+        pause_ns = self._pause_ns if self.gap_ns or self.crowd_gap_ns else 0
         for peer in self._peers.values():
-            if peer.heard_enough(self._trickle.interval) or (self.gap_ns and now - peer.beacon_ns < self._pause_ns):
+            if peer.heard_enough(self._trickle.interval) or now - peer.beacon_ns < pause_ns:
                 self._counters["beacons_suppressed"] += 1
             else:
                 self._counters["beacons_sent"] += 1

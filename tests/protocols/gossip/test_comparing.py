@@ -12,7 +12,7 @@ from protocols.gossip.entries import Stored
 from protocols.gossip.machine import Gossip
 from protocols.gossip.settings import GossipSettings
 from protocols.wire.entries import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.wire.gossip import Entry, GossipDigest, GossipHave, GossipPull
+from protocols.wire.gossip import Entry, GossipDigest, GossipFrame, GossipHave, GossipPull
 from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, checks, entry, handed, seal, signature
 
 
@@ -212,6 +212,30 @@ def test_on_a_full_channel_an_entry_is_waited_for_until_it_can_have_come() -> No
     assert pulls == []
     pulls = [to for to, frame in alone.run_for(10 * SECOND) if type(frame) is GossipPull]
     assert pulls == ["second"]
+
+
+def test_in_a_crowd_the_first_news_passes_at_once_and_what_follows_in_common_frames() -> None:
+    """Forty nodes that tell each other of one thing at the same time fill a channel for a second."""
+    alone = Alone()
+    alone.gossip.crowd_gap_ns = SECOND
+    alone.meet("first", "second")
+    alone.run_for(10 * SECOND)
+    alone.said_to("second")
+
+    def news() -> list[GossipFrame]:
+        return [frame for frame in alone.said_to("second") if type(frame) is GossipHave]
+
+    alone.get(handed(entry("a", 1)), "first")
+    assert news() == [have(entry("a", 1))]
+    alone.get(handed(entry("b", 1)), "first")
+    alone.get(handed(entry("c", 1)), "first")
+    alone.run_for(3_900 * MS)
+    assert news() == []
+    alone.run_for(200 * MS)
+    assert len(news()) == 1
+    said = alone.run_for(40 * SECOND)
+    beacons = [to for to, frame in said if type(frame) is GossipDigest]
+    assert 2 <= beacons.count(NodeId("second")) <= 5, "eight gaps apart"
 
 
 def test_neighbour_whose_allowance_is_used_up_is_asked_when_it_has_some_again() -> None:

@@ -47,6 +47,14 @@ def test_listeners_share_a_route_and_each_other_neighbour_keeps_its_own() -> Non
     assert made.shared[0].wants == [want, want]
 
 
+def test_only_a_crowd_has_to_spread_what_goes_to_each() -> None:
+    """Twelve that tell each other something at once take a tenth of a second of a channel, and forty more than one."""
+    heard = audience()
+    for others, gap_ms in ((11, 0), (17, 235), (39, 1_200)):
+        heard.changed(frozenset(NodeId(f"n{number}") for number in range(others)), {})
+        assert heard.gap_ns // 1_000_000 == gap_ms
+
+
 def test_holder_whose_new_role_may_read_less_gets_nothing_that_waited() -> None:
     """A node that comes back with another certificate holds the key by its new role."""
     tools = AccessRule(Role.TOOL, "subscribe", "tool/**")

@@ -196,6 +196,16 @@ def test_what_waits_is_not_cast_to_a_new_holder_who_may_not_read_all() -> None:
     assert audience.lane.waiting_readings == 0
 
 
+def test_crowd_that_listens_spreads_its_gossip() -> None:
+    """What each of them tells each other one at about the same time fills a channel, and hazards wait behind it."""
+    for nodes, is_crowd in ((4, False), (14, True)):
+        engine = mesh(DeafWires(set()), nodes).nodes[NodeId("n0")].engine
+        assert engine.datagrams is not None
+        assert len(engine.datagrams.audience.listeners) == nodes - 1
+        assert engine.gossip.crowd_gap_ns == engine.datagrams.audience.gap_ns
+        assert bool(engine.gossip.crowd_gap_ns) is is_crowd
+
+
 def test_listener_that_lies_gets_nothing_again_that_it_did_not_ask_for() -> None:
     """Otherwise a report would be a way around interests and the access table."""
     sim = mesh(DeafWires(set()))
