@@ -31,7 +31,7 @@ PLATE = LocalModel("plate", DIGEST, 500 * MS, 0, True)
 def test_lane_opens_with_hello_interest_and_offers() -> None:
     """A new neighbour learns at once what we want and what we compute."""
     driven = Driven()
-    assert driven.hello == Hello(1, 8, "me", 1_000, 7000, "realtime")
+    assert driven.hello == Hello(1, 9, "me", 1_000, 7000, "realtime")
     assert {type(frame) for frame in driven.sent()} == {Heartbeat, Interest, Offers}
     assert driven.lanes() == [driven.dial]
     moved = engine("me")
