@@ -226,11 +226,16 @@ class Store:
             "INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)", (batch.origin, following, incarnation, now)
         )
         stored: list[int] = []
-        refused = list(batch.refused)
+        refused, unsuitable = list(batch.refused), list(batch.refused)
+        is_full = self._packed.is_full(batch.origin)
         for record in batch.records:
             name = (batch.origin, record.sequence)
             verdict = packed.get(record.sequence) if packed else None
             if verdict is KnownAs.LATER:
+                continue
+            if verdict is None and is_full and not self._packed.touches(*name):
+                unsuitable.append(RefusedRecord(record.sequence, "too many gaps between records of this node"))
+                refused.append(unsuitable[-1])
                 continue
             if verdict is None and self._is_inserted(name, record, now):
                 self._stored += 1
@@ -251,9 +256,9 @@ class Store:
         if batch.receipt is not None:
             unproven = [sequence for sequence in stored if packed.get(sequence) not in _PROVEN] if packed else stored
             self._receipts.keep(batch.origin, batch.receipt, unproven, now)
-        if batch.refused or batch.fates:
-            unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
-            self._fates.note(batch.origin, chain(unsuitable, batch.fates))
+        if unsuitable or batch.fates:
+            never = (Fate(record.sequence, record.sequence, "refused") for record in unsuitable)
+            self._fates.note(batch.origin, chain(never, batch.fates))
         return Acknowledgement(tuple(stored), tuple(refused))
 
     def _is_inserted(self, name: tuple[str, int], record: StorableRecord, now: int) -> bool:

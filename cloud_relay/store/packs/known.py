@@ -2,17 +2,23 @@
 
 import sqlite3
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
 from cloud_relay.store.contract import StorableRecord
 from cloud_relay.store.packs.reading import PackReader
-from cloud_relay.store.packs.tables import GONE, PackEntry
+from cloud_relay.store.packs.tables import GONE, PackEntry, packed_up_to
 
 MAX_PACKS_PER_BATCH: Final = 2
 """Packs that are opened for one batch, up to 15 ms each. The records of a batch that comes again are in one or two.
 What is beyond is left out of the acknowledgement, and the node sends it again."""
+MAX_RANGES_PER_ORIGIN: Final = 262_144
+"""Ranges of sequences that packs, and what retention deleted of them, may have of one node: some 13 MB, which stay. An
+honest node adds one only where a loss lies between two deliveries. As many fates are kept of one. Counting them all
+takes some 60 ms on a busy machine, once a pack, only for a node that has so many."""
+_MAX_COUNTED_ORIGINS: Final = 4_096
 _NEAR: Final = (
     "SELECT first, last, pack FROM pack_ranges WHERE origin = :origin AND first <= :last AND first >="
     " coalesce((SELECT max(first) FROM pack_ranges WHERE origin = :origin AND first <= :first), 0) ORDER BY first"
@@ -37,6 +43,31 @@ class KnownRecords:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._full: OrderedDict[str, tuple[int, bool]] = OrderedDict()
+        """By origin: up to which number records were packed when its ranges were counted, and whether there is no room
+        for more."""
+
+    def is_full(self, origin: str) -> bool:
+        """Whether a node has so many ranges that a record may only be stored where it touches one."""
+        up_to = packed_up_to(self._db)
+        known = self._full.pop(origin, None)
+        if known is None or known[0] != up_to:
+            most = MAX_RANGES_PER_ORIGIN
+            counted = "SELECT count(*) FROM (SELECT 1 FROM pack_ranges WHERE origin = ? LIMIT ?)"
+            known = up_to, self._db.execute(counted, (origin, most)).fetchone()[0] >= most
+        self._full[origin] = known
+        if len(self._full) > _MAX_COUNTED_ORIGINS:
+            self._full.popitem(last=False)
+        return known[1]
+
+    def touches(self, origin: str, sequence: int) -> bool:
+        """Whether a record or one beside it is or was stored."""
+        near = (origin, sequence - 1, sequence + 1)
+        if self._db.execute("SELECT 1 FROM records WHERE origin = ? AND sequence BETWEEN ? AND ?", near).fetchone():
+            return True
+        before = "SELECT last FROM pack_ranges WHERE origin = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+        (last,) = self._db.execute(before, (origin, sequence + 1)).fetchone() or (-1,)
+        return bool(last >= sequence - 1)
 
     def verdicts(self, origin: str, records: Sequence[StorableRecord]) -> dict[int, KnownAs]:
         """By sequence, of each record of a batch that is or was in a pack. The records are in order.

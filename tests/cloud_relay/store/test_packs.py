@@ -23,14 +23,14 @@ from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.query.searching import every_record, find_page
 from cloud_relay.query.selection import Query
-from cloud_relay.store.packs import bodies
+from cloud_relay.store.packs import bodies, known
 from cloud_relay.store.packs.bodies import PackableRecord, PackBody
 from cloud_relay.store.packs.columns import floats_packed, floats_unpacked, integers_packed, integers_unpacked
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.making import PackMaker
 from cloud_relay.store.packs.packing import Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
-from cloud_relay.store.packs.retention import RetentionPolicy
+from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, newest_number, place_of
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
@@ -38,7 +38,7 @@ from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 from protocols.wire.tensors import Tensor
 from tests.tools.receipt_fixture import ReceiptMesh
 from tests.tools.relay_fixture import (
@@ -186,6 +186,27 @@ def test_record_that_comes_again_is_known_in_its_pack(relay: RelayInProcess) -> 
     assert relay.send(batch(4, following=7)) == Acknowledgement((4,))
     assert relay.account().adds_up is False  # two conflicts
     assert relay.account().missing == 0
+
+
+def test_node_with_too_many_gaps_may_only_fill_them_and_go_on(
+    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that leaves out each second sequence would have a row for each record that stays when it is deleted."""
+    monkeypatch.setattr(known, "MAX_RANGES_PER_ORIGIN", 5)
+    relay.send(batch(*range(1, 11, 2)))
+    relay.send(batch(1, node="v-2"), "v-2")
+    assert relay.pack(6) == 1
+    why = RefusedRecord(20, "too many gaps between records of this node")
+    assert relay.send(batch(4, 9, 10, 11, 20, 21)) == Acknowledgement(
+        (4, 9, 10, 11), (why, RefusedRecord(21, why.reason))
+    )
+    assert relay.send(batch(9, 11, following=22)) == Acknowledgement((9, 11))
+    assert relay.send(batch(3, 5, node="v-2"), "v-2") == Acknowledgement((3, 5))
+    account = relay.accounts()[0]
+    assert (account.stored, account.refused) == (8, 2)
+    assert relay.pack(5) == 1
+    assert relay.retain(RetentionPolicy((RetentionRule("**", 86_400.0),)), 2 * 86_400.0) == 11
+    assert relay.send(batch(14, following=22)) == Acknowledgement((14,)), "what is gone was joined: there is room"
 
 
 def test_batch_that_would_open_many_packs_is_answered_in_parts(relay: RelayInProcess) -> None:
