@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
+from protocols.inference.several import inputs_of_each, outputs_of_each
 from protocols.wire.inference import Signature, TensorKind
 from protocols.wire.tensors import NamedTensor
 
@@ -104,13 +105,20 @@ def described(dtype: str, shape: Sequence[int | None]) -> str:
 
 def misfit(
     signature: ModelSignature | None, inputs: Sequence[NamedTensor], wanted: Sequence[str],
-    outputs: Sequence[NamedTensor], *, by_name: bool = True,
+    outputs: Sequence[NamedTensor], runs: int = 1, *, by_name: bool = True,
 ) -> str:  # fmt: skip
     """Say why ``outputs`` can't be the result of a run on ``inputs``; empty when they can.
 
     ``signature``: None when this node does not have the model. ``wanted``: the names that were asked for; none: all.
-    ``by_name``: whether dimensions of one name must have one size.
+    ``runs``: how many the inputs ask for (:mod:`protocols.inference.several`). ``by_name``: whether dimensions of one
+    name must have one size.
     """
+    if runs > 1:
+        for taken, of_one in zip(inputs_of_each(inputs), outputs_of_each(outputs, runs), strict=True):
+            tensors = [NamedTensor(name, tensor) for name, tensor in taken.items()]
+            if wrong := misfit(signature, tensors, wanted, of_one, by_name=by_name):
+                return wrong
+        return ""
     given = {named.name for named in outputs}
     known = {} if signature is None else {output.name: output for output in signature.outputs}
     expected = set(wanted or known)
