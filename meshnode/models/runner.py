@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.costs import RunCosts
@@ -25,6 +26,7 @@ from meshnode.models.jobs import Callback, Failed, Job, Outcome, RunDone
 from meshnode.models.model import Cancellation, LoadedModel
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.base.limits import MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+from protocols.base.time import NEVER
 from protocols.base.waiting import WaitingJobs
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class _Entry:
     """Its place among the jobs that wait."""
     begun_ns: int = 0
     """When its run under way began."""
+    turn: int = 1
+    """How many runs it may do then, one after the other."""
     ended: int = 0
     """How many of its runs have ended …"""
     compute_ns: int = 0
@@ -159,6 +163,9 @@ class Runner:
             if entry.pool is not self._shared:
                 self._apart[job.model.name] = entry.pool
             self._queue(entry)
+            ceding = [running for running in entry.pool.running if running.turn > 1 and _goes_before(job, running.job)]
+        for running in ceding:
+            running.cancel.cede()
         self._start_threads()
         return entry.cancel
 
@@ -306,11 +313,15 @@ class Runner:
                 return None
             entry = pool.queue.take()
             entry.begun_ns = time.monotonic_ns()
+            # a stretched run would hold up others for as long as all of them
+            one = self._slowdown > 1.0 or pool.queue.has_turn_after(entry.job.asked_by)
+            entry.turn = 1 if one else entry.job.runs - entry.ended
+            entry.cancel.ceded = False
             pool.running.add(entry)
             return entry
 
     def _outcome(self, entry: _Entry) -> Outcome | None:
-        """Do the next run of a job. None: it has further ones, for which it waits its turn."""
+        """Do the next runs of a job. None: it has further ones, for which it waits its turn."""
         job = entry.job
         if entry.cancel.cancelled:
             return _cancelled(entry)
@@ -327,9 +338,9 @@ class Runner:
                 queued_ns,
                 began=entry.ended > 0,
             )
-        inputs = job.further[entry.ended - 1] if entry.ended else job.inputs
+        runs = (job.inputs, *job.further)[entry.ended : entry.ended + entry.turn]
         try:
-            outputs = job.model.run(inputs, job.outputs, entry.cancel)
+            given = job.model.run_each(runs, job.outputs, entry.cancel)
         except InferenceError as error:
             if isinstance(error, BudgetExhausted):  # it takes at least this long, or placement would ask again
                 self._costs.record(job.model.digest, int((time.monotonic_ns() - started_ns) * self._slowdown))
@@ -343,11 +354,19 @@ class Runner:
             if entry.cancel.wait(stretched_ns * (self._slowdown - 1.0) / 1e9):
                 return Failed(InferenceError(f"the run of model {job.model.name!r} was cancelled"), queued_ns, True)
             compute_ns = time.monotonic_ns() - started_ns
-        self._costs.record(job.model.digest, compute_ns)
-        entry.ended += 1
+        for _ in given:
+            self._costs.record(job.model.digest, compute_ns // len(given))
+        entry.ended += len(given)
         entry.compute_ns += compute_ns
-        entry.outputs += tuple(outputs)
+        entry.outputs += tuple(chain.from_iterable(given))
         return RunDone(entry.outputs, queued_ns, entry.compute_ns) if entry.ended == job.runs else None
+
+
+def _goes_before(job: Job, running: Job) -> bool:
+    """Whether a job that comes now has its turn before further runs of one that is under way."""
+    if job.asked_by != running.asked_by:
+        return running.asked_by is not None
+    return (job.deadline_ns or NEVER) < (running.deadline_ns or NEVER)
 
 
 def _cancelled(entry: _Entry) -> Failed:

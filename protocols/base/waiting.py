@@ -47,6 +47,10 @@ class WaitingJobs(Generic[T]):
         heappush(jobs, (inf if deadline_ns is None else deadline_ns, number, job))
         return number
 
+    def has_turn_after(self, asked_by: str | None) -> bool:
+        """Whether another neighbour has its turn after this one has had one run. Nobody has it after this node."""
+        return asked_by is not None and any(other != asked_by for other in self._served)
+
     def take(self) -> T:
         """Remove the job whose turn it is. :raises KeyError: when none waits."""
         if self._own:
