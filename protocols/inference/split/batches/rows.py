@@ -196,12 +196,11 @@ class Joined:
             return "its outputs are not those of another shard"
         for named in outputs:
             tensor, column = named.tensor, self._columns.get(named.name)
-            told = f"output {named.name[:80]!r} is {described(tensor.dtype, tensor.shape)}"
             if not tensor.shape or tensor.shape[0] != count:
-                return f"{told} for {count} rows: its first size does not follow the batch"
+                return f"{_told(named)} for {count} rows: its first size does not follow the batch"
             if column is not None and (column.dtype, column.shape) != (tensor.dtype, tensor.shape[1:]):
                 rest = described(column.dtype, (None, *column.shape))
-                return f"{told}, and that of another shard {rest}: they can't be joined"
+                return f"{_told(named)}, and that of another shard {rest}: they can't be joined"
         return ""
 
     def most_runs(self, rows: int, most_bytes: int) -> int:
@@ -229,3 +228,7 @@ class Joined:
             NamedTensor(name, Tensor(column.dtype, (self._rows, *column.shape), column.data))
             for name, column in self._columns.items()
         )
+
+
+def _told(output: NamedTensor) -> str:
+    return f"output {output.name[:80]!r} is {described(output.tensor.dtype, output.tensor.shape)}"
