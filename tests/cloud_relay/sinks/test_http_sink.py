@@ -126,6 +126,7 @@ def test_node_whose_records_are_all_refused_stops_nobody_else(
     with bench.running() as sinks:
         eventually(lambda: "v-2/5" in receiver.ids())
         bench.store(6, 10, node="v-2")
+        eventually(lambda: sinks.statistics()["out"]["delivered"] == 10, lambda: str(sinks.statistics()))
         counted = bench.delivered_all(sinks)
     assert (counted["delivered"], counted["refused"], counted["refused_by"]) == (10, 350, {"v-bad": 350})
     assert list(dict.fromkeys(receiver.ids())) == [f"v-2/{number}" for number in range(1, 11)]
