@@ -53,8 +53,8 @@ from protocols.wire.records import RelayRefusal
 
 QUESTIONS_PER_S: Final = 50
 MAX_QUESTIONS_BURST: Final = 100
-"""Questions for offers, and cancellations, of one node. It asks every five seconds and has two requests at a time; an
-answer with signatures takes up to 1 ms."""
+"""Offers told to one node. It asks every five seconds, and an answer with signatures takes up to 1 ms. Beyond that a
+cancellation still counts, and is answered ``busy``."""
 MAX_NODES: Final = 16_384
 """Nodes of which something is remembered."""
 _NUMBERS: Final = frozenset(number_of(frame) for frame in (OffersAsked, InferRequest, InferCancel))
@@ -138,13 +138,11 @@ class InferenceService:
             if peer.role not in LINK_ROLES:
                 return encode_frame(RelayRefusal("identity", f"a {peer.role} gets no inference: use that of a node"))
             match frame:
-                case OffersAsked() | InferCancel() if not self._may_ask(peer.node):
-                    return encode_frame(RelayRefusal("busy", f"{peer.node} asks too much: ask again in a second"))
                 case OffersAsked():
-                    return encode_frame(self._told(peer, signatures=frame.signatures))
+                    return encode_frame(self._told_if_allowed(peer, signatures=frame.signatures))
                 case InferCancel():
                     self._cancel(peer, frame)
-                    return encode_frame(self._told(peer))
+                    return encode_frame(self._told_if_allowed(peer))
                 case InferRequest():
                     return self._encoded(self._inferred(peer, frame))
                 case _:
@@ -166,7 +164,12 @@ class InferenceService:
             self._allowances[node] = allowance
             return allowance.take(now)
 
-    def _told(self, peer: PeerIdentity, *, signatures: bool = False) -> OffersTold:
+    def _told_if_allowed(self, peer: PeerIdentity, *, signatures: bool = False) -> OffersTold | RelayRefusal:
+        if self._may_ask(peer.node):
+            return self._told(peer, signatures=signatures)
+        return RelayRefusal("busy", f"{peer.node} asks too much: ask again in a second")
+
+    def _told(self, peer: PeerIdentity, *, signatures: bool) -> OffersTold:
         with self._lock:
             self._counts["told"] += 1
             offers, *described = self._machine.greetings()

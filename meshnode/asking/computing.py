@@ -160,6 +160,8 @@ class RelayComputing:
             if self._closing:
                 return
             try:
+                if self._send_cancels() and time.monotonic() < due_s:
+                    continue
                 told = self._ask_offers(signatures=missing)
             except MeshError as error:
                 if self._closing:
@@ -175,10 +177,21 @@ class RelayComputing:
                 backoff.reset()
             due_s = time.monotonic() + (TOLD_S if told.offers.offers else backoff.next_s())
 
-    def _ask_offers(self, *, signatures: bool) -> OffersTold:
-        """Tell what is not wanted any more, and ask for offers. :raises MeshError: the relay does not answer so."""
+    def _send_cancels(self) -> bool:
+        """Tell what is not wanted any more, and return whether there was something. :raises MeshError: the relay does
+        not answer."""
+        sent = False
         while self._cancels:
-            self._control.request(self._cancels.popleft(), OffersTold, _ASKING_S)
+            sent = True
+            try:
+                self._control.request(self._cancels.popleft(), OffersTold, _ASKING_S)
+            except RequestRefused as error:
+                if error.code != "busy":  # it is cancelled all the same
+                    raise
+        return sent
+
+    def _ask_offers(self, *, signatures: bool) -> OffersTold:
+        """Ask for offers. :raises MeshError: the relay does not answer so."""
         if self.told is None:  # the time of the first question includes dialling
             self._control.request(OffersAsked(False), OffersTold, _DIALLING_S)
             self._round_trip_ns = 0

@@ -174,6 +174,12 @@ def test_questions_have_an_allowance(served: Served) -> None:
     kinds = [type(served.ask(OffersAsked(True), "v-8")) for _ in range(3 * MAX_QUESTIONS_BURST)]
     assert kinds[:MAX_QUESTIONS_BURST] == [OffersTold] * MAX_QUESTIONS_BURST
     assert RelayRefusal in kinds
+    under_way = served.begin(11, "v-8")
+    eventually(lambda: served.held() == 1, "it is under way")
+    while not isinstance(served.ask(OffersAsked(True), "v-8"), RelayRefusal):
+        pass
+    served.ask(InferCancel(11), "v-8")
+    assert under_way.result(30).status == "failed", "whoever asks too much is still listened to"
     assert isinstance(served.ask(OffersAsked(True), "v-1"), OffersTold), "that of another node is its own"
 
 
