@@ -65,8 +65,8 @@ TRACED = (
 """Where the coverage of ``protocols/`` comes from: when the list was made, all other tests together reached no line and
 no branch beside. Tracing makes a simulation twice as slow."""
 UNTRACED = ("test_worst_frame.py", "test_worst_frames.py", "test_full_channel.py")
-"""Files that bound processor time, which tracing would lengthen (one that counts steps is not among them), and minutes
-of a jam, which reach no line that the tests of pace and queues don't reach."""
+"""Files that bound processor time, which tracing would lengthen (one that counts steps is not among them), and jams,
+which reach no line that the tests of pace and queues don't reach."""
 
 
 @pytest.hookimpl(optionalhook=True)
