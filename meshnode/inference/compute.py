@@ -17,7 +17,7 @@ from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, 
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.inference.events import Compute
 from protocols.inference.placement import LocalModel
-from protocols.inference.several import inputs_of_each
+from protocols.inference.signature import inputs_of_each
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
 

@@ -8,7 +8,7 @@ from protocols.base.time import NEVER
 from protocols.inference.costs import Demand
 from protocols.inference.events import RunReport
 from protocols.inference.placement import Candidate
-from protocols.inference.several import runs_in
+from protocols.inference.signature import runs_in
 from protocols.wire.tensors import NamedTensor
 
 HEDGE_SLACK_NS: Final = 1 * limits.MS

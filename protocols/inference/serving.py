@@ -20,7 +20,7 @@ from protocols.inference.costs import Demand, Services
 from protocols.inference.events import CancelCompute, Compute, Decided
 from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import LocalModel
-from protocols.inference.several import runs_in
+from protocols.inference.signature import runs_in
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferRequest
 

@@ -58,7 +58,7 @@ class InferRequest(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=
     budget_us: Count
     """The time that is left until the deadline. It is a duration, so that no clocks need to agree."""
     inputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=limits.MAX_TENSORS)]
-    """A name that comes several times asks for as many runs (:mod:`protocols.inference.several`; since 1.9)."""
+    """A name that comes several times asks for as many runs (:mod:`protocols.inference.signature`; since 1.9)."""
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
     """The names of the outputs that are wanted; none: all are."""
 

@@ -33,7 +33,7 @@ from protocols.inference.events import Answered, PartReport, RunReport
 from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import GAIN_NS
 from protocols.inference.requests import OwnRun
-from protocols.inference.several import outputs_of_each
+from protocols.inference.signature import outputs_of_each
 from protocols.inference.split.batches.rows import MAX_SHARDS, Joined, Room, Rows, zeroed_room
 from protocols.inference.split.batches.sharing import (
     MAX_SHARD_BYTES,
