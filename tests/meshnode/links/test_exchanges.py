@@ -12,7 +12,7 @@ import pytest
 
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester, open_responder
-from meshnode.links.nng.requesters import RequesterPipes
+from meshnode.links.nng.requesters import MAX_PIPES_PER_IDENTITY, RequesterPipes
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import TransportError
 from protocols.base.ids import NodeId, PeerIdentity, Role
@@ -239,7 +239,7 @@ def test_identity_that_takes_all_places_leaves_room_for_others(
 def test_identity_whose_connections_were_left_behind_gets_a_new_one(relay: Any, ask: Any) -> None:
     """A vehicle that changes networks leaves connections behind that nobody closes for hours."""
     responder = relay(lambda identity, frame: b"ok")
-    for _ in range(9):
+    for _ in range(MAX_PIPES_PER_IDENTITY + 3):
         assert ask(responder.port).request(b"x", 20) == b"ok"
     assert responder.statistics()["requesters_gave_way"] >= 3
 
