@@ -270,6 +270,10 @@ async def test_stream_silent_beyond_the_deadline_is_told_once_for_each_silence(o
         there.publish("veh/veh-1/pulse", silences)
         await subscription.next(5)
         await until(partial(_silences, subscription, silences), "the silence is noticed")
+        await until(
+            lambda silences=silences: sum(isinstance(event, DeadlineMissed) for event in events) >= silences,
+            "it is told",
+        )
     missed = [event for event in events if isinstance(event, DeadlineMissed)]
     assert [(event.origin, event.key) for event in missed] == [("veh-1", "veh/veh-1/pulse")] * 2
 
