@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.inference.section import served_models
-from cloud_relay.inference.serving import InferenceService, with_inference
+from cloud_relay.inference.serving import InferenceService
 from cloud_relay.ingest.batches import Ingest
-from cloud_relay.ingest.carried import CarriedIngest, with_carried
+from cloud_relay.ingest.carried import CarriedIngest
 from cloud_relay.ingest.receipts import ReceiptCheck
 from cloud_relay.ingest.signing import RelaySigner
 from cloud_relay.keeping import keeper_of
@@ -22,10 +22,10 @@ from cloud_relay.learning.retraining.background import TrainingProcess
 from cloud_relay.learning.retraining.triggers import triggers_of
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
-from cloud_relay.query.nodes import MAX_AT_ONCE, NodeQuestions, with_questions
+from cloud_relay.query.nodes import MAX_AT_ONCE, NodeQuestions
 from cloud_relay.query.readers.opening import open_readers
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
-from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
+from cloud_relay.releases.serving import MAX_WAITING, ReleaseService
 from cloud_relay.sinks.running import Sinks
 from cloud_relay.sinks.settings import sinks_of
 from cloud_relay.store.opening import open_store
@@ -34,9 +34,12 @@ from meshnode.identity.private_files import make_private_folder
 from meshnode.identity.sealing import read_or_make_sealing_key
 from meshnode.identity.signatures import read_authority
 from meshnode.links.nng.library import open_responder
+from meshnode.links.transport import Handler
 from protocols.base.errors import ClockImplausible, ConfigError, IdentityError, StorageError
-from protocols.base.ids import Role
+from protocols.base.ids import PeerIdentity, Role
 from protocols.base.limits import MAX_SERVED_REQUESTS
+from protocols.wire.encoding.messagepack import untrusted_frame_number
+from protocols.wire.frame import Frame, number_of
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0
@@ -45,6 +48,26 @@ _LOOKS_PER_REMINDER: Final = 600
 THREADS: Final = 8 + MAX_WAITING
 """Those that handle requests. Nodes that wait for news of releases leave eight for batches. A relay that computes has
 one more for each inference that it holds."""
+
+
+class _Service(Protocol):
+    FRAMES: ClassVar[tuple[type[Frame], ...]]
+    """What it is handed."""
+
+    def answer(self, peer: PeerIdentity, data: bytes) -> bytes: ...
+
+
+def by_frame(others: Handler, *services: _Service) -> Handler:
+    """A handler that hands each frame to the service that it is for, and everything else, malformed or not, to
+    ``others``. The head of a frame is looked at once, and nothing is decoded twice."""
+    handlers: dict[int | None, Handler] = {
+        number_of(frame): service.answer for service in services for frame in service.FRAMES
+    }
+
+    def answer(peer: PeerIdentity, data: bytes) -> bytes:
+        return handlers.get(untrusted_frame_number(data), others)(peer, data)
+
+    return answer
 
 
 def serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[[int], None]) -> None:
@@ -103,11 +126,9 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         readers = open_readers(config.store, MAX_AT_ONCE)
         closing.callback(readers.close)
         questions = NodeQuestions(readers, config.access)
-        records = with_questions(with_carried(ingest.answer, carried.answer), questions.answer)
         inference = InferenceService(config.node, served, config.access, config.releases, config.state_dir / "computed")
-        others = with_inference(by_frame(records, releases.answer), inference.answer)
         threads = THREADS + (MAX_SERVED_REQUESTS if served is not None else 0)
-        handler = measured(others, metrics.requests)
+        handler = measured(by_frame(ingest.answer, carried, questions, releases, inference), metrics.requests)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, threads)
         closing.callback(responder.close)
         closing.callback(releases.close)

@@ -19,12 +19,11 @@ import threading
 from pathlib import Path
 from random import Random
 from time import monotonic_ns
-from typing import Final
+from typing import ClassVar, Final
 
 from cloud_relay.inference.released import ReleasedModels
 from cloud_relay.inference.section import ServedModels
 from meshnode.inference.compute import ComputeService
-from meshnode.links.transport import Handler
 from meshnode.troubles import Troubles
 from protocols.access import LINK_ROLES, AccessTable
 from protocols.base.allowance import Allowance
@@ -38,8 +37,7 @@ from protocols.inference.placement import LocalModel
 from protocols.inference.serving import SERVED_GRACE_NS
 from protocols.links.drops import Drops
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.encoding.messagepack import untrusted_frame_number
-from protocols.wire.frame import number_of
+from protocols.wire.frame import Frame
 from protocols.wire.inference import (
     InferAnswer,
     InferCancel,
@@ -57,7 +55,6 @@ MAX_QUESTIONS_BURST: Final = 100
 cancellation still counts, and is answered ``busy``."""
 MAX_NODES: Final = 16_384
 """Nodes of which something is remembered."""
-_NUMBERS: Final = frozenset(number_of(frame) for frame in (OffersAsked, InferRequest, InferCancel))
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +74,8 @@ class _Waiter:
 
 class InferenceService:
     """Answers the frames of inference. Methods may be called from any thread."""
+
+    FRAMES: ClassVar[tuple[type[Frame], ...]] = (OffersAsked, InferRequest, InferCancel)
 
     def __init__(
         self, node: NodeId, served: ServedModels | None, access: AccessTable, repository: Path, folder: Path
@@ -254,12 +253,3 @@ class InferenceService:
     def _set_models(self, models: tuple[LocalModel, ...]) -> None:
         with self._lock:
             self._machine.set_models(models, monotonic_ns())
-
-
-def with_inference(others: Handler, inference: Handler) -> Handler:
-    """A handler that hands frames of inference to one handler and everything else to the other."""
-
-    def answer(peer: PeerIdentity, data: bytes) -> bytes:
-        return inference(peer, data) if untrusted_frame_number(data) in _NUMBERS else others(peer, data)
-
-    return answer

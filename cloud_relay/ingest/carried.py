@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography import x509
 from msgspec.structs import replace
@@ -20,7 +20,6 @@ from cloud_relay.ingest.batches import Ingest
 from cloud_relay.ingest.signing import RelaySigner
 from meshnode.identity.sealing import SealingKey, sealed_id
 from meshnode.identity.signatures import CertifiedKey, untrusted_certified_key
-from meshnode.links.transport import Handler
 from protocols.base.allowance import Allowance
 from protocols.base.errors import IdentityError, MeshError, RemoteProtocolError
 from protocols.base.ids import MeshName, PeerIdentity
@@ -29,11 +28,9 @@ from protocols.records.carrying.sealed import carriage_statement, decode_untrust
 from protocols.records.receipts.checking import SENDERS
 from protocols.wire.carrying.frames import CarriedBatch, CarriedReply, RelayKeyAsked, RelayKeyTold
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.encoding.messagepack import untrusted_frame_number
-from protocols.wire.frame import Frame, number_of
+from protocols.wire.frame import Frame
 from protocols.wire.records import Acknowledgement, RelayRefusal
 
-_NUMBERS: Final = frozenset((number_of(RelayKeyAsked), number_of(CarriedBatch)))
 _AGAIN: Final = frozenset({"storage"})
 """Codes of refusals that the carrier tries again."""
 MAX_LINES_BURST: Final = 64
@@ -44,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 class CarriedIngest:
     """Answers the frames of carried batches. ``answer`` may run on any thread."""
+
+    FRAMES: ClassVar[tuple[type[Frame], ...]] = (RelayKeyAsked, CarriedBatch)
 
     def __init__(
         self, ingest: Ingest, mesh: MeshName, key: SealingKey, signer: RelaySigner, authority: x509.Certificate,
@@ -136,12 +135,3 @@ def _without_reasons(answer: Acknowledgement | RelayRefusal) -> Acknowledgement 
     if isinstance(answer, Acknowledgement):
         return replace(answer, refused=tuple(replace(refused, reason=UNTOLD) for refused in answer.refused))
     return answer if answer.code == "sequence" else replace(answer, detail=UNTOLD)
-
-
-def with_carried(batches: Handler, carried: Handler) -> Handler:
-    """A handler that hands frames of carried batches to one handler and everything else to the other."""
-
-    def answer(peer: PeerIdentity, data: bytes) -> bytes:
-        return carried(peer, data) if untrusted_frame_number(data) in _NUMBERS else batches(peer, data)
-
-    return answer

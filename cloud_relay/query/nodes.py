@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from msgspec import Raw
 
@@ -19,7 +19,6 @@ from cloud_relay.query.newest import key_cursor
 from cloud_relay.query.readers.contract import StoreReaders
 from cloud_relay.query.searching import StoredRecord
 from cloud_relay.query.selection import Box, Query, cursor_of, place_of
-from meshnode.links.transport import Handler
 from protocols.access import LINK_ROLES, AccessTable
 from protocols.base.allowance import Allowance
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError, StorageError
@@ -27,8 +26,7 @@ from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import MAX_TEXT_CHARS, MAX_TOLD_BYTES, MS
 from protocols.wire.asking.frames import RecordsAsked, RecordsTold, ToldRecord
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.encoding.messagepack import untrusted_frame_number
-from protocols.wire.frame import number_of
+from protocols.wire.frame import Frame
 from protocols.wire.records import RelayRefusal
 
 MAX_AT_ONCE: Final = 2
@@ -42,13 +40,14 @@ BURST: Final = 40
 """A node may take 40 ms of each second for ever, and 0.8 s at once."""
 MAX_NODES: Final = 16_384
 """Nodes whose allowance is remembered. Who asked longest ago is forgotten first, and has a full one by then."""
-_NUMBER: Final = number_of(RecordsAsked)
 _NO_STORE: Final = "the relay can't read its store now"
 _log = logging.getLogger(__name__)
 
 
 class NodeQuestions:
     """Answers the frames of questions. ``answer`` may run on any thread."""
+
+    FRAMES: ClassVar[tuple[type[Frame], ...]] = (RecordsAsked,)
 
     def __init__(self, readers: StoreReaders, access: AccessTable, clock: Callable[[], int] = time.time_ns) -> None:
         """``clock`` gives UTC nanoseconds."""
@@ -157,12 +156,3 @@ def _cursor_after(record: StoredRecord, *, newest: bool) -> str:
     if newest:
         return str(fields["key"])
     return cursor_of((fields["event_utc_ns"], fields["origin"], fields["sequence"]))
-
-
-def with_questions(others: Handler, questions: Handler) -> Handler:
-    """A handler that hands questions for records to one handler and everything else to the other."""
-
-    def answer(peer: PeerIdentity, data: bytes) -> bytes:
-        return questions(peer, data) if untrusted_frame_number(data) == _NUMBER else others(peer, data)
-
-    return answer

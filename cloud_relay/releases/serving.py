@@ -14,18 +14,16 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from cloud_relay.releases.shelf import ChunkShelf
 from cloud_relay.releases.shown import BUNDLE_FILE, Shown, read_shown
-from meshnode.links.transport import Handler
 from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.encoding.messagepack import untrusted_frame_number
-from protocols.wire.frame import Frame, number_of
+from protocols.wire.frame import Frame
 from protocols.wire.records import RelayRefusal
 from protocols.wire.releases import RelayChunk, RelayChunkWanted, ReleasesAsked, ReleasesTold
 
@@ -35,7 +33,6 @@ LOOK_S: Final = 0.5
 """How often the files are looked at while a node waits."""
 RETRY_S: Final = 10.0
 """How long files that could not be read are left alone before they are read again: each attempt reads all of them."""
-_NUMBERS: Final = frozenset((number_of(ReleasesAsked), number_of(RelayChunkWanted)))
 
 _Seen = tuple[int, int, int]
 """What tells one file from the next of the same name: its inode, time and size."""
@@ -45,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 class ReleaseService:
     """Answers the frames of releases from a repository's folder. Methods may be called from any thread."""
+
+    FRAMES: ClassVar[tuple[type[Frame], ...]] = (ReleasesAsked, RelayChunkWanted)
 
     def __init__(self, folder: Path, access: AccessTable, max_waiting: int = MAX_WAITING) -> None:
         self._folder, self._access, self._max_waiting = folder, access, max_waiting
@@ -165,13 +164,3 @@ class ReleaseService:
         if seen != self._failed:
             _log.error("%s. The relay tries again every %g s", failure, RETRY_S)
         self._failed, self._again_s = seen, time.monotonic() + RETRY_S
-
-
-def by_frame(batches: Handler, releases: Handler) -> Handler:
-    """A handler that hands frames of releases to one handler and everything else to the other. The head of a frame is
-    looked at, and nothing is decoded twice."""
-
-    def answer(peer: PeerIdentity, data: bytes) -> bytes:
-        return releases(peer, data) if untrusted_frame_number(data) in _NUMBERS else batches(peer, data)
-
-    return answer

@@ -8,8 +8,9 @@ from random import Random
 
 import pytest
 
-from cloud_relay.releases.serving import ReleaseService, by_frame
+from cloud_relay.releases.serving import ReleaseService
 from cloud_relay.releases.shown import read_shown
+from cloud_relay.server import by_frame
 from protocols.access import AccessRule, AccessTable
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
@@ -224,7 +225,7 @@ def test_dispatch_hands_batches_on_as_they_came(publisher: Publisher) -> None:
         seen.append(data)
         return b"batch"
 
-    handler = by_frame(batches, service.answer)
+    handler = by_frame(batches, service)
     peer = PeerIdentity(MeshName("demo"), Role.VEHICLE, NodeId("v-1"))
     others = (b"", b"\xc0", b"\x92\x40\x01", encode_frame(Acknowledgement((1,))))
     assert [handler(peer, data) for data in others] == [b"batch"] * 4
