@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,7 @@ class ReleasedModels:
             now = self._stamp()
             if now != seen or time.monotonic() >= retry_s:
                 done = [self._look(name) for name in self._models if not self._closing.is_set()]
-                seen, retry_s = now or (0, 0), time.monotonic() + (LOOK_S * 1e6 if all(done) else RETRY_S)
+                seen, retry_s = now or (0, 0), inf if all(done) else time.monotonic() + RETRY_S
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

@@ -155,13 +155,17 @@ class InferenceService:
     def _may_ask(self, node: NodeId) -> bool:
         now = monotonic_ns()
         with self._lock:
-            allowance = self._allowances.pop(node, None) or Allowance(QUESTIONS_PER_S, MAX_QUESTIONS_BURST, now)
-            if len(self._allowances) >= MAX_NODES:
-                oldest = next(iter(self._allowances))
-                del self._allowances[oldest]
-                self._machine.neighbour_gone(oldest, now)
-            self._allowances[node] = allowance
-            return allowance.take(now)
+            return self._remembered(node, now).take(now)
+
+    def _remembered(self, node: NodeId, now: int) -> Allowance:
+        """The allowance of a node, which is the last to be forgotten now. Call it with the lock."""
+        allowance = self._allowances.pop(node, None) or Allowance(QUESTIONS_PER_S, MAX_QUESTIONS_BURST, now)
+        if len(self._allowances) >= MAX_NODES:
+            oldest = next(iter(self._allowances))
+            del self._allowances[oldest]
+            self._machine.neighbour_gone(oldest, now)
+        self._allowances[node] = allowance
+        return allowance
 
     def _told_if_allowed(self, peer: PeerIdentity, *, signatures: bool = False) -> OffersTold | RelayRefusal:
         if self._may_ask(peer.node):
@@ -192,6 +196,7 @@ class InferenceService:
         key, mine = (peer.node, asked.request), _Waiter()
         with self._lock:
             self._counts["asked"] += 1
+            self._remembered(peer.node, monotonic_ns())  # the machine remembers something of whoever asks it
             before = self._waiting.get(key)
             if before is not None:
                 self._machine.receive(InferCancel(asked.request), peer.node, peer.role, monotonic_ns())

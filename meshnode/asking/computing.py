@@ -96,7 +96,7 @@ class RelayComputing:
                     if self._closing:
                         return
                     self._waiting.add(request.request)
-                self._threads.submit(self._ask, request, deadline_ns)
+                    self._threads.submit(self._ask, request, deadline_ns)
             case InferCancel() as cancel:
                 with self._lock:
                     self._waiting.discard(cancel.request)

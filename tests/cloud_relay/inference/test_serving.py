@@ -188,7 +188,9 @@ def test_what_is_remembered_of_nodes_is_bounded(served: Served, monkeypatch: pyt
     monkeypatch.setattr(serving, "MAX_NODES", 50)
     for number in range(120):
         served.ask(OffersAsked(False), f"many-{number}")
+        assert served.infer(number, node=f"only-requests-{number}").status == "done"
     assert len(served.service._allowances) <= 50
+    assert len(served.service._machine._serving._allowances) <= 50
 
 
 def test_worker_process_that_is_killed_costs_its_run_only(served: Served) -> None:
