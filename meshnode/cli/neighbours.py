@@ -130,10 +130,11 @@ def _at_relay(node: dict[str, Any], counters: dict[str, int]) -> str:
         return ""
     computes = node["relay_computes"]
     offers = [f"{offer['model']} ({offer['compute_us'] / 1e3:.0f} ms)" for offer in computes["offers"]]
+    told = "it is away" if computes["relay"] is None else f"offers {printable(', '.join(offers), 100) or 'nothing'}"
     way = "" if computes["round_trip_ms"] is None else f"   round trip {computes['round_trip_ms']:.1f} ms"
     return (
         f"at relay   computed {counters.get('inference_run_at_relay', 0)}   without a result "
-        f"{counters.get('asking_inferences_failed', 0)}   offers {printable(', '.join(offers), 100) or 'nothing'}{way}"
+        f"{counters.get('asking_inferences_failed', 0)}   {told}{way}"
     )
 
 

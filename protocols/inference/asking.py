@@ -69,7 +69,7 @@ class Asking:
     ) -> None:  # fmt: skip
         """``models``: those that are loaded here now. ``numbers``: numbers of requests and runs, each given once.
         ``services``: what runs on this node have taken."""
-        self._node, self._models, self._offers = node, models, offers
+        self._node, self._models, self._offers, self._relay = node, models, offers, relay
         self._reachable, self._drops, self._decided, self._numbers = relay.everybody, drops, decided, numbers
         self._services = services
         self.fallbacks: Mapping[str, str] = {}
@@ -104,7 +104,7 @@ class Asking:
             known = ", ".join(names[:_SHOWN_MODELS]) + (", …" if len(names) > _SHOWN_MODELS else "")
             raise ModelUnknown(
                 f"no model {model!r} here or at a neighbour; known: {known or 'none'}. "
-                "Add [models.<name>] to the configuration of a node in reach"
+                f"Add [models.<name>] to the configuration of a node in reach{self._relay.lack(model)}"
             )
         return digest
 

@@ -296,6 +296,10 @@ class Inference(Machine):
         relay = self._decided.relay
         return None if relay is None else (relay, self._offers.of(relay))
 
+    def relay_lack(self, model: str) -> str:
+        """See :meth:`protocols.inference.relay.RelayReach.lack`."""
+        return self._relay.lack(model)
+
     def relay_answered(self, answer: InferAnswer, now: int) -> None:
         """A run at the relay ended, or its connection has."""
         if self._decided.relay is not None:

@@ -57,6 +57,12 @@ class RelayReach:
         """Whether requests for a model may go to the relay."""
         return any(matches(expression, model) for expression in self.models)
 
+    def lack(self, model: str) -> str:
+        """What to say of the relay beside that nobody has a model; empty: its requests may not go there."""
+        if not self.may_have(model):
+            return ""
+        return f". The relay may compute it, and {'is away' if self.node is None else 'does not offer it'}"
+
     def takes(self, asked_model: str, size_bytes: int) -> bool:
         """Whether a request for what the caller asked for may go there, whichever model runs in its place."""
         return size_bytes <= MAX_RELAYED_BYTES and self.may_have(asked_model)

@@ -122,9 +122,10 @@ class Catalogue:
             if (why := self._inference.why_not(name)) is not None:
                 raise ModelInvalid(f"{why}; and nobody else in reach computes it")
             known = sorted({*self._inference.models, *offered})
+            relay = self._host.driver.look(lambda engine, _: engine.inference.relay_lack(name))
             raise ModelUnknown(
                 f"no model {name[:80]!r} here or at a neighbour; known: {', '.join(known) or 'none'}. Add "
-                "[models.<name>] to the configuration of a node in reach"
+                f"[models.<name>] to the configuration of a node in reach{relay}"
             )
         if version != VERSION:
             raise ModelUnknown(

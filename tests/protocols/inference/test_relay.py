@@ -74,6 +74,18 @@ def test_model_that_only_the_relay_has_is_computed_there() -> None:
     assert [where_ran(node, ME) for node in (RELAY, ME, A)] == ["relay", "here", "neighbour"]
 
 
+def test_whoever_has_no_model_is_told_what_became_of_the_relay() -> None:
+    """Its owner let the relay compute it, and would look for a neighbour with the model otherwise."""
+    at = bench()
+    with pytest.raises(ModelUnknown, match="The relay may compute it, and is away"):
+        ask(at)
+    tell(at, name="another")
+    with pytest.raises(ModelUnknown, match="The relay may compute it, and does not offer it"):
+        ask(at)
+    with pytest.raises(ModelUnknown, match=r"in reach$"):
+        ask(at, name="another")
+
+
 def test_nothing_goes_to_the_relay_unless_the_configuration_names_the_model() -> None:
     """Inputs are what a vehicle sees: that they leave the neighbourhood is for its owner to say."""
     at = bench(allowed=())
