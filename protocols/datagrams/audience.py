@@ -53,9 +53,8 @@ class Audience:
         self.lane.dial = SHARED_DIAL
         self._peer = Peer(EVERYBODY, Role.VEHICLE, self.lane, self.lane)
         self.listeners: frozenset[NodeId] = frozenset()
-        self._known: dict[
-            NodeId, tuple[Role, bool]
-        ] = {}  # the role of each holder, and whether that may read everything
+        self._known: dict[NodeId, tuple[Role, bool]] = {}
+        """The role of each holder, and whether that may read everything."""
         self.holders: dict[NodeId, Role] = {}
         """Everybody who can open what is sent, with the role by which they may read."""
 
