@@ -326,8 +326,8 @@ class BrokerSession:
         if message.qos == 2 and self._delivered.is_repeated(message.mid, message.dup, topic, message.payload):
             self._count("repeated")
             return
-        if message.retain and not message.dup and self._was_subscribed:
-            self._count("retained_skipped")  # it was sent again because of the subscription
+        if message.retain and message.qos and not message.dup and self._was_subscribed:
+            self._count("retained_skipped")  # again because of the subscription, and its changes were kept for us
             return
         try:
             self._received(topic, message.payload, bool(message.retain), self._meant(message))

@@ -21,7 +21,7 @@ CONNECT, CONNACK, PUBLISH, PUBREC, PUBREL, PUBCOMP = 0x10, 0x20, 0x30, 0x50, 0x6
 SUBSCRIBE, SUBACK, PINGREQ, DISCONNECT = 0x82, 0x90, 0xC0, 0xE0
 CLEAN_START = 0x02
 CONNECT_FLAGS_AT = 7
-PUBLISH_DUP, PUBLISH_QOS_2 = 0x08, 0x04
+PUBLISH_DUP, PUBLISH_QOS_2, PUBLISH_RETAINED = 0x08, 0x04, 0x01
 
 
 class Connection:
@@ -191,6 +191,27 @@ def test_broker_that_begins_a_new_session_is_believed(taking: Script) -> None:
         second.complete([1])
     assert len(taking.heard) == 26
     assert taking.session.counts["sessions_lost"] == 1
+
+
+def test_retained_message_is_taken_after_a_reconnect_if_the_broker_kept_nothing_else(taking: Script) -> None:
+    """What was published meanwhile comes by itself, but at quality of service 0 a broker keeps nothing for a session:
+    the retained message alone tells what has changed."""
+
+    def at_quality_0(connection: Connection, payload: bytes) -> None:
+        connection.answer(PUBLISH | PUBLISH_RETAINED, b"\x00\x01n\x00" + payload)
+
+    with taking.connection() as first:
+        first.accept_taker(False)
+        at_quality_0(first, b"shut")
+        eventually(lambda: taking.heard == ["shut"], "it is the first")
+    with taking.connection() as later:
+        later.accept_taker(True)
+        later.answer(PUBLISH | PUBLISH_QOS_2 | PUBLISH_RETAINED, b"\x00\x01n\x00\x01\x00shut")
+        later.complete([1])
+        at_quality_0(later, b"open")
+        eventually(lambda: len(taking.heard) > 1, "the new state")
+    assert taking.heard == ["shut", "open"]
+    assert taking.session.counts["retained_skipped"] == 1
 
 
 def given_message(giving: Script, first: Connection) -> int:
