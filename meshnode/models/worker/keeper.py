@@ -83,11 +83,12 @@ class ModelKeeper:
 
     def __init__(
         self, spec: ModelSpec, starter: ForkServer, patience: Patience, counters: WorkerCounters,
-        told: Callable[[str, str | None], None], *, idle: bool = False,
+        told: Callable[[str, str | None], None], *, idle: bool = False, load_s: float | None = None,
     ) -> None:  # fmt: skip
         """``told`` is called with the name of the model and why it is out of service; None: it is back. ``idle``: its
-        processes never get other than idle processor time."""
-        self._idle = idle
+        processes never get other than idle processor time. ``load_s``: how long loading may take; None: as long as
+        ``patience`` says."""
+        self._idle, self._load_s = idle, patience.load_s if load_s is None else load_s
         self._spec, self._starter, self._patience, self._counters, self._told = spec, starter, patience, counters, told
         self.apart = False
         self._changed = threading.Condition()
@@ -132,7 +133,7 @@ class ModelKeeper:
             if self.closed:
                 process.end("closed", "was ended with the node")
         try:
-            return process, process.load(order, self._patience.load_s)
+            return process, process.load(order, self._load_s)
         except WorkerLost as lost:
             self._counters.count(lost.loss)
             raise ModelInvalid(

@@ -119,7 +119,8 @@ class RunReply(Struct, frozen=True, array_like=True, tag="done"):
 
     outputs: tuple[PlacedTensor, ...]
     compute_ns: int
-    """How long the model computed."""
+    """How long the model computed. A run that waits for a processor does not, and threads that compute side by side
+    count once."""
 
 
 class RoomReply(Struct, frozen=True, array_like=True, tag="needs_room"):

@@ -25,15 +25,17 @@ class Workers:
         self._starter = ForkServer()
 
     def load(
-        self, spec: ModelSpec, told: Callable[[str, str | None], None] | None = None, *, idle: bool = False
-    ) -> WorkerModel:
+        self, spec: ModelSpec, told: Callable[[str, str | None], None] | None = None, *, idle: bool = False,
+        load_s: float | None = None,
+    ) -> WorkerModel:  # fmt: skip
         """Load a model into a process of its own, blocking for milliseconds to seconds. ``told``: called for this model
         in place of the one of this object. ``idle``: it gets only the processor time that nobody else wants.
+        ``load_s``: how long that may take; None: as long as the patience of this object says.
 
         :raises InferenceError: it can't be loaded, or it crashed or hung meanwhile; its process has ended.
         """
         keeper = ModelKeeper(
-            spec, self._starter, self._patience, self._counters, told or self._told, idle=idle
+            spec, self._starter, self._patience, self._counters, told or self._told, idle=idle, load_s=load_s
         )  # fmt: skip
         with self._lock:
             if self._closed:

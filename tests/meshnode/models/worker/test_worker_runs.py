@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -30,6 +31,7 @@ from tests.tools.worker_fixture import Troubled, given_bad, given_troubled, give
 __all__ = ["given_bad", "given_troubled", "given_workers"]
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parents[4]
+PAUSE_S = 1.0
 
 
 def test_model_in_a_worker_gives_the_same_bits_and_says_the_same_of_itself(workers: Workers, tmp_path: Path) -> None:
@@ -314,6 +316,28 @@ def test_job_of_a_model_in_a_worker_is_an_ordinary_job(workers: Workers, tmp_pat
     assert isinstance(outcome, RunDone)
     assert outcome.outputs[0][1].tolist() == [2, 2, 2, 2]
     assert outcome.compute_ns > 0
+
+
+def test_run_that_waits_for_a_processor_has_not_computed_meanwhile(workers: Workers, tmp_path: Path) -> None:
+    """A node that emulates a device fifty times as slow makes fifty times as much of what its model computed. On a busy
+    machine it made that of the time in which the model waited, too."""
+    model = workers.load(ModelSpec("m", write_model(tmp_path / "m.onnx", ("batch", 4), "Sin", repeat=60)))
+    rows, cancel = np.ones((500_000, 4), "f4"), within(60)
+    assert model.process_id is not None
+    process = psutil.Process(model.process_id)
+    run = threading.Thread(target=model.run, args=({"x": rows}, (), cancel))
+    before_s = process.cpu_times().user
+    run.start()
+    eventually(lambda: process.cpu_times().user > before_s + 0.05, "the run has begun")
+    process.suspend()
+    assert run.is_alive()
+    time.sleep(PAUSE_S)
+    begun_s = time.monotonic()
+    process.resume()
+    run.join()
+    assert cancel.compute_ns is not None
+    ran_s = time.monotonic() - begun_s
+    assert 0 < cancel.compute_ns / 1e9 < ran_s + PAUSE_S
 
 
 def test_model_with_a_manifest_takes_pictures_and_the_memory_that_it_declares(workers: Workers, tmp_path: Path) -> None:
