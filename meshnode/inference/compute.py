@@ -155,13 +155,14 @@ class ComputeService:
         return model
 
     # --- releases --------------------------------------------------------------------------------------------------
-    def rehearse(self, spec: ModelSpec, *, idle: bool = True) -> WorkerModel:
+    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
         """Load a version of a model into a process of its own, and have it compute zeros, beside the one that serves.
-        The caller closes it. ``idle``: it gets only the processor time that nobody else wants.
+        The caller closes it. ``idle``: it gets only the processor time that nobody else wants. ``load_s``: how long
+        loading may take; None: as long as for any model.
 
         :raises InferenceError: it can't be loaded, or can't compute zeros.
         """
-        model = self._workers.load(spec, lambda name, why: None, idle=idle)
+        model = self._workers.load(spec, lambda name, why: None, idle=idle, load_s=load_s)
         try:
             zeros = model.zeros()
             if zeros is not None:

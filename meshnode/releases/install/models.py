@@ -8,15 +8,19 @@ from typing import Final
 
 from meshnode.models import LoadedModel, ModelSpec
 from meshnode.models.model import read_model
-from meshnode.models.worker import WorkerModel
 from meshnode.releases.install.kind import name_of
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import check_runtime
 from meshnode.releases.install.stand import Stand
-from protocols.base.errors import InferenceError, ModelInvalid
+from protocols.base.errors import BudgetExhausted, InferenceError, ModelInvalid
 from protocols.inference.signature import ModelSignature, breaks
 from protocols.releases.catalogue import Description
 
+IDLE_LOAD_S: Final = 10.0
+"""How long a release may load with idle processor time, beside the time to read its file. On a computer that is always
+busy there is none, and its release would wait in vain."""
+_CARD_BYTES_PER_S: Final = 20e6
+"""What a slow memory card gives."""
 _BREAKS_SHOWN: Final = 8
 
 
@@ -33,11 +37,26 @@ class ModelKind:
         self._stand.spec(name_of(description.path), Path(description.model))
 
     def tried(self, description: Description, file: Path, current: int) -> str:
-        """See ``Kind``. It is loaded and run, and can be used as the one that serves."""
+        """See ``Kind``. It is loaded and run, and can be used as the one that serves.
+
+        It is tried with the processor time that nobody else wants, or if that was too little, with as much as any
+        other.
+        """
+        try:
+            return self._tried(description, file, current, idle=True)
+        except BudgetExhausted:
+            pass
+        except ModelInvalid as error:
+            if refusal_of(error).code != "hung":
+                raise
+        return self._tried(description, file, current, idle=False)
+
+    def _tried(self, description: Description, file: Path, current: int, *, idle: bool) -> str:
         name = name_of(description.path)
         spec = self._stand.spec(name, file)
         assert spec is not None, "it has a file"
-        model = self._rehearsed(spec)
+        load_s = IDLE_LOAD_S + file.stat().st_size / _CARD_BYTES_PER_S if idle else None
+        model = self._stand.rehearse(spec, idle=idle, load_s=load_s)
         try:
             serving = self._stand.models.get(name)
             if serving is not None:
@@ -47,15 +66,6 @@ class ModelKind:
             return model.digest
         finally:
             model.close()
-
-    def _rehearsed(self, spec: ModelSpec) -> WorkerModel:
-        """With the processor time that nobody else wants, or if that was too little, with as much as any other."""
-        try:
-            return self._stand.rehearse(spec)
-        except ModelInvalid as error:
-            if refusal_of(error).code != "hung":
-                raise
-            return self._stand.rehearse(spec, idle=False)
 
     def is_whole(self, path: str, file: Path, digest: str) -> bool:
         """See ``Kind``."""

@@ -24,7 +24,7 @@ class Stand(Protocol):
         :raises InstallRefused: this node can't run releases of that model.
         """
 
-    def rehearse(self, spec: ModelSpec, *, idle: bool = True) -> WorkerModel:
+    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
         """See :meth:`meshnode.inference.compute.ComputeService.rehearse`."""
 
     def serve_version(self, spec: ModelSpec, keep: int, about_to_serve: Callable[[LoadedModel], None]) -> LoadedModel:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from meshnode.inference.section import ModelSection, ModelsSection
+from meshnode.releases.install import models
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.refusals import InstallRefused
 from meshnode.releases.install.stand import NodeModels
@@ -62,6 +63,17 @@ def test_release_serves_in_place_of_the_file_and_after_a_restart(tmp_path: Path,
         assert here.answer() == 0.5
     with site(tmp_path / "releases", factory) as here:
         assert here.answer() == 0.5
+
+
+def test_release_is_tried_with_any_time_where_no_processor_is_ever_idle(
+    tmp_path: Path, factory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a computer that is always busy a release waited for five minutes for a moment that nobody else wanted."""
+    monkeypatch.setattr(models, "IDLE_LOAD_S", 0.0)
+    with site(tmp_path / "releases", factory) as here:
+        here.install(release(1))
+        assert here.answer() == 1
+        assert here.compute.counters()["model_workers_hung"] == 1
 
 
 def test_release_of_a_model_without_a_file_serves_and_can_be_taken_back(tmp_path: Path) -> None:
