@@ -173,7 +173,9 @@ def show_stages(console: "Console", private: dict[str, Any]) -> None:
         table.add_row("in parts", "", str(private["answers_in_parts"]), f"{private['in_parts_ms']:.0f} ms")
     console.print(table)
     if private["deadline_ms"] is not None:
-        console.print(f"  Their deadline was {private['deadline_ms']} ms, half of what the vehicle needs alone.")
+        console.print(
+            f"  Their deadline was {private['deadline_ms']} ms, three quarters of what the vehicle needs alone."
+        )
 
 
 def show_shards(console: "Console", batch: dict[str, Any]) -> None:
