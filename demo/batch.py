@@ -20,8 +20,8 @@ OVERLAP: Final = 64
 BATCHES: Final = 2
 """The first one finds out how fast everybody is."""
 MOST_BATCHES: Final = 6
-"""So many are tried until everybody has a part of one. The vehicle is twelve times slower than the units, which have done
-some batches before it is through with its first tile."""
+"""So many are tried until everybody has a part of one. The vehicle is twelve times slower than the units, which have
+done some batches before it is through with its first tile."""
 COMPARED: Final = 3
 DEADLINE_MS: Final = 30_000
 LOOK_S: Final = 0.25
