@@ -24,9 +24,9 @@ __all__ = ["given_house", "given_opened"]
 pytestmark = pytest.mark.processes
 SIDE = 384
 REPEAT = 8
-SLOW = 8.0
-"""The whole takes some dozens of milliseconds on the vehicle, and an eighth of that on the roadside unit. Much
-smaller ones would show only what a run costs whatever it computes."""
+SLOW = 40.0
+"""The whole takes some tenths of a second on the vehicle, and on a busy machine still several times as long as on the
+roadside unit."""
 
 
 @pytest.fixture(scope="module", name="model")

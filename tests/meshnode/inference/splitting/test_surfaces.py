@@ -27,7 +27,7 @@ def given_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runn
     model.with_suffix(".toml").write_text("[split]\nfirst_cut_at_home = true\n")
     tables = (
         f'[models.work]\npath = "{model}"\nsplit = "latency"\nwhole = false\n'
-        "[inference]\nemulate_slowdown = 20\ndeadline_ms = 20000\n"
+        "[inference]\nemulate_slowdown = 100\ndeadline_ms = 20000\n"
     )
     for rsu, vehicle in pair(folder, "[inference]\naccept_stages = true\n", tables):
         eventually(lambda vehicle=vehicle: in_force(vehicle), "a plan in force", 90.0)
@@ -157,7 +157,7 @@ def refusals(content: Any) -> list[str]:
 def test_neighbour_that_takes_no_stages_is_named_with_its_reason(tmp_path: Path) -> None:
     """The commonest mistake: the other side was not told to accept them."""
     model = write_model(tmp_path / "work.onnx", [64, 64], "MatMul", repeat=3)
-    tables = f'[models.work]\npath = "{model}"\nsplit = "latency"\n[inference]\nemulate_slowdown = 20\n'
+    tables = f'[models.work]\npath = "{model}"\nsplit = "latency"\n[inference]\nemulate_slowdown = 100\n'
     for _, vehicle in pair(tmp_path, "", tables):
         eventually(lambda vehicle=vehicle: any(refusals(vehicle.get("/v1/plans"))), "the refusal", 90.0)
         said = printed(vehicle, "split", "work", status=1)
