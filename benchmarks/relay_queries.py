@@ -4,7 +4,9 @@ It fills a store with records of 1,000 nodes, four keys each, over ten days, thr
 asks what people ask, and tells the time from the question to the records, each question many times, with other values
 each time. The bars are meant for ten million records. At last it exports all of them.
 
-- ``…_p50_ms``, ``…_p99_ms``: of each question; ``day_in_box`` is all pages of it, ``page`` one page of a cursor;
+- ``…_p50_ms``, ``…_p99_ms``: of each question; ``day_in_box`` is all pages of it, ``page`` one page of a cursor that
+  begins anywhere, ``cold_page`` the same with nothing kept in memory of the questions before, and ``following_page``
+  each of the ten pages after one;
 - ``…_p99_cpu_ms``: processor time of the same, which other programs on the computer hardly change. The bars are for
   this and for the median;
 - ``largest_mib``: the most memory that Python had for one page of everything, with large values;
@@ -28,16 +30,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from random import Random
 from sqlite3 import Connection, OperationalError
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from benchmarks.figures import print_figures
-from cloud_relay.query.newest import newest_page
-from cloud_relay.query.searching import find_page
-from cloud_relay.query.selection import Box, Query, place_of
+from cloud_relay.query.readers.sqlite import SqliteReader, SqliteReaders
+from cloud_relay.query.searching import RecordPage, find_page
+from cloud_relay.query.selection import Box, Place, Query, place_of
 from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.rows import Cost, row_of
@@ -47,7 +50,9 @@ from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
-_BARS_MS: Final = {"day_in_box": 1_000.0, "newest_of_each_key": 100.0, "page": 50.0}
+_BARS_MS: Final = {
+    "day_in_box": 1_000.0, "newest_of_each_key": 100.0, "page": 50.0, "cold_page": 50.0, "following_page": 50.0
+}  # fmt: skip
 BARS: Final = {f"{name}_{of}_ms": bar for name, bar in _BARS_MS.items() for of in ("p50", "p99_cpu")}
 MEMORY_BAR_MIB: Final = 128.0
 PACKED_BAR_BYTES: Final = 200.0
@@ -58,7 +63,10 @@ _DAYS: Final = 10
 _DAY_NS: Final = 86_400 * SECOND
 _BASE_NS: Final = 1_700_000_000 * SECOND
 _BATCH: Final = 256
+_COLD: Final = frozenset({"cold_page"})
+_FOLLOWING: Final = 10
 _LIVE_SHARE: Final = 0.05
+ResultT = TypeVar("ResultT")
 PACK_TABLES: Final = ("packs", "pack_blocks", "pack_streams", "pack_ranges", "receipts")
 
 
@@ -143,41 +151,47 @@ def table_bytes(db: Connection) -> dict[str, int]:
     return dict(rows)
 
 
-def all_pages(db: Connection, query: Query) -> int:
+def all_pages(reader: SqliteReader, query: Query) -> int:
     """Ask for each page of a question. Returns how many records there were."""
     found = 0
     while True:
-        page = find_page(db, query)
+        page = reader.page(query)
         found += len(page.records)
         if page.cursor is None:
             return found
         query = replace(query, after=place_of(page.cursor))
 
 
-def questions(random: Random) -> dict[str, Callable[[Connection], Any]]:
+def somewhere(random: Random) -> Place:
+    """A place where a page begins."""
+    return _BASE_NS + random.randrange(_DAYS * _DAY_NS), "veh-1", 1
+
+
+def questions(random: Random) -> dict[str, Callable[[SqliteReader], Any]]:
     """What is asked, with values of its own each time."""
     day = _BASE_NS + random.randrange(_DAYS) * _DAY_NS
     south, west = 48.5 + random.random() * 0.3, 11.2 + random.random() * 0.5
     small, wide = Box(south, west, south + 0.01, west + 0.01), Box(south, west, south + 0.1, west + 0.15)
-    somewhere = (_BASE_NS + random.randrange(_DAYS * _DAY_NS), "veh-1", 1)
+    after = somewhere(random)
     node = f"veh-{random.randrange(NODES)}"
 
-    def page(**of: Any) -> Callable[[Connection], Any]:
-        return lambda db: find_page(db, Query(**({"limit": 100} | of)))
+    def page(**of: Any) -> Callable[[SqliteReader], Any]:
+        return lambda reader: reader.page(Query(**({"limit": 100} | of)))
 
     return {
-        "day_in_box": lambda db: all_pages(
-            db, Query(box=small, since_utc_ns=day, until_utc_ns=day + _DAY_NS, limit=1_000)
+        "day_in_box": lambda reader: all_pages(
+            reader, Query(box=small, since_utc_ns=day, until_utc_ns=day + _DAY_NS, limit=1_000)
         ),
         "day_in_wide_box_page": page(box=wide, since_utc_ns=day, until_utc_ns=day + _DAY_NS),
-        "newest_of_each_key": lambda db: newest_page(db, Query(key="veh/*/speed", limit=1_000)),
-        "page": page(after=somewhere),
-        "page_1000": page(after=somewhere, limit=1_000),
-        "page_of_key": page(key=f"veh/{node}/speed", after=somewhere),
-        "page_of_pattern": page(key="veh/*/hazard", after=somewhere),
-        "page_of_origin": page(origin=node, after=somewhere),
-        "page_of_rule": page(rule="hazard-rule", after=somewhere),
-        "page_of_quality": page(min_quality=0.99, after=somewhere),
+        "newest_of_each_key": lambda reader: reader.newest(Query(key="veh/*/speed", limit=1_000)),
+        "page": page(after=after),
+        "cold_page": page(after=after),
+        "page_1000": page(after=after, limit=1_000),
+        "page_of_key": page(key=f"veh/{node}/speed", after=after),
+        "page_of_pattern": page(key="veh/*/hazard", after=after),
+        "page_of_origin": page(origin=node, after=after),
+        "page_of_rule": page(rule="hazard-rule", after=after),
+        "page_of_quality": page(min_quality=0.99, after=after),
         "page_in_box": page(box=small),
         "nothing": page(key="rsu/**"),
         "nothing_in_box": page(box=Box(0.0, 0.0, 40.0, 180.0)),
@@ -185,15 +199,27 @@ def questions(random: Random) -> dict[str, Callable[[Connection], Any]]:
 
 
 def asked(path: Path, rounds: int) -> dict[str, float]:
-    """The times of all questions."""
+    """The times of all questions. Each has a reader of its own, as over HTTP."""
     random, times_ms, cpu_ms = Random(2), dict[str, list[float]](), dict[str, list[float]]()
+    readers = SqliteReaders(path)
+
+    def ask(name: str, question: Callable[[SqliteReader], ResultT], readers: SqliteReaders) -> ResultT:
+        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
+        with readers.reader() as reader:
+            answer = question(reader)
+        cpu_ms.setdefault(name, []).append((time.thread_time() - began_cpu_s) * 1e3)
+        times_ms.setdefault(name, []).append((time.perf_counter() - began_s) * 1e3)
+        return answer
+
     for _ in range(rounds):
-        for name, ask in questions(random).items():
-            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
-            with closing(open_for_reading(path)) as db:  # each with its own, as over HTTP
-                ask(db)
-            cpu_ms.setdefault(name, []).append((time.thread_time() - began_cpu_s) * 1e3)
-            times_ms.setdefault(name, []).append((time.perf_counter() - began_s) * 1e3)
+        for name, question in questions(random).items():
+            ask(name, question, SqliteReaders(path) if name in _COLD else readers)
+        query = Query(limit=100, after=somewhere(random))
+        for following in range(_FOLLOWING + 1):
+            page: RecordPage = ask("following_page" if following else "page", methodcaller("page", query), readers)
+            if page.cursor is None:
+                break
+            query = replace(query, after=place_of(page.cursor))
     figures: dict[str, float] = {}
     for name, times in times_ms.items():
         figures[f"{name}_p50_ms"] = median(times)

@@ -20,6 +20,7 @@ from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Query, untrus
 from cloud_relay.query.sources import merged_steps, prepare
 from cloud_relay.query.steps import NOTHING, OPENING
 from cloud_relay.spans import untrusted_span_s
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import CELLS_PER_DEGREE
 from protocols.base.errors import LocalProtocolError
@@ -72,14 +73,15 @@ def untrusted_aggregates(given: Mapping[str, str], now: UtcNs) -> AggregateQuery
     return AggregateQuery(replace(query, limit=MAX_PAGE_RECORDS), by, bucket_ns)
 
 
-def aggregates(db: sqlite3.Connection, query: AggregateQuery) -> list[dict[str, Any]]:
-    """The groups, in order. Of values that are not finite numbers only the records are counted.
+def aggregates(db: sqlite3.Connection, query: AggregateQuery, cache: PackCache | None = None) -> list[dict[str, Any]]:
+    """The groups, in order. Of values that are not finite numbers only the records are counted. ``cache`` is that of
+    the store for all questions.
 
     :raises LocalProtocolError: there are too many records or groups.
     """
     prepare(db)
     ends_s = time.monotonic() + PATIENCE_S
-    with one_moment(db) as packed:
+    with one_moment(db, cache) as packed:
         return grouped((_row(db, packed, number) for number in _numbers(db, packed, query.records, ends_s)), query)
 
 

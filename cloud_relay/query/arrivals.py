@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from cloud_relay.query.packed import one_moment, selected
+from cloud_relay.query.packed import one_moment, selected, wanted_streams
 from cloud_relay.query.searching import StoredRecord, stored_record
 from cloud_relay.query.selection import FILTERS, LAST_UTC_NS, Query
 from cloud_relay.query.sources import all_filters, prepare
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import newest_number
 
@@ -40,13 +41,14 @@ class RecordArrivals(NamedTuple):
 
 def arrivals_after(
     db: sqlite3.Connection, query: Query, number: int, *, up_to: int = LAST_UTC_NS, most_records: int = MAX_ARRIVALS,
-    most_bytes: int = MAX_BYTES,
+    most_bytes: int = MAX_BYTES, cache: PackCache | None = None,
 ) -> RecordArrivals:  # fmt: skip
     """The next records that a query selects, with numbers up to another one. ``since``, ``until``, its limit and its
-    order don't count. It ends at so many records or bytes, of which it may have as many as one look finds."""
+    order don't count. It ends at so many records or bytes, of which it may have as many as one look finds. ``cache`` is
+    that of the store for all questions."""
     prepare(db)
     most_records, most_bytes = min(most_records, MAX_ARRIVALS), min(most_bytes, MAX_BYTES)
-    with one_moment(db) as packed:
+    with one_moment(db, cache) as packed:
         newest = newest_number(db)
         reached, size_bytes = max(min(number + MAX_EXAMINED, newest, up_to), number), 0
         records: list[tuple[int, StoredRecord]] = []
@@ -96,6 +98,6 @@ def _packed_numbers(packed: PackReader, query: Query, number: int, reached: int)
     for entry in packed.entries:
         if entry.last_number > number and entry.first_number <= reached and len(found) < MAX_ARRIVALS:
             pack = packed.opened(entry)
-            numbers = pack.number[selected(pack, query, 0, entry.records)]
+            numbers = pack.number[selected(pack, query, 0, entry.records, wanted_streams(pack, query))]
             found += np.sort(numbers[(numbers > number) & (numbers <= reached)]).tolist()
     return found[:MAX_ARRIVALS]

@@ -23,6 +23,7 @@ from cloud_relay.query.searching import (
 )
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Box, Query, shape_of_key
 from cloud_relay.query.sources import SqlCondition, stream_names
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.schema import INDEXED_VERSION, store_version
 from protocols.base.errors import InvalidKey, LocalProtocolError, StorageError
@@ -36,9 +37,11 @@ _NEWEST_OF_STREAM: Final = (
 
 
 def newest_page(
-    db: sqlite3.Connection, query: Query, after_key: str | None = None, patience_s: float = PATIENCE_S
-) -> RecordPage:
+    db: sqlite3.Connection, query: Query, after_key: str | None = None, patience_s: float = PATIENCE_S,
+    cache: PackCache | None = None,
+) -> RecordPage:  # fmt: skip
     """The newest record of each key of a question, which has neither ``until`` nor ``after``. The cursor is a key.
+    ``cache`` is that of the store for all questions.
 
     :raises StorageError: the store is of an earlier version.
     """
@@ -47,7 +50,7 @@ def newest_page(
     ends_s = time.monotonic() + patience_s
     limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
     records: list[StoredRecord] = []
-    with one_moment(db) as packed:
+    with one_moment(db, cache) as packed:
         for key, newest in _newest_streams(db, query, after_key):
             record = None if newest is None else _newest_record(db, packed, newest, query.rule)
             if record is not None and is_shown(record, query):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cloud_relay.query.selection import LAST_UTC_NS, Box, Query
 from cloud_relay.query.steps import LAST_NAME, NOTHING, OPENING, Step
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import OpenPack, PackReader
 from cloud_relay.store.packs.tables import PackEntry
 from protocols.base.keys import matches
@@ -28,14 +29,15 @@ Bools = NDArray[np.bool_]
 
 
 @contextmanager
-def one_moment(db: sqlite3.Connection) -> Iterator[PackReader]:
+def one_moment(db: sqlite3.Connection, cache: PackCache | None = None) -> Iterator[PackReader]:
     """The packs of a store at one moment, and its rows at the same one: while records go from rows into a pack, a
-    question finds each of them once. The transaction ends with the question, so it holds nothing up."""
+    question finds each of them once. The transaction ends with the question, so it holds nothing up. ``cache`` is that
+    of the store for all questions."""
     begins = not db.in_transaction
     if begins:
         db.execute("BEGIN")
     try:
-        yield PackReader(db)
+        yield PackReader(db, cache=cache)
     finally:
         if begins and db.in_transaction:
             db.execute("COMMIT")
@@ -69,11 +71,18 @@ def may_have(entry: PackEntry, query: Query) -> bool:
     return box.has_pole or any(entry.west <= east and entry.east >= west for west, east in box.spans())
 
 
-def selected(pack: OpenPack, query: Query, low: int, high: int) -> NDArray[np.int64]:
-    """Which records of a pack, from one to before another, are what a question asks for, but for their times."""
+def wanted_streams(pack: OpenPack, query: Query) -> Bools | None:
+    """Which streams of a pack a question asks for; None: it asks for all."""
+    if query.key is None and query.origin is None and query.rule is None:
+        return None
+    return np.array([_is_wanted(name, query) for name in pack.streams], np.bool_)
+
+
+def selected(pack: OpenPack, query: Query, low: int, high: int, of_stream: Bools | None) -> NDArray[np.int64]:
+    """Which records of a pack, from one to before another, are what a question asks for, but for their times. Their
+    streams are those of :func:`wanted_streams`."""
     wanted: Bools = np.ones(high - low, np.bool_)
-    if query.key is not None or query.origin is not None or query.rule is not None:
-        of_stream = np.array([_is_wanted(name, query) for name in pack.streams], np.bool_)
+    if of_stream is not None:
         if not of_stream.any():
             return np.empty(0, np.int64)
         wanted &= of_stream[pack.stream[low:high]]
@@ -112,38 +121,61 @@ def newest_of_stream(
 
 
 def _steps(reader: PackReader, entry: PackEntry, query: Query) -> Iterator[Step]:
-    if query.newest_first:
-        yield Step(entry.newest_utc_ns, LAST_NAME, LAST_UTC_NS, OPENING)
-    else:
-        yield Step(entry.oldest_utc_ns, "", 0, OPENING)
+    """The records of a pack. It is opened anew for each chunk, and nothing of it is held between: a question may merge
+    hundreds of packs. Until its turn comes, no more is read than its times."""
+    newest_first = query.newest_first
+    yield _opening(entry.newest_utc_ns if newest_first else entry.oldest_utc_ns, query)
     pack = reader.opened(entry)
     low, high = _span(pack, query)
     if low >= high:
         return
-    found = selected(pack, query, low, high)
-    if query.newest_first:
-        found = found[::-1]
-    for begin in range(0, len(found), _CHUNK):
-        chunk = found[begin : begin + _CHUNK]
+    yield _opening(int(pack.event_utc_ns[high - 1 if newest_first else low]), query)
+    of_stream: Bools | None = None
+    while low < high:
+        pack = reader.opened(entry)
+        if of_stream is None:
+            of_stream = wanted_streams(pack, query)
+        found = selected(pack, query, low, high, of_stream)
+        chunk = found[: -_CHUNK - 1 : -1] if newest_first else found[:_CHUNK]
         numbers = pack.number[chunk].tolist()
         pack.expect(chunk.tolist(), numbers)
         columns = (column[chunk].tolist() for column in (pack.event_utc_ns, pack.stream, pack.sequence))
-        for event_utc_ns, stream, sequence, number in zip(*columns, numbers, strict=True):
-            yield Step(event_utc_ns, pack.streams[stream][1], sequence, number)
-    yield Step(*pack.place(low if query.newest_first else high - 1), NOTHING)
+        steps = [
+            Step(event_utc_ns, pack.streams[stream][1], sequence, number)
+            for event_utc_ns, stream, sequence, number in zip(*columns, numbers, strict=True)
+        ]
+        if len(chunk) == len(found):
+            steps.append(Step(*pack.place(low if newest_first else high - 1), NOTHING))
+            low = high
+        elif newest_first:
+            high = int(chunk[-1])
+        else:
+            low = int(chunk[-1]) + 1
+        del pack, found, chunk
+        yield from steps
+
+
+def _opening(utc_ns: int, query: Query) -> Step:
+    if query.newest_first:
+        return Step(utc_ns, LAST_NAME, LAST_UTC_NS, OPENING)
+    return Step(utc_ns, "", 0, OPENING)
 
 
 def _span(pack: OpenPack, query: Query) -> tuple[int, int]:
     """Where in a pack the times of a question begin and end, after the place where the page before ended."""
-    first, last = _bounds(query)
-    low = int(np.searchsorted(pack.event_utc_ns, first, "left"))
-    high = int(np.searchsorted(pack.event_utc_ns, last, "right"))
+    times, (first, last) = pack.event_utc_ns, _bounds(query)
+    low = int(np.searchsorted(times, first, "left"))
+    high = int(np.searchsorted(times, last, "right"))
     if query.after is not None and low < high:
-        between = range(low, high)
+        # Only records of the very time of that place are looked at more closely: it needs more columns.
         if query.newest_first:
-            high = low + bisect_left(between, query.after, key=pack.place)
+            same = max(low, int(np.searchsorted(times, query.after[0], "left")))
+            if same < high:
+                high = same + bisect_left(range(same, high), query.after, key=pack.place)
         else:
-            low += bisect_right(between, query.after, key=pack.place)
+            same = min(high, int(np.searchsorted(times, query.after[0], "right")))
+            if low < same:
+                low += bisect_right(range(low, same), query.after, key=pack.place)
     return low, high
 
 

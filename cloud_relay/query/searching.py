@@ -20,6 +20,7 @@ from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of, plac
 from cloud_relay.query.sources import merged_steps, prepare
 from cloud_relay.query.steps import NOTHING, OPENING
 from cloud_relay.store.packs.bodies import PackableRecord
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import PackReader
 
 COLUMNS: Final = (
@@ -62,13 +63,16 @@ class RecordPage(NamedTuple):
     """What to ask for the next page with; None: there is none."""
 
 
-def find_page(db: sqlite3.Connection, query: Query, patience_s: float = PATIENCE_S) -> RecordPage:
-    """One page. It has at least one record, or comes at least one chunk further, however short the patience is."""
+def find_page(
+    db: sqlite3.Connection, query: Query, patience_s: float = PATIENCE_S, cache: PackCache | None = None
+) -> RecordPage:
+    """One page. It has at least one record, or comes at least one chunk further, however short the patience is.
+    ``cache`` is that of the store for all questions."""
     ends_s = time.monotonic() + patience_s
     prepare(db)
     limit, size_bytes = min(query.limit, MAX_PAGE_RECORDS), 0
     records: list[StoredRecord] = []
-    with one_moment(db) as packed:
+    with one_moment(db, cache) as packed:
         for step in merged_steps(db, query, packed):
             if step.number == OPENING:
                 continue
@@ -107,7 +111,7 @@ def _is_receipted(db: sqlite3.Connection, name: tuple[str, int]) -> bool:
 
 def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]:
     """All records of a question, at most ``query.limit``, page by page."""
-    return records_of_pages(partial(find_page, db), query)
+    return records_of_pages(partial(find_page, db, cache=PackCache()), query)
 
 
 def records_of_pages(find: Callable[[Query], RecordPage], query: Query) -> Iterator[StoredRecord]:

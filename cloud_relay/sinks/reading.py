@@ -11,11 +11,16 @@ from typing import Final, NamedTuple
 from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
 
 MAX_PORTION_BYTES: Final = 16 * 1024 * 1024
 """Of the records of one portion as the store has them. In Python's memory they take about four times as much."""
+
+
+_CACHE_BYTES: Final = 8 * 1024 * 1024
+"""Of packs that are kept from one look to the next, which mostly is at the same pack."""
 
 
 class Extended(NamedTuple):
@@ -34,6 +39,7 @@ class RecordReader:
     def __init__(self, store: Path, query: Query) -> None:
         self._store, self._query = store, query
         self._db: sqlite3.Connection | None = None
+        self._cache = PackCache(_CACHE_BYTES)
 
     def newest(self) -> int:
         """The number of the record that was stored last; 0: there is none.
@@ -65,11 +71,18 @@ class RecordReader:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._cache = PackCache(_CACHE_BYTES)  # it may be another file then
 
     def _look(self, after: int, up_to: int, most_records: int, most_bytes: int) -> RecordArrivals:
         try:
             return arrivals_after(
-                self._opened(), self._query, after, up_to=up_to, most_records=most_records, most_bytes=most_bytes
+                self._opened(),
+                self._query,
+                after,
+                up_to=up_to,
+                most_records=most_records,
+                most_bytes=most_bytes,
+                cache=self._cache,
             )
         except sqlite3.DatabaseError as error:
             self.close()

@@ -5,7 +5,10 @@ taken apart into columns only if the same bytes come out of them again, and if t
 record, of a node that encodes in another way, say, is kept whole beside them.
 """
 
+from collections.abc import Iterable
+from itertools import chain
 from math import isnan
+from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -150,12 +153,14 @@ class PackBody:
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from error
         self._profiles, self._odd, self._values = columns.profiles, columns.odd, columns.values
-        self.size_bytes = len(columns.values) + sum(len(encoded) for _, encoded in columns.odd.values())
         self._floats = [floats_unpacked(data) for data in columns.floats]
         (
             self._profile, self._uncertainty_ns, self._received_utc_ns, self._reading_sequence, self._receipt,
             self._receipt_place, self._ends,
-        ) = map(integers_unpacked, columns.integers)  # fmt: skip
+        ) = integers = list(map(integers_unpacked, columns.integers))  # fmt: skip
+        numbers = sum(column.nbytes for column in (*integers, *self._floats))
+        self.size_bytes = len(columns.values) + numbers + _held_bytes((self._profiles, self._odd))
+        """All that Python holds for it."""
 
     def record(
         self, at: int, number: int, stream: tuple[str, str, str], sequence: int, event_utc_ns: int,
@@ -208,6 +213,16 @@ def _taken_apart(record: PackableRecord) -> _Parts | None:
     except (RemoteProtocolError, RecordUnsuitable, msgspec.MsgspecError):
         return None
     return parts if row == record.row else None
+
+
+def _held_bytes(content: Any) -> int:
+    """What Python holds for a decoded value and all that is in it."""
+    inner: Iterable[Any] = ()
+    if isinstance(content, dict):
+        inner = chain(content.keys(), content.values())
+    elif isinstance(content, (list, tuple)):
+        inner = content
+    return getsizeof(content) + sum(map(_held_bytes, inner))
 
 
 def _or_nan(number: float | None) -> float:

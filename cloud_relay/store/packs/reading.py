@@ -1,6 +1,8 @@
 """Reads records out of packs.
 
-A :class:`PackReader` belongs to one question, within one transaction, and keeps the few packs that it looked at last.
+A :class:`PackReader` belongs to one question, within one transaction, and keeps the few packs that it looked at last
+open. A part of a pack is read when it is needed first, out of a :class:`~cloud_relay.store.packs.cache.PackCache` if a
+question before this one needed it, too.
 """
 
 import sqlite3
@@ -8,7 +10,9 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter
+from sys import getsizeof
 from typing import Final, TypeVar
 
 import msgspec
@@ -16,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_relay.store.packs.bodies import PackableRecord, PackBody
+from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.columns import Floats, Integers, expanded, floats_unpacked, integers_unpacked
 from cloud_relay.store.packs.tables import (
     FIRST_BODY,
@@ -35,10 +40,14 @@ from cloud_relay.store.packs.tables import (
 from protocols.base.errors import StorageError
 
 MAX_OPEN_PACKS: Final = 8
-"""Packs that one question keeps open, with up to 2 MB each."""
+"""Packs that one question keeps open, with up to 4 MB each."""
 MAX_OPEN_BODIES: Final = 16
-MAX_OPEN_BODY_BYTES: Final = 1024 * 1024
-"""Bodies of a pack that are kept expanded, and the values in them."""
+MAX_OPEN_BODY_BYTES: Final = 2 * 1024 * 1024
+"""Bodies of a pack that are kept expanded, and all that Python holds for them."""
+_OWN_BYTES: Final = 16 * 1024 * 1024
+"""What a question keeps that is given no cache."""
+_STREAM_BYTES: Final = 512
+"""What Python holds for a stream of a head beside its texts: tuples, and places in dictionaries."""
 ResultT = TypeVar("ResultT")
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
@@ -52,71 +61,96 @@ class PackHead(msgspec.Struct, frozen=True, array_like=True):
     """The first record of each body."""
 
 
+_head_decoder = msgspec.msgpack.Decoder(PackHead)
+
+
 class PackDamaged(StorageError):
     """A block of a pack is missing or is not what was written."""
 
 
-class OpenPack:
-    """One pack. Its records are counted from 0 in the order in which they are shown."""
+class PackStreams:
+    """The streams of a pack, and where its bodies begin."""
 
-    def __init__(self, db: sqlite3.Connection, entry: PackEntry) -> None:
-        """:raises PackDamaged: its head is."""
-        self._db, self.entry = db, entry
+    def __init__(self, head: PackHead) -> None:
+        self.names, self.starts = head.streams, head.starts
+        self._rules: dict[tuple[str, str], dict[int, str]] | None = None
+        self.size_bytes = (
+            sum(map(getsizeof, chain.from_iterable(self.names))) + len(self.names) * _STREAM_BYTES
+            + sum(map(getsizeof, self.starts)) + getsizeof(self.starts)
+        )  # fmt: skip
+        """All that Python holds for it."""
+
+    def rules_of(self, key: str, origin: str) -> dict[int, str]:
+        """The rules of a key and node, by the numbers of their streams."""
+        if self._rules is None:
+            found: dict[tuple[str, str], dict[int, str]] = {}
+            for number, (of_key, of_origin, rule) in enumerate(self.names):
+                found.setdefault((of_key, of_origin), {})[number] = rule
+            self._rules = found
+        return self._rules.get((key, origin), {})
+
+
+class OpenPack:
+    """One pack. Its records are counted from 0 in the order in which they are shown. Whatever reads a part of it raises
+    PackDamaged when that is damaged."""
+
+    def __init__(self, db: sqlite3.Connection, entry: PackEntry, cache: PackCache) -> None:
+        self._db, self.entry, self._cache = db, entry, cache
         self._bodies: OrderedDict[int, PackBody] = OrderedDict()
         self._expected: dict[int, int] = {}
         self._of_origin: tuple[str, dict[int, int]] | None = None
-        head: PackHead = self._block(HEAD, lambda data: msgspec.msgpack.decode(expanded(data), type=PackHead))
-        self.streams, self._starts = head.streams, head.starts
+
+    @cached_property
+    def _head(self) -> PackStreams:
+        return self._part(HEAD, _streams_of_head, lambda head: head.size_bytes)
+
+    @property
+    def streams(self) -> list[tuple[str, str, str]]:
+        """Key, node and rule of each stream."""
+        return self._head.names
 
     @cached_property
     def stream(self) -> Integers:
         """The number of the stream of each record."""
-        return self._block(STREAM, self._integers)
+        return self._column(STREAM, self._integers)
 
     @cached_property
     def event_utc_ns(self) -> Integers:
         """When each was sensed. It only grows."""
-        return self._block(TIME, self._integers)
+        return self._column(TIME, self._integers)
 
     @cached_property
     def sequence(self) -> Integers:
         """The sequence of each."""
-        return self._block(SEQUENCE, lambda data: self._scattered(self._integers(data)))
+        return self._column(SEQUENCE, lambda data: self._scattered(self._integers(data)))
 
     @cached_property
     def number(self) -> Integers:
         """The number of each."""
-        return self._block(NUMBER, lambda data: self._scattered(self._integers(data)))
+        return self._column(NUMBER, lambda data: self._scattered(self._integers(data)))
 
     @cached_property
     def latitude_deg(self) -> Floats:
         """Where each was sensed."""
-        return self._block(LATITUDE, self._floats)
+        return self._column(LATITUDE, self._floats)
 
     @cached_property
     def longitude_deg(self) -> Floats:
         """Where each was sensed."""
-        return self._block(LONGITUDE, self._floats)
+        return self._column(LONGITUDE, self._floats)
 
     @cached_property
     def quality(self) -> Floats:
         """The quality of each."""
-        return self._block(QUALITY, self._floats)
+        return self._column(QUALITY, self._floats)
 
     @cached_property
     def _order(self) -> Integers:
         return origin_order(self.streams, self.stream)
 
-    @cached_property
-    def _stream_numbers(self) -> dict[tuple[str, str], dict[int, str]]:
-        found: dict[tuple[str, str], dict[int, str]] = {}
-        for number, (key, origin, rule) in enumerate(self.streams):
-            found.setdefault((key, origin), {})[number] = rule
-        return found
-
     def rules_of(self, key: str, origin: str) -> dict[int, str]:
         """The rules of a key and node, by the numbers of their streams."""
-        return self._stream_numbers.get((key, origin), {})
+        return self._head.rules_of(key, origin)
 
     def expect(self, positions: Iterable[int], numbers: Iterable[int]) -> None:
         """Remember where a few records are that are going to be asked for by their numbers."""
@@ -128,9 +162,10 @@ class OpenPack:
 
     def record(self, at: int) -> PackableRecord:
         """A whole record. :raises PackDamaged: a block of it is."""
-        start = bisect_right(self._starts, at) - 1
+        starts = self._head.starts
+        start = bisect_right(starts, at) - 1
         part = FIRST_BODY + start
-        body = self._bodies.pop(start, None) or self._block(part, PackBody)
+        body = self._bodies.pop(start, None) or self._part(part, PackBody, lambda body: body.size_bytes)
         self._bodies[start] = body
         while len(self._bodies) > 1 and (
             len(self._bodies) > MAX_OPEN_BODIES
@@ -140,7 +175,7 @@ class OpenPack:
         event_utc_ns, _, sequence = self.place(at)
         try:
             return body.record(
-                at - self._starts[start], int(self.number[at]), self.streams[self.stream[at]], sequence, event_utc_ns,
+                at - starts[start], int(self.number[at]), self.streams[self.stream[at]], sequence, event_utc_ns,
                 (float(self.latitude_deg[at]), float(self.longitude_deg[at])), float(self.quality[at]),
             )  # fmt: skip
         except (ValueError, IndexError) as error:
@@ -178,6 +213,21 @@ class OpenPack:
         column[self._order] = by_origin
         return column
 
+    def _column(self, part: int, read: "Callable[[bytes], NDArray[NumberT]]") -> "NDArray[NumberT]":
+        def read_only(data: bytes) -> "NDArray[NumberT]":
+            column = read(data)
+            column.flags.writeable = False  # other questions may be given it
+            return column
+
+        return self._part(part, read_only, lambda column: column.nbytes)
+
+    def _part(self, part: int, read: Callable[[bytes], ResultT], size_bytes: Callable[[ResultT], int]) -> ResultT:
+        kept: ResultT | None = self._cache.find(self.entry, part)
+        if kept is None:
+            kept = self._block(part, read)
+            self._cache.keep(self.entry, part, kept, size_bytes(kept))
+        return kept
+
     def _block(self, part: int, read: Callable[[bytes], ResultT]) -> ResultT:
         found = self._db.execute(
             "SELECT data FROM pack_blocks WHERE place = ?", (place_of(self.entry.content, part),)
@@ -201,14 +251,19 @@ class OpenPack:
 class PackReader:
     """The packs of a store, at one moment. Belongs to one thread."""
 
-    def __init__(self, db: sqlite3.Connection, most_open: int = MAX_OPEN_PACKS) -> None:
+    def __init__(self, db: sqlite3.Connection, most_open: int = MAX_OPEN_PACKS, cache: PackCache | None = None) -> None:
+        """``cache`` is that of the store for all questions."""
         self._db, self._most_open = db, most_open
+        self._cache = PackCache(_OWN_BYTES) if cache is None else cache
         self._open: OrderedDict[int, OpenPack] = OrderedDict()
 
     @cached_property
     def entries(self) -> list[PackEntry]:
         """All of them that have records, in the order of their numbers."""
-        return list(map(PackEntry._make, self._db.execute("SELECT * FROM packs WHERE records > 0 ORDER BY pack")))
+        rows = self._db.execute("SELECT * FROM packs WHERE records > 0 ORDER BY pack")
+        entries = list(map(PackEntry._make, rows))
+        self._cache.keep_only(entries)
+        return entries
 
     @cached_property
     def up_to(self) -> int:
@@ -221,8 +276,8 @@ class PackReader:
         return max((entry.newest_utc_ns for entry in self.entries), default=-1)
 
     def opened(self, entry: PackEntry) -> OpenPack:
-        """A pack. :raises PackDamaged: its head is."""
-        pack = self._open.pop(entry.content, None) or OpenPack(self._db, entry)
+        """A pack."""
+        pack = self._open.pop(entry.content, None) or OpenPack(self._db, entry, self._cache)
         self._open[entry.content] = pack
         if len(self._open) > self._most_open:
             self._open.popitem(last=False)
@@ -254,6 +309,10 @@ class PackReader:
         """All records of a pack, in order."""
         pack = self.opened(entry)
         return map(pack.record, range(entry.records))
+
+
+def _streams_of_head(data: bytes) -> PackStreams:
+    return PackStreams(_head_decoder.decode(expanded(data)))
 
 
 def origin_order(streams: list[tuple[str, str, str]], stream: Integers) -> Integers:
