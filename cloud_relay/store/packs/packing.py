@@ -35,15 +35,17 @@ _SLICE_BYTES: Final = 512 * 1024
 """Blocks that are written at once. A block alone may be larger by a little."""
 _SLICE_ROWS: Final = 1_000
 """Rows of tables that are written at once."""
-_SLICE_DELETED: Final = (128, 512)
-"""Rows of records that are deleted at once, at least and at most: each is in four indexes."""
-SLICE_S: Final = 0.02
-"""What a slice should take. One that took longer is followed by a smaller one."""
+_SLICE_DELETED: Final = (64, 256)
+"""Rows of records that are deleted at once, at least and at most: each is in four indexes, and takes 6 to 9 µs."""
+_SLICE_PAGES: Final = (32, 128)
+"""Pages that are given back at once, at least and at most: each is moved, and takes 30 µs in a large store."""
+SLICE_S: Final = 0.01
+"""What a slice should take. One that took longer is followed by one of half its size, and each other one by one that is
+a little larger: the more a slice has to do, the likelier it has to wait for a processor in its midst."""
 _FREE_SHARE: Final = 8
 """Free pages are given back to the disk once they are more than one in so many, because new rows need them again."""
 _FREE_PAGES: Final = 2_048
 """So many are always kept: 8 MiB."""
-_SLICE_PAGES: Final = 512
 _ROWS: Final = (
     "SELECT records.number, records.origin, records.sequence, rule, received_utc_ns, encoded,"
     " coalesce(receipt, 0), coalesce(place, 0), key, sensing_origin, reading_sequence, value, latitude_deg,"
@@ -228,12 +230,10 @@ class Packer:
         """Delete the rows of packed records, and what is left of packs that were not finished."""
         up_to = packed_up_to(db)
         (last_receipt,) = db.execute("SELECT coalesce(max(last_receipt), 0) FROM packs").fetchone()
-        most = _SLICE_DELETED[0]
+        pace = _Pace(*_SLICE_DELETED)
         while (first := db.execute("SELECT min(number) FROM records").fetchone()[0]) is not None and first <= up_to:
-            slice_ = _DeleteRows(first, min(first + most - 1, up_to), last_receipt)
-            if not self.write(slice_):
+            if not self.write(pace.timed(_delete_rows(first, min(first + pace.size - 1, up_to), last_receipt))):
                 return
-            most = max(_SLICE_DELETED[0], most // 2) if slice_.took_s > SLICE_S else min(_SLICE_DELETED[1], most * 2)
         (newest,) = db.execute("SELECT coalesce(max(pack), 0) FROM packs").fetchone()
         for table in ("pack_streams", "pack_ranges"):
             while db.execute(f"SELECT 1 FROM {table} WHERE pack > ? LIMIT 1", (newest,)).fetchone():  # noqa: S608
@@ -260,8 +260,11 @@ class Packer:
         (free,) = db.execute("PRAGMA freelist_count").fetchone()
         if free <= max(_FREE_PAGES, pages // _FREE_SHARE) or db.execute("PRAGMA auto_vacuum").fetchone() != (2,):
             return
-        for _ in range((free - _FREE_PAGES) // _SLICE_PAGES):
-            if not self.write(_give_back_pages):
+        pace, left = _Pace(*_SLICE_PAGES), free - _FREE_PAGES
+        while left > 0:
+            size = min(pace.size, left)
+            left -= size
+            if not self.write(pace.timed(_give_back_pages(size))):
                 return
 
 
@@ -297,28 +300,47 @@ def _inserting(statement: str, rows: list[Any]) -> Job:
     return lambda db: db.executemany(statement, rows)
 
 
-class _DeleteRows:
+class _Pace:
+    """How much a slice takes, by how long those before it took."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.size = least
+
+    def timed(self, job: Job) -> Job:
+        """A slice of that size. The time that it waits for its turn does not count."""
+
+        def slice_(db: sqlite3.Connection) -> None:
+            began_s = time.monotonic()
+            job(db)
+            if time.monotonic() - began_s > SLICE_S:
+                self.size = max(self._least, self.size // 2)
+            else:
+                self.size = min(self._most, self.size + self._least // 4)
+
+        return slice_
+
+
+def _delete_rows(first: int, last: int, last_receipt: int) -> Job:
     """Deletes rows that are in packs. Receipts that came after their pack was made are in no pack, and stay."""
 
-    def __init__(self, first: int, last: int, last_receipt: int) -> None:
-        self._numbers, self._last_receipt = (first, last), last_receipt
-        self.took_s = 0.0
-        """How long it kept the writer, without the time that it waited for its turn."""
-
-    def __call__(self, db: sqlite3.Connection) -> None:
-        begun_s = time.monotonic()
+    def delete(db: sqlite3.Connection) -> None:
         db.execute(
             "DELETE FROM receipted WHERE receipt <= ? AND (origin, sequence) IN"
             " (SELECT origin, sequence FROM records NOT INDEXED WHERE number BETWEEN ? AND ?)",
-            (self._last_receipt, *self._numbers),
+            (last_receipt, first, last),
         )
-        db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", self._numbers)
-        self.took_s = time.monotonic() - begun_s
+        db.execute("DELETE FROM records WHERE number BETWEEN ? AND ?", (first, last))
+
+    return delete
 
 
-def _give_back_pages(db: sqlite3.Connection) -> None:
-    for _ in range(_SLICE_PAGES):  # the statement gives one page back each time it is stepped, and sqlite3 steps once
-        db.execute("PRAGMA incremental_vacuum(1)")
+def _give_back_pages(pages: int) -> Job:
+    def give_back(db: sqlite3.Connection) -> None:
+        for _ in range(pages):  # the statement gives one page back each time it is stepped, and sqlite3 steps once
+            db.execute("PRAGMA incremental_vacuum(1)")
+
+    return give_back
 
 
 def _delete_unfinished(table: str, newest: int) -> Job:

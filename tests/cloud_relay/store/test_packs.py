@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -23,12 +24,12 @@ from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.query.searching import every_record, find_page
 from cloud_relay.query.selection import Query
-from cloud_relay.store.packs import bodies, known
+from cloud_relay.store.packs import bodies, known, packing
 from cloud_relay.store.packs.bodies import PackableRecord, PackBody
 from cloud_relay.store.packs.columns import floats_packed, floats_unpacked, integers_packed, integers_unpacked
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.making import PackMaker
-from cloud_relay.store.packs.packing import Packer, PackingPolicy
+from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, newest_number, place_of
@@ -408,6 +409,42 @@ def test_space_of_rows_is_given_back(relay: RelayInProcess) -> None:
     relay.pack(1_000)
     with closing(open_for_reading(relay.path)) as db:
         assert db.execute("PRAGMA page_count").fetchone()[0] < pages * 0.8
+
+
+@pytest.mark.parametrize(("slice_s", "most_rows", "most_pages"), [(0.0, 64, 32), (3_600.0, 256, 128)])
+def test_slices_become_small_where_they_take_long(
+    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch, slice_s: float, most_rows: int, most_pages: int
+) -> None:
+    """A slice holds up whoever sends. One beside other programs, or on a slow disk, has to do less."""
+    monkeypatch.setattr(packing, "SLICE_S", slice_s)
+    for begin in range(1, 4_001, 250):
+        relay.send(batch(*range(begin, begin + 250), value="x" * 3_000))
+    deleted, freed = list[int](), list[int]()
+
+    def noted(job: Job) -> "Future[Any]":
+        def slice_(db: sqlite3.Connection) -> None:
+            rows, pages = rows_and_pages(db)
+            job(db)
+            rows_left, pages_left = rows_and_pages(db)
+            deleted.append(rows - rows_left)
+            freed.append(pages - pages_left)
+
+        return relay.store.maintain(slice_)  # type: ignore[no-any-return]
+
+    policy = PackingPolicy(0.0, 0, pack_records=2_000, clock=lambda: BASE_NS + SECOND)
+    packer = Packer(lambda: open_for_reading(relay.path), noted, policy)
+    while packer.pack_once():
+        pass
+    assert sum(deleted) == 4_000
+    assert most_rows / 2 < max(deleted) <= most_rows
+    assert sum(freed) > 500
+    assert most_pages / 2 < max(freed) <= most_pages + 1, "with a page that told where others are"
+
+
+def rows_and_pages(db: sqlite3.Connection) -> tuple[int, int]:
+    """How many rows of records and how many pages there are."""
+    rows, pages = (db.execute(text).fetchone()[0] for text in ("SELECT count(*) FROM records", "PRAGMA page_count"))
+    return rows, pages
 
 
 def test_look_goes_on_where_the_one_before_it_ended(relay: RelayInProcess) -> None:
