@@ -10,6 +10,7 @@ each time. The bars are meant for ten million records. At last it exports all of
 - ``…_p99_cpu_ms``: processor time of the same, which other programs on the computer hardly change. The bars are for
   this and for the median;
 - ``largest_mib``: the most memory that Python had for one page of everything, with large values;
+- ``questions_mib``: the same for all of these questions one after the other, with what is kept of packs in between;
 - ``record_us``, ``record_bytes``: what the writer takes for a record, and the disk;
 - ``packing_us``, ``packed_bytes``: with ``--packed``, the processor time that packing a record takes, and what the disk
   has of it then: blocks, tables and receipts. ``packing_slice_ms`` is the longest that packing held the writer up, and
@@ -251,6 +252,20 @@ def largest_mib(folder: Path) -> float:
             tracemalloc.stop()
 
 
+def questions_mib(path: Path, rounds: int) -> float:
+    """The memory of questions of each kind, one after the other."""
+    random, readers = Random(3), SqliteReaders(path)
+    tracemalloc.start()
+    try:
+        for _ in range(rounds):
+            for question in questions(random).values():
+                with readers.reader() as reader:
+                    question(reader)
+        return tracemalloc.get_traced_memory()[1] / (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
 def exported(path: Path, folder: Path) -> dict[str, float]:
     """What an export of everything takes for each record, in both formats."""
     with closing(open_for_reading(path)) as db:
@@ -293,14 +308,14 @@ def main() -> int:
             figures["record_bytes"] = path.stat().st_size / options.records
         if options.packed:
             figures |= packed(path)
-        figures |= asked(path, options.rounds) | {"largest_mib": largest_mib(scratch)}
+        figures |= asked(path, options.rounds)
+        figures |= {"largest_mib": largest_mib(scratch), "questions_mib": questions_mib(path, min(10, options.rounds))}
         if not options.without_export:
             figures |= exported(path, scratch)
     finally:
         shutil.rmtree(scratch)
-    bars = BARS | {
-        "largest_mib": MEMORY_BAR_MIB, "packed_bytes": PACKED_BAR_BYTES, "packing_slice_p99_ms": SLICE_BAR_MS
-    }  # fmt: skip
+    bars = BARS | dict.fromkeys(("largest_mib", "questions_mib"), MEMORY_BAR_MIB)
+    bars |= {"packed_bytes": PACKED_BAR_BYTES, "packing_slice_p99_ms": SLICE_BAR_MS}
     missed = [name for name, figure in figures.items() if figure > bars.get(name, figure)]
     print_figures(figures, missed, as_json=options.json)
     return 1 if options.check and missed else 0

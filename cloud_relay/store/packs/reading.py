@@ -40,7 +40,9 @@ from cloud_relay.store.packs.tables import (
 from protocols.base.errors import StorageError
 
 MAX_OPEN_PACKS: Final = 8
-"""Packs that one question keeps open, with up to 4 MB each."""
+MAX_OPEN_BYTES: Final = 32 * 1024 * 1024
+"""Packs that one question keeps open, and what Python may hold for them when another one is opened: mostly up to 4 MB
+each, but a node that invents a key for each record makes packs with ten times as much."""
 MAX_OPEN_BODIES: Final = 16
 MAX_OPEN_BODY_BYTES: Final = 2 * 1024 * 1024
 """Bodies of a pack that are kept expanded, and all that Python holds for them."""
@@ -99,10 +101,19 @@ class OpenPack:
         self._bodies: OrderedDict[int, PackBody] = OrderedDict()
         self._expected: dict[int, int] = {}
         self._of_origin: tuple[str, dict[int, int]] | None = None
+        self._read_bytes = 0
+        """Of its head and its columns."""
+
+    @property
+    def size_bytes(self) -> int:
+        """All that Python holds for what was read of it."""
+        return self._read_bytes + sum(body.size_bytes for body in self._bodies.values())
 
     @cached_property
     def _head(self) -> PackStreams:
-        return self._part(HEAD, _streams_of_head, lambda head: head.size_bytes)
+        head = self._part(HEAD, _streams_of_head, lambda head: head.size_bytes)
+        self._read_bytes += head.size_bytes
+        return head
 
     @property
     def streams(self) -> list[tuple[str, str, str]]:
@@ -219,7 +230,9 @@ class OpenPack:
             column.flags.writeable = False  # other questions may be given it
             return column
 
-        return self._part(part, read_only, lambda column: column.nbytes)
+        column = self._part(part, read_only, lambda column: column.nbytes)
+        self._read_bytes += column.nbytes
+        return column
 
     def _part(self, part: int, read: Callable[[bytes], ResultT], size_bytes: Callable[[ResultT], int]) -> ResultT:
         kept: ResultT | None = self._cache.find(self.entry, part)
@@ -277,11 +290,16 @@ class PackReader:
 
     def opened(self, entry: PackEntry) -> OpenPack:
         """A pack."""
-        pack = self._open.pop(entry.content, None) or OpenPack(self._db, entry, self._cache)
+        pack = self._open.pop(entry.content, None)
+        if pack is None:
+            while self._open and (len(self._open) >= self._most_open or self._open_bytes() > MAX_OPEN_BYTES):
+                self._open.popitem(last=False)
+            pack = OpenPack(self._db, entry, self._cache)
         self._open[entry.content] = pack
-        if len(self._open) > self._most_open:
-            self._open.popitem(last=False)
         return pack
+
+    def _open_bytes(self) -> int:
+        return sum(pack.size_bytes for pack in self._open.values())
 
     def with_number(self, number: int) -> PackableRecord | None:
         """The record with a number; None: it is in no pack."""

@@ -19,6 +19,7 @@ from cloud_relay.query.readers.sqlite import SqliteReader, SqliteReaders
 from cloud_relay.query.searching import find_page, records_of_pages
 from cloud_relay.query.selection import Query, place_of
 from cloud_relay.query.sources import merged_steps, prepare
+from cloud_relay.store.packs import reading
 from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import MAX_OPEN_PACKS, OpenPack, PackReader
 from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
@@ -188,6 +189,24 @@ def test_question_over_many_packs_keeps_few_of_them_open(relay: RelayInProcess) 
                     most = max(most, sum(isinstance(thing, OpenPack) for thing in gc.get_objects()))
     assert found == 200
     assert most <= MAX_OPEN_PACKS
+
+
+def test_packs_of_very_many_keys_are_not_open_together(relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may invent a key for each record, and the names of all of them are in the head of a pack."""
+    for number in range(1, 61):
+        relay.send(batch(number, key=f"veh/v-1/{number}/{'k' * 60}"))
+    assert relay.pack(10) == 6
+    with closing(open_for_reading(relay.path)) as db:
+        reader = PackReader(db)
+        for entry in reader.entries:
+            assert reader.opened(entry).streams
+        assert len(reader._open) == 6
+        most = max(pack.size_bytes for pack in reader._open.values())
+        monkeypatch.setattr(reading, "MAX_OPEN_BYTES", 2 * most)
+        reader = PackReader(db)
+        for entry in reader.entries:
+            assert reader.opened(entry).streams
+        assert len(reader._open) == 3, "what is open while another one is opened, and that one"
 
 
 # --- packs that are gone ---------------------------------------------------------------------------------------------
