@@ -19,9 +19,8 @@ from cloud_relay.store.packs.columns import (
     compressed,
     expanded,
     floats_packed,
-    floats_unpacked,
     integers_packed,
-    integers_unpacked,
+    short_columns_unpacked,
 )
 from cloud_relay.store.rows import Cost, RecordUnsuitable, Row, row_of
 from protocols.base.errors import RemoteProtocolError
@@ -153,11 +152,11 @@ class PackBody:
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from error
         self._profiles, self._odd, self._values = columns.profiles, columns.odd, columns.values
-        self._floats = [floats_unpacked(data) for data in columns.floats]
+        integers, self._floats = short_columns_unpacked(columns.integers, columns.floats)
         (
             self._profile, self._uncertainty_ns, self._received_utc_ns, self._reading_sequence, self._receipt,
             self._receipt_place, self._ends,
-        ) = integers = list(map(integers_unpacked, columns.integers))  # fmt: skip
+        ) = integers  # fmt: skip
         numbers = sum(column.nbytes for column in (*integers, *self._floats))
         self.size_bytes = len(columns.values) + numbers + _held_bytes((self._profiles, self._odd))
         """All that Python holds for it."""

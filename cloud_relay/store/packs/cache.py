@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from cloud_relay.store.packs.tables import PackEntry
 
-MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
-"""Parts of one store. A page needs 1.3 MB of a pack that it shows records of, and 0.3 MB of one that it only looks at:
-there is room for about a hundred packs, which have three million records."""
+MAX_KEPT_BYTES: Final = 32 * 1024 * 1024
+"""Parts of one store, for all who ask over HTTP, and as much for all nodes that ask. A page needs 1.3 MB of a pack that
+it shows records of, and 0.3 MB of one that it only looks at, so there is room for several cursors at once."""
 _HELD_BYTES: Final = 1_024
 """What keeping a part takes beside the part, a share of its pack's row among it."""
 

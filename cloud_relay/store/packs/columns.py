@@ -41,6 +41,21 @@ def floats_unpacked(data: bytes) -> Floats:
     return _together(data).view("<f8")
 
 
+def short_columns_unpacked(integers: list[bytes], floats: list[bytes]) -> tuple[list[Integers], list[Floats]]:
+    """Columns of :func:`integers_packed` and :func:`floats_packed`, all of one length. Of a few hundred numbers each,
+    all at once take a third of the time.
+
+    :raises ValueError: they have no such length.
+    """
+    together = _short_together(integers).view("<i8")
+    return list(np.cumsum(together, axis=1, dtype=np.int64)), list(_short_together(floats).view("<f8"))
+
+
+def _short_together(columns: list[bytes]) -> NDArray[np.uint8]:
+    ranks = np.frombuffer(b"".join(columns), np.uint8).reshape(len(columns), 8, -1)
+    return np.ascontiguousarray(ranks.transpose(0, 2, 1)).reshape(len(columns), -1)
+
+
 def _apart(values: NDArray[Any]) -> bytes:
     return values.astype(values.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, 8).T.tobytes()
 

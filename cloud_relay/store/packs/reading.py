@@ -176,13 +176,7 @@ class OpenPack:
         starts = self._head.starts
         start = bisect_right(starts, at) - 1
         part = FIRST_BODY + start
-        body = self._bodies.pop(start, None) or self._part(part, PackBody, lambda body: body.size_bytes)
-        self._bodies[start] = body
-        while len(self._bodies) > 1 and (
-            len(self._bodies) > MAX_OPEN_BODIES
-            or sum(body.size_bytes for body in self._bodies.values()) > MAX_OPEN_BODY_BYTES
-        ):
-            self._bodies.popitem(last=False)
+        body = self._bodies.get(start) or self._opened_body(start)
         event_utc_ns, _, sequence = self.place(at)
         try:
             return body.record(
@@ -191,6 +185,16 @@ class OpenPack:
             )  # fmt: skip
         except (ValueError, IndexError) as error:
             raise self._damaged(part, error) from error
+
+    def _opened_body(self, start: int) -> PackBody:
+        body = self._part(FIRST_BODY + start, PackBody, lambda body: body.size_bytes)
+        self._bodies[start] = body
+        while len(self._bodies) > 1 and (
+            len(self._bodies) > MAX_OPEN_BODIES
+            or sum(body.size_bytes for body in self._bodies.values()) > MAX_OPEN_BODY_BYTES
+        ):
+            self._bodies.popitem(last=False)
+        return body
 
     def at_sequence(self, origin: str, sequence: int) -> int | None:
         """Where the record of a node with a sequence is; None: it was deleted."""
