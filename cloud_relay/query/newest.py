@@ -14,12 +14,14 @@ from typing import Final
 
 from cloud_relay.query.packed import newest_of_stream, one_moment
 from cloud_relay.query.searching import (
+    COLUMNS,
     MAX_PAGE_BYTES,
     PATIENCE_S,
+    RECORD_ROWS,
     RecordPage,
     StoredRecord,
     packed_record,
-    stored_record,
+    record_of_row,
 )
 from cloud_relay.query.selection import FILTERS, MAX_PAGE_RECORDS, Box, Query, shape_of_key
 from cloud_relay.query.sources import SqlCondition, stream_names
@@ -31,9 +33,10 @@ from protocols.base.keys import checked_key, matches
 
 NEWEST_FILTERS: Final = tuple(name for name in FILTERS if name != "until")
 _NEWEST_OF_STREAM: Final = (
-    "SELECT rowid, sequence FROM records INDEXED BY records_in_streams WHERE key = ? AND origin = ?"
+    f"{RECORD_ROWS} INDEXED BY records_in_streams WHERE key = ? AND origin = ?"
     " AND event_utc_ns = ? AND (?4 IS NULL OR rule = ?4) AND rowid > ?5 ORDER BY sequence DESC LIMIT 1"
 )
+_SEQUENCE: Final = COLUMNS.index("sequence")
 
 
 def newest_page(
@@ -94,9 +97,9 @@ def _newest_record(
     found = newest_of_stream(db, packed, stream, rule)
     if found is not None:
         pack, at = found
-        if row is None or pack.place(at)[2] > row[1]:
+        if row is None or pack.place(at)[2] > row[_SEQUENCE]:
             return packed_record(db, pack.record(at))
-    return None if row is None else stored_record(db, row[0], packed)
+    return None if row is None else record_of_row(row)
 
 
 def is_shown(record: StoredRecord, query: Query) -> bool:

@@ -35,10 +35,12 @@ PATIENCE_S: Final = 0.5
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """A page ends after the record that reaches it. Values in memory and in JSON take up to ten times as much."""
 
-_ROW: Final = (
+RECORD_ROWS: Final = (
     f"SELECT {', '.join(COLUMNS[:-1])}, EXISTS (SELECT 1 FROM receipted WHERE receipted.origin = records.origin"  # noqa: S608 - constants only
-    " AND receipted.sequence = records.sequence) AS has_receipt, encoded FROM records WHERE rowid = ?"
+    " AND receipted.sequence = records.sequence) AS has_receipt, encoded FROM records"
 )
+"""What :func:`record_of_row` takes; which rows has to follow."""
+_ROW: Final = f"{RECORD_ROWS} WHERE rowid = ?"
 
 
 class StoredRecord(NamedTuple):
@@ -88,13 +90,17 @@ def find_page(
 def stored_record(db: sqlite3.Connection, number: int, packed: PackReader) -> StoredRecord:
     """The record with a number, of the moment of ``packed``."""
     if number > packed.up_to:
-        row = db.execute(_ROW, (number,)).fetchone()
-        fields = dict(zip(COLUMNS, row, strict=False))
-        fields["has_receipt"] = bool(fields["has_receipt"])
-        return StoredRecord(fields, row[-1])
+        return record_of_row(db.execute(_ROW, (number,)).fetchone())
     record = packed.with_number(number)
     assert record is not None, "its step was of the same moment"
     return packed_record(db, record)
+
+
+def record_of_row(row: tuple[Any, ...]) -> StoredRecord:
+    """A record of a row of :data:`RECORD_ROWS`."""
+    fields = dict(zip(COLUMNS, row, strict=False))
+    fields["has_receipt"] = bool(fields["has_receipt"])
+    return StoredRecord(fields, row[-1])
 
 
 def packed_record(db: sqlite3.Connection, record: PackableRecord) -> StoredRecord:
