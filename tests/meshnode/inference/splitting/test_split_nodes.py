@@ -126,6 +126,7 @@ async def test_helper_that_is_killed_while_it_computes_costs_no_request(
     await until(at_the_neighbour, "a stage under way at the RSU")
     rsu.process.send_signal(signal.SIGKILL)
     split = await task
-    assert [part.node for part in split.parts] == ["veh-2", "veh-2"]
+    assert len(split.parts) > 1
+    assert {part.node for part in split.parts} == {"veh-2"}
     assert sum(part.replays for part in split.parts) >= 1
     assert split.outputs["y"].tobytes() == whole_answer(private, matrix)
