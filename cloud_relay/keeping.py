@@ -12,8 +12,9 @@ from cloud_relay.config import KeepingConfig, RelayConfig, load_config
 from cloud_relay.store.contract import RecordStore
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals
+from cloud_relay.store.packs.retention import removals
 from cloud_relay.store.places import sqlite_path
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading, storage_error
 from cloud_relay.store.sqlite import Store
 

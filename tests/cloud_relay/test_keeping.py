@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cloud_relay.cli import main
 from cloud_relay.config import KeepingConfig, load_config
-from cloud_relay.store.packs.retention import RetentionPolicy
+from cloud_relay.store.retaining import RetentionPolicy
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.errors import ConfigError
 from tests.tools.relay_fixture import RelayInProcess, batch

@@ -21,8 +21,8 @@ from cloud_relay.query.searching import parsed_fields, records_of_pages
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import Packer, PackingPolicy
-from cloud_relay.store.packs.retention import RetentionPolicy
 from cloud_relay.store.places import PostgresPlace, StorePlace
+from cloud_relay.store.retaining import RetentionPolicy
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import create_mesh, issue

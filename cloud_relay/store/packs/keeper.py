@@ -12,7 +12,8 @@ from typing import Any, Final
 from cloud_relay.store.packs.columns import zstandard
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged
-from cloud_relay.store.packs.retention import Removal, Remover, RetentionPolicy, removals
+from cloud_relay.store.packs.retention import Removal, Remover, packing_for, removals
+from cloud_relay.store.retaining import RetentionPolicy
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND
 
@@ -35,7 +36,7 @@ class StoreKeeper:
     ) -> None:  # fmt: skip
         """``write`` hands a slice to the writer of the store."""
         self._open, self._retention, self._clock = open_reading, retention, packing.clock
-        self._packer = Packer(open_reading, write, retention.packing(packing))
+        self._packer = Packer(open_reading, write, packing_for(retention, packing))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper")
         self._deleted = self._failures = 0

@@ -23,8 +23,8 @@ from cloud_relay.store.packs.making import PackMaker
 from cloud_relay.store.packs.packing import Job, PackingPolicy, next_content
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import GONE, PackEntry, place_of
+from cloud_relay.store.retaining import BEYOND_AGE, BEYOND_SIZE, RetentionPolicy
 from cloud_relay.store.rows import KEY_COLUMN
-from protocols.base.keys import matches
 from protocols.base.limits import SECOND
 
 LATENESS: Final = 8
@@ -37,38 +37,14 @@ _SLICE_CHANGES: Final = 4_096
 """Ranges and receipts that change in the slice by which a pack that was written again counts: 4 µs each."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetentionRule:
-    """How long records are kept whose keys an expression matches."""
-
-    keys: str
-    max_age_s: float | None
-    """None: for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPolicy:
-    """What is kept. The first rule that matches a key decides; keys that none matches are kept for ever."""
-
-    rules: tuple[RetentionRule, ...] = ()
-    max_bytes: int | None = None
-    """The size of the store's file beyond which the oldest packs are deleted, whatever the rules say."""
-
-    def max_age_ns(self, key: str) -> int | None:
-        """How old records of a key become; None: as old as they like."""
-        for rule in self.rules:
-            if matches(rule.keys, key):
-                return None if rule.max_age_s is None else int(rule.max_age_s * SECOND)
-        return None
-
-    def packing(self, policy: PackingPolicy) -> PackingPolicy:
-        """A policy that packs early enough for the rules, in packs that are short enough."""
-        ages_s = [rule.max_age_s for rule in self.rules if rule.max_age_s is not None]
-        if not ages_s:
-            return policy
-        least_s = min(ages_s)
-        span_s = min(policy.span_s, max(least_s / LATENESS, MIN_SPAN_S))
-        return replace(policy, after_s=min(policy.after_s, least_s / 2), span_s=span_s)
+def packing_for(retention: RetentionPolicy, policy: PackingPolicy) -> PackingPolicy:
+    """A policy that packs early enough for the rules, in packs that are short enough."""
+    least_ns = retention.least_age_ns
+    if least_ns is None:
+        return policy
+    least_s = least_ns / SECOND
+    span_s = min(policy.span_s, max(least_s / LATENESS, MIN_SPAN_S))
+    return replace(policy, after_s=min(policy.after_s, least_s / 2), span_s=span_s)
 
 
 class Removal(NamedTuple):
@@ -95,13 +71,13 @@ def removals(db: sqlite3.Connection, policy: RetentionPolicy, now_utc_ns: int) -
     """
     excess_bytes = 0 if policy.max_bytes is None else used_bytes(db) - policy.max_bytes
     max_age_ns: dict[str, int | None] = {}
-    least_ns = min((int(rule.max_age_s * SECOND) for rule in policy.rules if rule.max_age_s is not None), default=None)
+    least_ns = policy.least_age_ns
     for entry in PackReader(db).entries:
         age_ns = now_utc_ns - entry.last_received_utc_ns
         if excess_bytes > 0:
             size_bytes = pack_bytes(db, entry)
             excess_bytes -= size_bytes
-            why = "the store is larger than [store] max_mb says"
+            why = BEYOND_SIZE
             yield Removal(entry, frozenset(_streams_of(db, entry)), entry.records, size_bytes, why)
         elif least_ns is not None and age_ns >= least_ns:
             names = _streams_of(db, entry)
@@ -113,7 +89,7 @@ def removals(db: sqlite3.Connection, policy: RetentionPolicy, now_utc_ns: int) -
             if old:
                 records = sum(names[name] for name in old)
                 size_bytes = pack_bytes(db, entry) * records // entry.records
-                yield Removal(entry, old, records, size_bytes, "older than their rule says")
+                yield Removal(entry, old, records, size_bytes, BEYOND_AGE)
 
 
 def used_bytes(db: sqlite3.Connection) -> int:

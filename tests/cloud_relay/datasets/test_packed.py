@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.store.packs import bodies
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from tests.tools.dataset_fixture import run, shown, tried
 from tests.tools.export_fixture import sent
 from tests.tools.relay_fixture import RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture

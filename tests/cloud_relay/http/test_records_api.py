@@ -17,7 +17,7 @@ from cloud_relay.http.openapi import described
 from cloud_relay.query import sources
 from cloud_relay.query.readers.sqlite import SqliteReader
 from cloud_relay.query.searching import COLUMNS
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.limits import SECOND
 from protocols.wire.codec import encode_frame

@@ -16,7 +16,7 @@ from cloud_relay.metrics.counted import MAX_NAMES, CountedParts
 from cloud_relay.metrics.histograms import MAX_SERIES, LabelledHistogram
 from cloud_relay.metrics.page import RelayMetrics
 from cloud_relay.metrics.requests import measured
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.wire.codec import encode_frame
 from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch

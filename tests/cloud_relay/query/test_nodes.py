@@ -13,7 +13,7 @@ from cloud_relay.query import nodes
 from cloud_relay.query.nodes import BURST, MAX_AT_ONCE, NodeQuestions
 from cloud_relay.query.readers import sqlite
 from cloud_relay.query.readers.sqlite import SqliteReaders
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from protocols.access import AccessRule, AccessTable
 from protocols.base.ids import MeshName, PeerIdentity, Role, node_id
 from protocols.base.limits import MAX_EXCHANGE_BYTES, SECOND

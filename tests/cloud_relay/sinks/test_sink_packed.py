@@ -11,8 +11,8 @@ from cloud_relay.query.selection import Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import FOLDER, MAX_GAPS, ProgressFile, SinkProgress, SkippedRecords
 from cloud_relay.sinks.reading import RecordReader
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, place_of
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
 from tests.tools.sink_servers import HttpReceiver, given_receiver

@@ -21,7 +21,7 @@ from cloud_relay.query.selection import Box, Query
 from cloud_relay.store.packs import known
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
-from cloud_relay.store.packs.retention import RetentionPolicy
+from cloud_relay.store.retaining import RetentionPolicy
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.errors import StorageError
 from protocols.base.limits import SECOND

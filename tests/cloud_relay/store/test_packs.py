@@ -37,8 +37,8 @@ from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.making import PackMaker
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged, PackReader
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, HEAD, TIME, newest_number, place_of
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import StorageError

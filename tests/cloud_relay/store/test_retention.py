@@ -15,8 +15,9 @@ from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs import retention
 from cloud_relay.store.packs.packing import PackingPolicy
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule, removals, used_bytes
+from cloud_relay.store.packs.retention import packing_for, removals, used_bytes
 from cloud_relay.store.packs.tables import FIRST_BODY, newest_number, place_of
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import LocalProtocolError
@@ -261,6 +262,6 @@ def test_damaged_pack_holds_up_no_other_one_and_goes_as_a_whole(relay: RelayInPr
 def test_rules_are_kept_to_within_an_eighth() -> None:
     """Packs are made early enough, and short enough, for a rule to be kept."""
     policy = RetentionPolicy((RetentionRule("a", None), RetentionRule("b", 800.0), RetentionRule("c", 8_000.0)))
-    packing = policy.packing(PackingPolicy())
+    packing = packing_for(policy, PackingPolicy())
     assert (packing.after_s, packing.span_s) == (400.0, 100.0)
-    assert policy.packing(PackingPolicy(after_s=10.0, span_s=5.0)).after_s == 10.0
+    assert packing_for(policy, PackingPolicy(after_s=10.0, span_s=5.0)).after_s == 10.0

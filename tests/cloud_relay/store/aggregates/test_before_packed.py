@@ -16,8 +16,8 @@ from cloud_relay.store.aggregates.before import slice_after
 from cloud_relay.store.packs import bodies
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import FIRST_BODY, newest_number, place_of
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import StorableRecord, Store
 from protocols.base.limits import SECOND

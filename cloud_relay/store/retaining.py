@@ -1,0 +1,46 @@
+"""What retention keeps, whatever the store is made of: rules by age and key, and a size."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.base.keys import matches
+from protocols.base.limits import SECOND
+
+BEYOND_AGE: Final = "older than their rule says"
+BEYOND_SIZE: Final = "the store is larger than [store] max_mb says"
+"""Why records are deleted, in logs and commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """How long records are kept whose keys an expression matches."""
+
+    keys: str
+    max_age_s: float | None
+    """None: for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What is kept. The first rule that matches a key decides; keys that none matches are kept for ever."""
+
+    rules: tuple[RetentionRule, ...] = ()
+    max_bytes: int | None = None
+    """The size of the store beyond which the oldest records are deleted, whatever the rules say."""
+
+    def max_age_ns(self, key: str) -> int | None:
+        """How old records of a key become; None: as old as they like."""
+        for rule in self.rules:
+            if matches(rule.keys, key):
+                return None if rule.max_age_s is None else int(rule.max_age_s * SECOND)
+        return None
+
+    @property
+    def ages_ns(self) -> list[int]:
+        """The ages that rules have, each once, in order."""
+        return sorted({int(rule.max_age_s * SECOND) for rule in self.rules if rule.max_age_s is not None})
+
+    @property
+    def least_age_ns(self) -> int | None:
+        """The age of which the youngest records are that a rule deletes; None: there is no such rule."""
+        return min(self.ages_ns, default=None)
