@@ -18,7 +18,7 @@
     # password_file = "db.password"                  # default: PGPASSWORD or ~/.pgpass has it
     pack_after_s = 86400        # records that are older are packed, and take a tenth of the space
     pack_beyond = 262144        # and all but so many of the newest, however old they are
-    max_mb = 0                  # beyond so many megabytes the oldest packed records are deleted; 0: never
+    max_mb = 0                  # beyond so many megabytes the oldest records are deleted; 0: never
 
     [[retention]]               # how long records are kept; the first whose keys match decides, and others are kept
     keys = "veh/*/debug/**"
@@ -102,12 +102,9 @@ _LISTS = ("aggregate", "retention", "sink", "training")
 _CHECKED_LATER = ("models", "inference")
 """Tables that whoever uses them checks, too."""
 _NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url"
-_NO_RETENTION = "PostgreSQL keeps all records so far: remove it, or store.url"
 ONLY_IN_SQLITE = {
     "pack_after_s": ("store", _NO_PACKS),
     "pack_beyond": ("store", _NO_PACKS),
-    "max_mb": ("store", _NO_RETENTION),
-    "retention": ("", _NO_RETENTION),
     "aggregate": ("", "ask /v1/aggregates, which computes the numbers anew, and remove it, or remove store.url"),
     "sink": ("", "follow /v1/stream of one of the relays and send on what it shows, and remove it, or store.url"),
 }

@@ -5,15 +5,17 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import click
 
 from cloud_relay.config import KeepingConfig, RelayConfig, load_config
 from cloud_relay.store.contract import RecordStore
+from cloud_relay.store.opening import asyncpg_is_there
 from cloud_relay.store.packs.keeper import StoreKeeper
 from cloud_relay.store.packs.packing import PackingPolicy
 from cloud_relay.store.packs.retention import removals
-from cloud_relay.store.places import sqlite_path
+from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading, storage_error
 from cloud_relay.store.sqlite import Store
@@ -24,14 +26,36 @@ def retention_policy(keeping: KeepingConfig) -> RetentionPolicy:
     return RetentionPolicy(tuple(RetentionRule(*rule) for rule in keeping.retention), keeping.max_bytes)
 
 
-def keeper_of(config: RelayConfig, store: RecordStore) -> StoreKeeper | None:
-    """What packs and deletes in the background; it has not begun. None: the store is not SQLite."""
-    keeping = config.keeping
-    if not isinstance(store, Store) or not isinstance(config.store, Path):
+class Keeper(Protocol):
+    """Keeps a store small in the background."""
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def close(self) -> None:
+        """End after what is under way. Idempotent."""
+        ...
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start."""
+        ...
+
+
+def keeper_of(config: RelayConfig, store: RecordStore) -> Keeper | None:
+    """What packs and deletes in the background; it has not begun. None: there is nothing to do."""
+    keeping, policy = config.keeping, retention_policy(config.keeping)
+    if isinstance(config.store, PostgresPlace):
+        if not policy.deletes:
+            return None
+        from cloud_relay.store.postgres.keeper import PostgresKeeper
+
+        return PostgresKeeper(config.store, policy)
+    if not isinstance(store, Store):
         return None
     return StoreKeeper(
         partial(open_for_reading, config.store), store.maintain,
-        PackingPolicy(keeping.pack_after_s, keeping.pack_beyond), retention_policy(keeping),
+        PackingPolicy(keeping.pack_after_s, keeping.pack_beyond), policy,
     )  # fmt: skip
 
 
@@ -39,10 +63,17 @@ def keeper_of(config: RelayConfig, store: RecordStore) -> StoreKeeper | None:
 @click.option("--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
               help="The relay's configuration.")  # fmt: skip
 def retention(config_path: Path) -> None:
-    """Show which packed records retention would delete now. The relay itself deletes, every five minutes."""
+    """Show which records retention would delete now. The relay itself deletes, every five minutes."""
     config = load_config(config_path)
-    policy, total, total_bytes = retention_policy(config.keeping), 0, 0
-    path = sqlite_path(config.store, "retention is")
+    policy = retention_policy(config.keeping)
+    if isinstance(config.store, PostgresPlace):
+        _foresee_in_postgres(config.store, policy)
+    else:
+        _foresee_in_packs(config.store, policy)
+
+
+def _foresee_in_packs(path: Path, policy: RetentionPolicy) -> None:
+    total = total_bytes = 0
     with closing(open_for_reading(path)) as db:
         try:
             db.execute("BEGIN")
@@ -57,7 +88,31 @@ def retention(config_path: Path) -> None:
             (rows,) = db.execute("SELECT count(*) FROM records").fetchone()
         except db.DatabaseError as error:
             raise storage_error(path, error) from error
-    click.echo(
-        f"{total} records, about {total_bytes / 1e6:.1f} MB, would be deleted now; {rows} records are not packed yet, "
-        "and are looked at once they are"
-    )
+    click.echo(f"{_total(total, total_bytes)}; {rows} records are not packed yet, and are looked at once they are")
+
+
+def _foresee_in_postgres(place: PostgresPlace, policy: RetentionPolicy) -> None:
+    asyncpg_is_there()
+    from cloud_relay.store.postgres.foreseeing import STATEMENT_S, doomed
+    from cloud_relay.store.postgres.schema import check_version
+    from cloud_relay.store.postgres.session import ERRORS, PostgresSession, postgres_error
+
+    total = total_bytes = 0
+    with closing(PostgresSession(place, STATEMENT_S, {"default_transaction_read_only": "on"})) as session:
+        try:
+            session.connect()
+            check_version(session)
+            with session.transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+                for going in doomed(session, policy, time.time_ns()):
+                    total, total_bytes = total + going.records, total_bytes + going.size_bytes
+                    ends = "" if going.key is None else f": {going.key}"
+                    click.echo(
+                        f"{going.records} of {going.of} records, {going.size_bytes / 1e6:.1f} MB: {going.why}{ends}"
+                    )
+        except ERRORS as error:
+            raise postgres_error(place, error) from error
+    click.echo(_total(total, total_bytes))
+
+
+def _total(records: int, size_bytes: int) -> str:
+    return f"{records} records, about {size_bytes / 1e6:.1f} MB, would be deleted now"

@@ -1,5 +1,6 @@
 """What retention keeps, whatever the store is made of: rules by age and key, and a size."""
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,11 @@ from protocols.base.limits import SECOND
 BEYOND_AGE: Final = "older than their rule says"
 BEYOND_SIZE: Final = "the store is larger than [store] max_mb says"
 """Why records are deleted, in logs and commands."""
+MAX_RANGES_PER_ORIGIN: Final = 262_144
+"""Ranges of sequences that a store may have of one node, so that no record is stored again that retention deleted: some
+13 MB, which stay. An honest node adds one only where a loss lies between two deliveries. As many fates are kept."""
+TOO_MANY_GAPS: Final = "too many gaps between records of this node"
+"""Why a record is refused whose node has as many ranges, unless it touches one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,11 @@ class RetentionPolicy:
     max_bytes: int | None = None
     """The size of the store beyond which the oldest records are deleted, whatever the rules say."""
 
+    @property
+    def deletes(self) -> bool:
+        """Whether it deletes anything, ever."""
+        return self.max_bytes is not None or bool(self.ages_ns)
+
     def max_age_ns(self, key: str) -> int | None:
         """How old records of a key become; None: as old as they like."""
         for rule in self.rules:
@@ -44,3 +55,11 @@ class RetentionPolicy:
     def least_age_ns(self) -> int | None:
         """The age of which the youngest records are that a rule deletes; None: there is no such rule."""
         return min(self.ages_ns, default=None)
+
+
+def shown_time(utc_ns: int) -> str:
+    """A time as logs show it."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(utc_ns // SECOND))
+    except (OverflowError, ValueError, OSError):
+        return f"{utc_ns} ns"

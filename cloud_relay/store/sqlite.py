@@ -29,6 +29,7 @@ from cloud_relay.store.packs.packing import Job
 from cloud_relay.store.packs.reading import PackDamaged
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.receipts import ReceiptTable
+from cloud_relay.store.retaining import TOO_MANY_GAPS
 from cloud_relay.store.schema import open_for_writing, storage_error
 from cloud_relay.store.streams import StreamCounts
 from cloud_relay.store.turns import Turns
@@ -234,7 +235,7 @@ class Store:
             if verdict is KnownAs.LATER:
                 continue
             if verdict is None and is_full and not self._packed.touches(*name):
-                unsuitable.append(RefusedRecord(record.sequence, "too many gaps between records of this node"))
+                unsuitable.append(RefusedRecord(record.sequence, TOO_MANY_GAPS))
                 refused.append(unsuitable[-1])
                 continue
             if verdict is None and self._is_inserted(name, record, now):

@@ -140,6 +140,11 @@ class RelayInProcess:
 
     def retain(self, policy: RetentionPolicy, after_s: float) -> int:
         """Delete what retention does not keep so long after all records were received. Returns how many records."""
+        if isinstance(self.path, PostgresPlace):
+            from cloud_relay.store.postgres.keeper import PostgresKeeper
+
+            with closing(PostgresKeeper(self.path, policy, lambda: BASE_NS + int(after_s * SECOND))) as ours:
+                return ours.retain_once()
         packing = PackingPolicy(clock=lambda: BASE_NS + int(after_s * SECOND))
         keeper = StoreKeeper(lambda: open_for_reading(self.path), self.store.maintain, packing, policy)
         return keeper.retain_once()

@@ -13,9 +13,8 @@ from cloud_relay.store.packs.columns import zstandard
 from cloud_relay.store.packs.packing import Job, Packer, PackingPolicy
 from cloud_relay.store.packs.reading import PackDamaged
 from cloud_relay.store.packs.retention import Removal, Remover, packing_for, removals
-from cloud_relay.store.retaining import RetentionPolicy
+from cloud_relay.store.retaining import RetentionPolicy, shown_time
 from protocols.base.errors import StorageError
-from protocols.base.limits import SECOND
 
 LOOK_S: Final = 1.0
 """The time between two looks at whether there is something to pack."""
@@ -121,12 +120,5 @@ def _tell(removal: Removal) -> None:
     entry = removal.entry
     _log.info(
         "retention deleted %d of %d records of pack %d, received from %s to %s: %s", removal.records, entry.records,
-        entry.pack, _shown_time(entry.first_received_utc_ns), _shown_time(entry.last_received_utc_ns), removal.why,
+        entry.pack, shown_time(entry.first_received_utc_ns), shown_time(entry.last_received_utc_ns), removal.why,
     )  # fmt: skip
-
-
-def _shown_time(utc_ns: int) -> str:
-    try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(utc_ns // SECOND))
-    except (OverflowError, ValueError, OSError):
-        return f"{utc_ns} ns"

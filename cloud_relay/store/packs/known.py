@@ -10,15 +10,14 @@ from typing import Final
 from cloud_relay.store.contract import StorableRecord
 from cloud_relay.store.packs.reading import PackReader
 from cloud_relay.store.packs.tables import GONE, PackEntry, packed_up_to
+from cloud_relay.store.retaining import MAX_RANGES_PER_ORIGIN
 
 MAX_PACKS_PER_BATCH: Final = 2
 """Packs that are opened for one batch, up to 15 ms each. The records of a batch that comes again are in one or two.
 What is beyond is left out of the acknowledgement, and the node sends it again."""
-MAX_RANGES_PER_ORIGIN: Final = 262_144
-"""Ranges of sequences that packs, and what retention deleted of them, may have of one node: some 13 MB, which stay. An
-honest node adds one only where a loss lies between two deliveries. As many fates are kept of one. Counting them all
-takes some 60 ms on a busy machine, once a pack, only for a node that has so many."""
 _MAX_COUNTED_ORIGINS: Final = 4_096
+"""Origins of which it is remembered whether they have all ranges that they may. Counting these takes some 60 ms on a
+busy machine, once a pack."""
 _NEAR: Final = (
     "SELECT first, last, pack FROM pack_ranges WHERE origin = :origin AND first <= :last AND first >="
     " coalesce((SELECT max(first) FROM pack_ranges WHERE origin = :origin AND first <= :first), 0) ORDER BY first"

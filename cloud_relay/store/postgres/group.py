@@ -17,8 +17,10 @@ from cloud_relay.store.contract import StorableBatch, StorableRecord
 from cloud_relay.store.postgres.fates import note_fates
 from cloud_relay.store.postgres.schema import NUMBER_BITS, check_known
 from cloud_relay.store.postgres.session import PostgresSession
+from cloud_relay.store.postgres.sizes import record_size_bytes
 from cloud_relay.store.postgres.texts import stored_text
-from cloud_relay.store.rows import EVENT_COLUMN, KEY_COLUMN
+from cloud_relay.store.retaining import MAX_RANGES_PER_ORIGIN, TOO_MANY_GAPS
+from cloud_relay.store.rows import EVENT_COLUMN, KEY_COLUMN, VALUE_COLUMN
 from cloud_relay.store.schema import CELLS_AROUND, CELLS_PER_DEGREE
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord, RelayRefusal
 
@@ -31,27 +33,44 @@ COLUMNS: Final = (
     "quality", "calibration", "lineage", "priority", "lifespan_ms", "received_utc_ns", "encoded", "receipt", "place",
     "cell",
 )  # fmt: skip
+_RECEIPT_COLUMNS: Final = ("number", "origin", "receipt", "leaves", "received_utc_ns", "records")
 _LOCK: Final = (
     "SELECT pg_current_xact_id()::text::bigint, version, number_base, pg_advisory_xact_lock($1, lock)"
     " FROM store, unnest($2::int[]) AS lock"
 )
 _ORIGINS: Final = (
-    "SELECT origin, next_sequence, incarnation, highest, ranges FROM origins WHERE origin = ANY ($1::text[])"
+    "SELECT origin, next_sequence, incarnation, highest, ranges, known_ranges FROM origins"
+    " WHERE origin = ANY ($1::text[])"
 )
 _HELD: Final = (
     "SELECT origin, sequence, rule, encoded, receipt FROM records JOIN unnest($1::text[], $2::bigint[])"
     " AS asked (origin, sequence) USING (origin, sequence)"
 )
+_DELETED: Final = (
+    "SELECT asked.origin, sequence FROM unnest($1::text[], $2::bigint[]) AS asked (origin, sequence) WHERE sequence <="
+    " (SELECT last FROM known_ranges WHERE origin = asked.origin AND first <= sequence ORDER BY first DESC LIMIT 1)"
+)
+"""What was stored, of sequences without a row."""
+_TOUCHING: Final = (
+    "SELECT asked.origin, asked.sequence FROM unnest($1::text[], $2::bigint[]) AS asked (origin, sequence)"
+    " WHERE EXISTS (SELECT FROM records WHERE origin = asked.origin"
+    " AND sequence BETWEEN asked.sequence - 1 AND asked.sequence + 1) OR asked.sequence - 1 <="
+    " (SELECT last FROM known_ranges WHERE origin = asked.origin AND first <= asked.sequence + 1"
+    " ORDER BY first DESC LIMIT 1)"
+)
+"""What is or was stored, or is beside such a record."""
 _NOTE_ORIGINS: Final = (
-    "INSERT INTO origins SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],"
-    " $6::bigint[]) ON CONFLICT (origin) DO UPDATE SET next_sequence = excluded.next_sequence,"
+    "INSERT INTO origins (origin, next_sequence, incarnation, last_utc_ns, highest, ranges)"
+    " SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])"
+    " ON CONFLICT (origin) DO UPDATE SET next_sequence = excluded.next_sequence,"
     " incarnation = excluded.incarnation, last_utc_ns = excluded.last_utc_ns, highest = excluded.highest,"
     " ranges = excluded.ranges"
 )
 _NOTE_STREAMS: Final = (
-    "INSERT INTO streams SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])"
-    " ON CONFLICT (key, origin, rule) DO UPDATE SET records = streams.records + excluded.records,"
-    " newest_utc_ns = greatest(streams.newest_utc_ns, excluded.newest_utc_ns)"
+    "INSERT INTO streams SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[],"
+    " $6::bigint[]) ON CONFLICT (key, origin, rule) DO UPDATE SET records = streams.records + excluded.records,"
+    " newest_utc_ns = greatest(streams.newest_utc_ns, excluded.newest_utc_ns),"
+    " size_bytes = streams.size_bytes + excluded.size_bytes"
 )
 _NOTE_CONFLICTS: Final = (
     "INSERT INTO conflicts SELECT origin, sequence, 1, $3 FROM unnest($1::text[], $2::bigint[]) AS told (origin,"
@@ -87,6 +106,7 @@ class _Origin:
     incarnation: int
     highest: int
     ranges: int
+    known_ranges: int
 
 
 @dataclass(slots=True)
@@ -94,7 +114,8 @@ class _Gathered:
     """What is written at the end, each by one statement."""
 
     records: list[tuple[Any, ...]] = field(default_factory=list)
-    streams: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    streams: dict[tuple[str, str, str], tuple[int, int, int]] = field(default_factory=dict)
+    """Records, time of the newest, and bytes by key, origin and rule."""
     conflicts: list[tuple[str, int]] = field(default_factory=list)
     receipts: list[tuple[Any, ...]] = field(default_factory=list)
     certificates: list[tuple[str, bytes, bytes]] = field(default_factory=list)
@@ -135,6 +156,9 @@ class _Group:
         self._gathered = _Gathered()
         self._known: dict[str, _Origin] = {}
         self._held: dict[tuple[str, int], tuple[str, bytes, int | None]] = {}
+        self._deleted: set[tuple[str, int]] = set()
+        self._touching: set[tuple[str, int]] = set()
+        """Of origins with as many ranges as one may have: what may be stored nevertheless."""
         self._number = 0
         self.tally = StoredTally()
 
@@ -163,9 +187,14 @@ class _Group:
             if record.sequence <= known.highest
         ]
         if asked:
-            names = [list(column) for column in zip(*asked, strict=True)]
-            for origin, sequence, *of in self._session.rows(_HELD, *names):
+            for origin, sequence, *of in self._session.rows(_HELD, *_columns(asked)):
                 self._held[origin, sequence] = of[0], of[1], of[2]
+        if perhaps := [name for name in asked if name not in self._held and self._known[name[0]].known_ranges]:
+            self._deleted.update(map(tuple, self._session.rows(_DELETED, *_columns(perhaps))))
+        full = {origin for origin, known in self._known.items() if known.known_ranges >= MAX_RANGES_PER_ORIGIN}
+        of_full = [(batch.origin, one.sequence) for batch in batches if batch.origin in full for one in batch.records]
+        if of_full:
+            self._touching.update(map(tuple, self._session.rows(_TOUCHING, *_columns(of_full))))
 
     def _take(self, batch: StorableBatch) -> Answer:
         if batch.wrong_receipt:
@@ -178,15 +207,15 @@ class _Group:
             if not batch.carried or batch.is_empty or self._contradicts(batch):  # an empty one asks where to begin
                 return RelayRefusal("sequence", str(known.next_sequence))
             following, incarnation = known.next_sequence, max(incarnation, known.incarnation)
-        stored, conflicts = self._sorted_out(batch)
+        stored, refused, unsuitable = self._sorted_out(batch)
         highest, ranges = (0, 0) if known is None else (known.highest, known.ranges)
-        if batch.refused or batch.fates:
-            unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
-            ranges, beyond = note_fates(self._session, batch.origin, [*chain(unsuitable, batch.fates)], ranges)
+        if unsuitable or batch.fates:
+            never = (Fate(record.sequence, record.sequence, "refused") for record in unsuitable)
+            ranges, beyond = note_fates(self._session, batch.origin, [*chain(never, batch.fates)], ranges)
             self.tally.fates_beyond_bounds += beyond
         highest = max((highest, *stored))
         self._gathered.origins.append((batch.origin, following, incarnation, self._now, highest, ranges))
-        return Acknowledgement(tuple(stored), (*batch.refused, *conflicts))
+        return Acknowledgement(tuple(stored), tuple(refused))
 
     def _contradicts(self, batch: StorableBatch) -> bool:
         """See :meth:`cloud_relay.store.sqlite.Store._contradicts`."""
@@ -195,14 +224,23 @@ class _Group:
             for record in batch.records
         )
 
-    def _sorted_out(self, batch: StorableBatch) -> tuple[list[int], list[RefusedRecord]]:
-        """The sequences that are stored at the end, and the records that contradict them. Gathers what is new."""
-        origin, stored, conflicts = batch.origin, list[int](), list[RefusedRecord]()
-        fresh: list[StorableRecord] = []
+    def _sorted_out(self, batch: StorableBatch) -> tuple[list[int], list[RefusedRecord], list[RefusedRecord]]:
+        """The sequences that are stored at the end, the records that are refused, and those of them that will never
+        come. Gathers what is new."""
+        origin, stored = batch.origin, list[int]()
+        refused, unsuitable = list(batch.refused), list(batch.refused)
+        known, fresh = self._known.get(origin), list[StorableRecord]()
+        is_full = known is not None and known.known_ranges >= MAX_RANGES_PER_ORIGIN
         uncovered: list[int] = []
         for record in batch.records:
             held = self._held.get((origin, record.sequence))
-            if held is None:
+            if (origin, record.sequence) in self._deleted:
+                self.tally.repeated += 1
+            elif held is None and is_full and not self._touches(origin, record.sequence, stored):
+                unsuitable.append(RefusedRecord(record.sequence, TOO_MANY_GAPS))
+                refused.append(unsuitable[-1])
+                continue
+            elif held is None:
                 fresh.append(record)
                 self.tally.stored += 1
             elif _is_same(held, record):
@@ -212,23 +250,27 @@ class _Group:
             else:
                 self.tally.conflicts += 1
                 self._gathered.conflicts.append((origin, record.sequence))
-                conflicts.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
+                refused.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
                 continue
             stored.append(record.sequence)
         covers = batch.receipt is not None and bool(fresh or uncovered)
-        number = self._keep_receipt(batch) if covers else None
+        number = self._keep_receipt(batch, len(fresh) + len(uncovered)) if covers else None
         places = {} if batch.receipt is None else batch.receipt.places
         for sequence in uncovered if number is not None else ():
             self._gathered.covered.append((origin, sequence, number or 0, places[sequence]))
         for record in fresh:
             self._gather(origin, record, number, None if number is None else places[record.sequence])
-        return stored, conflicts
+        return stored, refused, unsuitable
 
-    def _keep_receipt(self, batch: StorableBatch) -> int:
+    def _touches(self, origin: str, sequence: int, stored: Sequence[int]) -> bool:
+        """Whether a record or one beside it is or was stored."""
+        return (origin, sequence) in self._touching or (bool(stored) and stored[-1] == sequence - 1)
+
+    def _keep_receipt(self, batch: StorableBatch, records: int) -> int:
         receipt = batch.receipt
         assert receipt is not None
         number = self._next_number()
-        self._gathered.receipts.append((number, batch.origin, receipt.receipt, receipt.leaves, self._now))
+        self._gathered.receipts.append((number, batch.origin, receipt.receipt, receipt.leaves, self._now, records))
         self._gathered.certificates.append((batch.origin, receipt.certificate_id, receipt.certificate))
         return number
 
@@ -243,8 +285,9 @@ class _Group:
             cell_of(latitude, longitude),
         ))  # fmt: skip
         stream = (row[KEY_COLUMN], origin, rule)
-        count, newest_utc_ns = self._gathered.streams.get(stream, (0, 0))
-        self._gathered.streams[stream] = count + 1, max(newest_utc_ns, row[EVENT_COLUMN])
+        count, newest_utc_ns, size_bytes = self._gathered.streams.get(stream, (0, 0, 0))
+        size_bytes += record_size_bytes(record.encoded, row[VALUE_COLUMN], row[KEY_COLUMN])
+        self._gathered.streams[stream] = count + 1, max(newest_utc_ns, row[EVENT_COLUMN]), size_bytes
 
     def _next_number(self) -> int:
         self._number += 1
@@ -260,7 +303,7 @@ class _Group:
         if gathered.streams:
             session.execute(_NOTE_STREAMS, *_columns([(*name, *of) for name, of in gathered.streams.items()]))
         if gathered.receipts:
-            session.copy("receipts", ("number", "origin", "receipt", "leaves", "received_utc_ns"), gathered.receipts)
+            session.copy("receipts", _RECEIPT_COLUMNS, gathered.receipts)
             session.execute(
                 "INSERT INTO certificates SELECT * FROM unnest($1::text[], $2::bytea[], $3::bytea[])"
                 " ON CONFLICT DO NOTHING", *_columns(gathered.certificates),

@@ -7,7 +7,10 @@ They hold what those of SQLite hold, see :mod:`cloud_relay.store.schema`. Texts 
   record in it. Relays commit in any order, but once all transactions up to one are over, nothing appears below it. So a
   stream follows numbers up to there and misses nothing, and no relay waits for another one.
 - ``records.receipt`` and ``records.place`` say which receipt covers a record, and ``cell`` where it is.
-- ``origins.highest`` is the highest stored sequence, and ``origins.ranges`` the number of fates.
+- ``origins.highest`` is the highest sequence that was ever stored, and ``origins.ranges`` the number of fates.
+- ``known_ranges`` has sequences that were all stored once: those without a row in ``records`` were deleted, see
+  :mod:`cloud_relay.store.postgres.ranges`. ``origins`` counts both. ``receipts.records`` says how many records of a
+  receipt are left, and ``store.newest_deleted`` is the highest number of a record that is gone.
 
 Relays change rows of an origin only while they hold its lock, and take the locks of several in one order.
 """
@@ -16,12 +19,17 @@ import re
 from typing import Final
 
 from cloud_relay.store.postgres.session import SCHEMA, PostgresSession
+from cloud_relay.store.postgres.sizes import SIZE
 from protocols.base.errors import StorageError
 
 NUMBER_BITS: Final = 16
 """A transaction has fewer records than this many bits can number."""
 MIGRATING: Final = 0x6D6E7273
 """The lock of whoever makes or changes tables."""
+MIGRATION_S: Final = 3_600.0
+"""For which a relay that starts works on tables of an earlier version: a minute for some ten million records."""
+NEWEST: Final = "greatest((SELECT max(number) FROM records), (SELECT newest_deleted FROM store))"
+"""The number of the record that was stored last, whether it is still there or not; 0: there was none."""
 
 VERSIONS: Final = (
     """
@@ -62,6 +70,21 @@ CREATE TABLE wrong_receipts (
 CREATE TABLE store (version integer NOT NULL, number_base bigint NOT NULL, made text NOT NULL);
 INSERT INTO store VALUES (0, 0, gen_random_uuid()::text)
 """,
+    f"""
+CREATE TABLE known_ranges (
+    origin text NOT NULL, first bigint NOT NULL, last bigint NOT NULL, PRIMARY KEY (origin, first));
+ALTER TABLE origins ADD COLUMN deleted bigint NOT NULL DEFAULT 0, ADD COLUMN known_ranges bigint NOT NULL DEFAULT 0;
+ALTER TABLE store ADD COLUMN deleted bigint NOT NULL DEFAULT 0, ADD COLUMN newest_deleted bigint NOT NULL DEFAULT 0;
+ALTER TABLE streams ADD COLUMN size_bytes bigint NOT NULL DEFAULT 0;
+ALTER TABLE receipts ADD COLUMN records integer NOT NULL DEFAULT 0;
+UPDATE streams SET size_bytes = counted.size_bytes
+    FROM (SELECT key, origin, rule, sum({SIZE}) AS size_bytes FROM records GROUP BY key, origin, rule) AS counted
+    WHERE (streams.key, streams.origin, streams.rule) = (counted.key, counted.origin, counted.rule);
+UPDATE receipts SET records = counted.records
+    FROM (SELECT receipt, count(*) AS records FROM records WHERE receipt IS NOT NULL GROUP BY receipt) AS counted
+    WHERE number = counted.receipt;
+ALTER TABLE records SET (autovacuum_vacuum_scale_factor = 0.02)
+""",  # noqa: S608 - constants only
 )
 """What makes a store of each version from one of the version before. The first one makes it of nothing."""
 SETTLED: Final = (
@@ -82,7 +105,7 @@ def prepare_store(session: PostgresSession) -> None:
     # The lock is taken before the transaction: one that began before it would not see all that others did meanwhile.
     session.rows("SELECT pg_advisory_lock($1)", MIGRATING)
     try:
-        with session.transaction():
+        with session.transaction(), session.waits(MIGRATION_S):
             _migrate(session)
     finally:
         if session.is_connected:  # or it is free already
@@ -91,6 +114,7 @@ def prepare_store(session: PostgresSession) -> None:
 
 def _migrate(session: PostgresSession) -> None:
     version = _version(session)
+    session.execute("SET LOCAL statement_timeout = 0")  # tables of an earlier version may be large
     if version == 0:
         session.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
     for number, script in enumerate(VERSIONS[version:], version + 1):
@@ -98,16 +122,22 @@ def _migrate(session: PostgresSession) -> None:
         session.execute("UPDATE store SET version = $1", number)
     if not _is_base_valid(session):
         session.execute(
-            f"UPDATE store SET number_base = (SELECT max(number) >> {NUMBER_BITS} FROM records) + 1"  # noqa: S608
+            f"UPDATE store SET number_base = ({NEWEST} >> {NUMBER_BITS}) + 1"  # noqa: S608
             " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
         )
 
 
 def check_version(session: PostgresSession) -> None:
-    """:raises StorageError: the database has no store, or one of a newer program."""
-    if _version(session) == 0:
+    """:raises StorageError: the database has no store, or one of another program."""
+    version = _version(session)
+    if version == 0:
         raise StorageError(
             f"the database {session.place} has no store: start a relay on it once, or name the right one"
+        )
+    if version < len(VERSIONS):
+        raise StorageError(
+            f"the store {session.place} has version {version}, this program knows {len(VERSIONS)}: start a relay of "
+            "this program on it once"
         )
 
 
@@ -135,7 +165,7 @@ def _is_base_valid(session: PostgresSession) -> bool:
     because the database was restored from a dump, say."""
     return bool(
         session.row(
-            f"SELECT coalesce((SELECT max(number) >> {NUMBER_BITS} FROM records)"  # noqa: S608 - constants only
-            " < pg_snapshot_xmax(pg_current_snapshot())::text::bigint + number_base, true) FROM store"
+            f"SELECT {NEWEST} >> {NUMBER_BITS} < pg_snapshot_xmax(pg_current_snapshot())::text::bigint + number_base"  # noqa: S608
+            " FROM store"
         )[0]
     )

@@ -44,7 +44,7 @@ EXPRESSIONS = (
 BOXES = ("48,11,49,12", "-18,179,-16,-179", "89,0,90,1", "-90,-180,90,180", "48.699,11.399,48.701,11.401")
 PLACES = ((48.7, 11.4), (48.7049, 11.4049), (-17.0, 179.995), (-17.0, -180.0), (90.0, 77.0), (0.0, -0.004))
 RULES = ("a", "b\0", "\ue000")
-_TABLES = "records, streams, fates, conflicts, origins, receipts, certificates, wrong_receipts"
+_TABLES = "records, streams, fates, conflicts, origins, receipts, certificates, wrong_receipts, known_ranges"
 
 
 @pytest.fixture(name="database", scope="module")

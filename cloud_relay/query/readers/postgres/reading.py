@@ -44,12 +44,22 @@ _TEXTS: Final = ("rule", "sensor", "unit", "calibration")
 """Columns that may stand for something else, see :mod:`cloud_relay.store.postgres.texts`."""
 _COLUMNS: Final = f"{', '.join(COLUMNS[:-1])}, receipt IS NOT NULL AS has_receipt, encoded"
 _ROWS: Final = f"SELECT number, {_COLUMNS} FROM records WHERE number = ANY ($1::bigint[])"  # noqa: S608 - constants only
-_NEWEST_NUMBER: Final = f"SELECT coalesce(max(number), 0) FROM records WHERE number < {SETTLED}"  # noqa: S608
-_BETWEEN: Final = (
-    "SELECT sequence + 1, following - 1 FROM (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS following"
-    " FROM records WHERE origin = $1) AS stored WHERE following > sequence + 1"
+_NEWEST_NUMBER: Final = (
+    f"SELECT greatest((SELECT max(number) FROM records WHERE number < {SETTLED}), (SELECT newest_deleted FROM store))"  # noqa: S608
 )
-"""What is not stored between sequences of an origin that are."""
+_BETWEEN: Final = (
+    "SELECT before + 1, first - 1 FROM (SELECT first, max(last) OVER (ORDER BY first ROWS BETWEEN UNBOUNDED PRECEDING"
+    " AND 1 PRECEDING) AS before FROM (SELECT sequence AS first, sequence AS last FROM records WHERE origin = $1"
+    " UNION ALL SELECT first, last FROM known_ranges WHERE origin = $1) AS taken) AS stored WHERE first > before + 1"
+)
+"""What was never stored between sequences of an origin that were."""
+_COUNTS: Final = (
+    "SELECT stored, least(lowest, first), coalesce(greatest(highest, last), 0), with_receipt,"
+    " coalesce((SELECT deleted FROM origins WHERE origin = $1), 0)"
+    " FROM (SELECT count(*) AS stored, min(sequence) AS lowest, max(sequence) AS highest,"
+    " count(receipt) AS with_receipt FROM records WHERE origin = $1) AS rows,"
+    " (SELECT min(first) AS first, max(last) AS last FROM known_ranges WHERE origin = $1) AS known"
+)
 _FIGURES: Final = (
     "SELECT (SELECT coalesce(sum(records), 0)::bigint FROM streams), (SELECT count(*) FROM streams),"
     " (SELECT count(*) FROM origins), pg_database_size(current_database())"
@@ -132,14 +142,15 @@ class PostgresReader:
         return RecordArrivals(records, reached, newest, self._behind(reached, newest))
 
     def state(self) -> str:
-        """Which transactions are over, of those that have begun before the newest record or receipt."""
-        made, record, receipt, base, snapshot = self.session.row(
-            "SELECT made, (SELECT max(number) FROM records), (SELECT max(number) FROM receipts), number_base,"
+        """How much retention has deleted, and which transactions are over, of those that have begun before the newest
+        record or receipt."""
+        made, deleted, record, receipt, base, snapshot = self.session.row(
+            "SELECT made, deleted, (SELECT max(number) FROM records), (SELECT max(number) FROM receipts), number_base,"
             " pg_current_snapshot()::text FROM store"
         )
         newest = max(record or 0, receipt or 0)
         running = [int(one) + base for one in snapshot.rsplit(":", 1)[1].split(",") if one]
-        return repr((made, record, receipt, [one for one in running if one <= newest >> NUMBER_BITS]))
+        return repr((made, deleted, record, receipt, [one for one in running if one <= newest >> NUMBER_BITS]))
 
     def figures(self) -> StoreFigures:
         """How large it is."""
@@ -248,10 +259,7 @@ class PostgresReader:
 
     def _facts(self, origin: str, next_sequence: int) -> OriginFacts:
         session = self.session
-        stored, lowest, highest, with_receipt = session.row(
-            "SELECT count(*), min(sequence), coalesce(max(sequence), 0), count(receipt) FROM records WHERE origin = $1",
-            origin,
-        )
+        stored, lowest, highest, with_receipt, deleted = session.row(_COUNTS, origin)
         conflicts = session.row("SELECT count(*) FROM conflicts WHERE origin = $1", origin)[0]
         wrong = session.rows("SELECT times, why FROM wrong_receipts WHERE origin = $1", origin)
         times, why = wrong[0] if wrong else (0, "")
@@ -259,7 +267,7 @@ class PostgresReader:
         between = session.each(_BETWEEN, origin)
         return OriginFacts(
             origin, next_sequence, stored, lowest, highest, conflicts, with_receipt, times, shown_text(why),
-            map(_three, fates), map(_two, between),
+            map(_three, fates), map(_two, between), deleted,
         )  # fmt: skip
 
 
