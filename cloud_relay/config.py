@@ -105,7 +105,6 @@ _NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url
 ONLY_IN_SQLITE = {
     "pack_after_s": ("store", _NO_PACKS),
     "pack_beyond": ("store", _NO_PACKS),
-    "aggregate": ("", "ask /v1/aggregates, which computes the numbers anew, and remove it, or remove store.url"),
     "sink": ("", "follow /v1/stream of one of the relays and send on what it shows, and remove it, or store.url"),
 }
 """What a configuration can't have beside ``store.url``: its table, or none if it is one, and the way out."""

@@ -3,10 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from sqlite3 import Connection
 from typing import IO, Any, Final
 
 import click
@@ -16,17 +15,25 @@ from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.config import load_config
 from cloud_relay.export.groups import GroupCsv, GroupParquet
 from cloud_relay.export.whole_file import whole_file
-from cloud_relay.query.kept import KEPT_FILTERS, KeptQuery, every_kept_page, group_form, kept_aggregates, untrusted_kept
-from cloud_relay.store.places import sqlite_path
-from cloud_relay.store.schema import open_for_reading, storage_error
+from cloud_relay.query.kept import (
+    KEPT_FILTERS,
+    GroupSource,
+    KeptQuery,
+    every_kept_page,
+    group_form,
+    kept_aggregates,
+    untrusted_kept,
+)
+from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.store.places import store_place
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import SECOND
 
 _CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), default="relay.toml",
                        show_default=True, help="The relay's configuration.")  # fmt: skip
-_STORE = click.option("--store", "store_path", type=click.Path(path_type=Path),
-                      help="Path of the store; no configuration is read then.")  # fmt: skip
+_STORE = click.option("--store", metavar="PATH|URL",
+                      help="Path or URL of the store; no configuration is read then.")  # fmt: skip
 _FORMATS: Final = ("parquet", "csv")
 _HIDDEN: Final = frozenset(("aggregate", "bucket_ns", "cell_deg", "sum", "percentile_error", "change"))
 """Columns that a table on the screen leaves out."""
@@ -47,10 +54,10 @@ def aggregates() -> None:
 @_CONFIG
 @_STORE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_aggregates(config_path: Path, store_path: Path | None, as_json: bool) -> None:
+def list_aggregates(config_path: Path, store: str | None, as_json: bool) -> None:
     """Show what is kept, how far it is filled, and what its allowance did not let in."""
-    with _opened(config_path, store_path) as db:
-        found = kept_aggregates(db)
+    with _opened(config_path, store) as source:
+        found = kept_aggregates(source)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"aggregates": found})).decode())
         return
@@ -81,12 +88,12 @@ def list_aggregates(config_path: Path, store_path: Path | None, as_json: bool) -
               help="Show at most this many groups.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def show(
-    config_path: Path, store_path: Path | None, name: str, limit: int, form: str, **given: str | None
+    config_path: Path, store: str | None, name: str, limit: int, form: str, **given: str | None
 ) -> None:  # fmt: skip
     """Show the groups of the aggregate NAME; the relay may be running."""
     query = _query(name, given, limit)
-    with _opened(config_path, store_path) as db:
-        definition, rows = _groups(db, query)
+    with _opened(config_path, store) as source:
+        definition, rows = _groups(source, query)
         if form == "csv":
             _write(GroupCsv(sys.stdout.buffer, definition), rows)
         elif form == "json":
@@ -104,7 +111,7 @@ def show(
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 def export(
-    config_path: Path, store_path: Path | None, form: str | None, overwrite: bool, name: str, file: Path,
+    config_path: Path, store: str | None, form: str | None, overwrite: bool, name: str, file: Path,
     **given: str | None,
 ) -> None:  # fmt: skip
     """Write the groups of the aggregate NAME into FILE, oldest first; the relay may be running.
@@ -115,8 +122,8 @@ def export(
     if form not in _FORMATS:
         raise LocalProtocolError(f"{file.name!r} does not say in which format: add --format parquet or --format csv")
     query = _query(name, given | {"order": "oldest"}, 2**63)
-    with _opened(config_path, store_path) as db, whole_file(file, overwrite=overwrite) as out:
-        definition, rows = _groups(db, query)
+    with _opened(config_path, store) as source, whole_file(file, overwrite=overwrite) as out:
+        definition, rows = _groups(source, query)
         asked = {key: text for key, text in given.items() if text is not None}
         about = {"form": 1, "query": asked | {"name": name}, "made_utc_s": int(time.time())}
         count = _write(_writer(form, out, definition, about), rows)
@@ -125,14 +132,10 @@ def export(
 
 
 @contextmanager
-def _opened(config_path: Path, store_path: Path | None) -> Iterator[Connection]:
+def _opened(config_path: Path, store: str | None) -> Iterator[GroupSource]:
     """The store of a command, whose errors are told with the way out."""
-    path = store_path or sqlite_path(load_config(config_path).store, "kept aggregates are")
-    with closing(open_for_reading(path)) as db:
-        try:
-            yield db
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
+    with open_reader(load_config(config_path).store if store is None else store_place(store)) as reader:
+        yield reader.kept()
 
 
 def _query(name: str, given: dict[str, str | None], limit: int) -> KeptQuery:
@@ -141,10 +144,10 @@ def _query(name: str, given: dict[str, str | None], limit: int) -> KeptQuery:
     return replace(query, groups=replace(query.groups, limit=limit))
 
 
-def _groups(db: Connection, query: KeptQuery) -> tuple[AggregateDefinition, Iterator[dict[str, Any]]]:
+def _groups(source: GroupSource, query: KeptQuery) -> tuple[AggregateDefinition, Iterator[dict[str, Any]]]:
     """The definition and the rows of a question. The first page is looked for at once, so a wrong question is told
     before anything is written."""
-    pages = every_kept_page(db, query)
+    pages = every_kept_page(source, query)
     first = next(pages)
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -15,10 +15,8 @@ from cloud_relay.query.kept import (
     group_form,
     kept_aggregates,
     kept_page,
-    newest_change,
 )
 from cloud_relay.query.readers.contract import StoreReader
-from cloud_relay.query.readers.sqlite import SqliteReader, sqlite_of
 
 
 async def kept_answer(answers: Answers, request: Request, query: KeptQuery) -> Response:
@@ -26,7 +24,7 @@ async def kept_answer(answers: Answers, request: Request, query: KeptQuery) -> R
     path, given = request.url.path, dict(request.query_params)
 
     def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
-        page = kept_page(_kept(reader).db, query)
+        page = kept_page(reader.kept(), query)
         cursor = None if page.after is None else cursor_after(page.after)
         content = {"groups": [group_form(page.definition, group) for group in page.groups], "cursor": cursor}
         if cursor is None:
@@ -40,14 +38,14 @@ async def kept_list(answers: Answers, request: Request) -> Response:
     """What each aggregate is, as JSON."""
 
     def found(reader: StoreReader) -> tuple[object, dict[str, str]]:
-        return {"aggregates": kept_aggregates(_kept(reader).db)}, {}
+        return {"aggregates": kept_aggregates(reader.kept())}, {}
 
     return await answers.tagged(request, "kept", found, kept_state)
 
 
 def check_named(reader: StoreReader, name: str) -> None:
     """:raises MeshError: no aggregate of that name is kept."""
-    check_is_kept(_kept(reader).db, name)
+    check_is_kept(reader.kept(), name)
 
 
 def kept_state(reader: StoreReader) -> str:
@@ -55,14 +53,7 @@ def kept_state(reader: StoreReader) -> str:
 
     :raises StorageError: the store is of an earlier version.
     """
-    kept = _kept(reader)
-    change = newest_change(kept.db)
-    # When one was made tells it from an earlier one with the same number.
-    aggregates = kept.db.execute(
-        "SELECT number, made_utc_ns, percentiles, max_groups, filled_to, dropped, floor_utc_ns, below_floor, beyond,"
-        " ahead FROM aggregates"
-    ).fetchall()
-    return repr((kept.made(), change, aggregates))
+    return reader.kept().state()
 
 
 class FollowedGroups:
@@ -75,14 +66,10 @@ class FollowedGroups:
 
     def newest(self, reader: StoreReader) -> int:
         """See :class:`~cloud_relay.http.streaming.Followed`. :raises LocalProtocolError: there is no such aggregate."""
-        return changed_groups(_kept(reader).db, self._query, 2**63 - 1).newest
+        return changed_groups(reader.kept(), self._query, 2**63 - 1).newest
 
     def after(self, reader: StoreReader, number: int) -> StreamLook:
         """See :class:`~cloud_relay.http.streaming.Followed`."""
-        found = changed_groups(_kept(reader).db, self._query, number)
+        found = changed_groups(reader.kept(), self._query, number)
         items = [(group.change, group_form(found.definition, group)) for group in found.groups]
         return StreamLook(items, found.reached, found.newest - found.reached)
-
-
-def _kept(reader: StoreReader) -> SqliteReader:
-    return sqlite_of(reader, "aggregates are")

@@ -7,12 +7,11 @@ of it: what is kept can't be divided any further.
 """
 
 import re
-import sqlite3
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.grouping import UNITS_PER_DEGREE, GroupName
@@ -29,10 +28,7 @@ from cloud_relay.query.selection import (
     shape_of,
     untrusted_query,
 )
-from cloud_relay.store.aggregates.keeping import stored_definitions
-from cloud_relay.store.aggregates.tables import NAME_COLUMNS
-from cloud_relay.store.schema import AGGREGATES_VERSION, store_version
-from protocols.base.errors import LocalProtocolError, StorageError
+from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_TEXT_CHARS
@@ -52,12 +48,6 @@ MAX_CURSOR_CHARS: Final = 4_096
 """A key of 200 bytes, a node, and a rule and a unit of 200 characters of up to four bytes each take 2,500."""
 TEXT_OF_CURSOR: Final = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
 _CURSOR: Final = re.compile(r"([0-9]{1,19})\.(-?[0-9]{1,10})\.(-?[0-9]{1,10})" + rf"\.({TEXT_OF_CURSOR})" * 4, re.ASCII)
-_STATE: Final = (
-    "SELECT number, name, made_utc_ns, filled_to, fill_end, floor_utc_ns, below_floor, let_go, beyond, beyond_named,"
-    " ahead, (SELECT count(*) FROM aggregate_groups WHERE aggregate = aggregates.number"
-    " AND bucket_utc_ns >= floor_utc_ns) FROM aggregates"
-    " WHERE dropped = 0 ORDER BY name"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +92,70 @@ class ChangedGroups(NamedTuple):
     """The number of the last change that there is."""
 
 
+class GroupSpan(NamedTuple):
+    """Which names of groups are looked for."""
+
+    first_utc_ns: int
+    last_utc_ns: int
+    """Of buckets."""
+    newest_first: bool
+    after: GroupName | None
+    """Only names beyond this one, in the order that is asked for."""
+
+
+class AggregateAccount(NamedTuple):
+    """How far an aggregate is, and what it does not have."""
+
+    number: int
+    name: str
+    made_utc_ns: int
+    filled: float
+    """How much of the records that were there before it is in it; 1: all."""
+    floor_utc_ns: int
+    below_floor: int
+    let_go: int
+    beyond: int
+    beyond_named: str
+    ahead: int
+    groups: int
+
+
+class GroupSource(Protocol):
+    """The kept aggregates of a store. A call may raise StorageError if the store is of an earlier version."""
+
+    def definitions(self) -> dict[int, AggregateDefinition]:
+        """What is kept, by number."""
+        ...
+
+    def accounts(self) -> list[AggregateAccount]:
+        """How far each aggregate is, in the order of their names."""
+        ...
+
+    def floor_utc_ns(self, number: int) -> int:
+        """Groups of an aggregate whose bucket is below it were let go, though their rows may still be there."""
+        ...
+
+    def names(self, number: int, span: GroupSpan, most: int) -> list[GroupName]:
+        """The next names of groups, in order."""
+        ...
+
+    def groups(self, number: int, names: Sequence[GroupName]) -> list[KeptGroup]:
+        """The groups of these names that are still there, in the same order."""
+        ...
+
+    def changed(self, number: int, after: int, up_to: int, most: int) -> list[tuple[int, GroupName]]:
+        """The next changes of groups, each with its number."""
+        ...
+
+    def newest_change(self) -> int:
+        """The number of the last change of a group; 0: there was none."""
+        ...
+
+    def state(self) -> str:
+        """A text that changes whenever an answer could."""
+        ...
+
+
 class UnknownAggregate(LocalProtocolError):
     """No aggregate of that name is kept."""
 
@@ -125,14 +179,14 @@ def untrusted_kept(
     return KeptQuery(name, query, unit, after)
 
 
-def check_is_kept(db: sqlite3.Connection, name: str) -> None:
+def check_is_kept(source: GroupSource, name: str) -> None:
     """:raises UnknownAggregate: there is no such aggregate.
     :raises StorageError: the store is of an earlier version.
     """
-    _aggregate(db, name)
+    _aggregate(source, name)
 
 
-def kept_page(db: sqlite3.Connection, query: KeptQuery, patience_s: float = PATIENCE_S) -> KeptPage:
+def kept_page(source: GroupSource, query: KeptQuery, patience_s: float = PATIENCE_S) -> KeptPage:
     """One page. It may have fewer groups than were asked for, even none, and still be followed by another one.
 
     :raises UnknownAggregate: there is no such aggregate.
@@ -140,91 +194,60 @@ def kept_page(db: sqlite3.Connection, query: KeptQuery, patience_s: float = PATI
     :raises StorageError: the store is of an earlier version.
     """
     ends_s = time.monotonic() + patience_s
-    number, definition = _aggregate(db, query.name)
+    number, definition = _aggregate(source, query.name)
     is_asked, limit = _filter(definition, query), min(query.groups.limit, MAX_PAGE_RECORDS)
     groups: list[KeptGroup] = []
-    after, floor_utc_ns = query.after, _floor_of(db, number)
+    after, floor_utc_ns = query.after, source.floor_utc_ns(number)
     while True:
-        text, values = _chunk(number, definition, query.groups, after, floor_utc_ns)
-        chunk = db.execute(text, values).fetchall()
-        for row, *columns in chunk:
-            after = GroupName(*columns)
-            if after.bucket_utc_ns >= floor_utc_ns and is_asked(after):
-                found = db.execute("SELECT change, summary FROM aggregate_groups WHERE number = ?", (row,)).fetchone()
-                if found is not None:  # else it was let go just now
-                    groups.append(KeptGroup(found[0], after, GroupSummary.decode(found[1])))
-            if len(groups) >= limit:
-                return KeptPage(definition, groups, after)
+        chunk = source.names(number, _span(definition, query.groups, after, floor_utc_ns), _CHUNK)
+        asked = [name for name in chunk if name.bucket_utc_ns >= floor_utc_ns and is_asked(name)]
+        wanted = asked[: limit - len(groups)]
+        groups += source.groups(number, wanted)  # some may have been let go just now
+        if len(groups) >= limit or len(wanted) < len(asked):
+            return KeptPage(definition, groups, wanted[-1])
+        after = chunk[-1] if chunk else after
         if len(chunk) < _CHUNK:
             return KeptPage(definition, groups, None)
         if time.monotonic() > ends_s:
             return KeptPage(definition, groups, after)
 
 
-def every_kept_page(db: sqlite3.Connection, query: KeptQuery) -> Iterator[KeptPage]:
+def every_kept_page(source: GroupSource, query: KeptQuery) -> Iterator[KeptPage]:
     """All groups of a question, page by page."""
     left, after = query.groups.limit, query.after
     while left > 0:
         limited = replace(query.groups, limit=min(left, MAX_PAGE_RECORDS))
-        page = kept_page(db, replace(query, groups=limited, after=after))
+        page = kept_page(source, replace(query, groups=limited, after=after))
         yield page
         left, after = left - len(page.groups), page.after
         if after is None:
             return
 
 
-def newest_change(db: sqlite3.Connection) -> int:
-    """The number of the last change of a group; 0: there was none. :raises StorageError: the store is too old."""
-    _check_version(db)
-    return int(db.execute("SELECT last FROM aggregate_changes").fetchone()[0])
-
-
-def changed_groups(db: sqlite3.Connection, query: KeptQuery, number: int) -> ChangedGroups:
+def changed_groups(source: GroupSource, query: KeptQuery, number: int) -> ChangedGroups:
     """The next groups that have changed, each as it is now. Times, limit and order of the query don't count."""
-    newest = newest_change(db)
-    aggregate, definition = _aggregate(db, query.name)
-    is_asked, floor_utc_ns = _filter(definition, query), _floor_of(db, aggregate)
-    rows = db.execute(
-        f"SELECT number, change, {NAME_COLUMNS} FROM aggregate_groups INDEXED BY aggregate_groups_by_change"  # noqa: S608 - names of columns
-        " WHERE aggregate = ? AND change > ? AND change <= ? ORDER BY change LIMIT ?",
-        (aggregate, number, newest, MAX_CHANGED_GROUPS),
-    ).fetchall()
-    groups = []
-    for row, change, *columns in rows:
-        name = GroupName(*columns)
-        if name.bucket_utc_ns >= floor_utc_ns and is_asked(name):
-            found = db.execute("SELECT summary FROM aggregate_groups WHERE number = ?", (row,)).fetchone()
-            if found is not None:
-                groups.append(KeptGroup(change, name, GroupSummary.decode(found[0])))
-    reached = rows[-1][1] if len(rows) == MAX_CHANGED_GROUPS else max(newest, number)
+    newest = source.newest_change()
+    aggregate, definition = _aggregate(source, query.name)
+    is_asked, floor_utc_ns = _filter(definition, query), source.floor_utc_ns(aggregate)
+    rows = source.changed(aggregate, number, newest, MAX_CHANGED_GROUPS)
+    changes = {name: change for change, name in rows if name.bucket_utc_ns >= floor_utc_ns and is_asked(name)}
+    # One that changed again meanwhile has the number that it was found by, or whoever goes on after it misses others.
+    groups = [group._replace(change=changes[group.name]) for group in source.groups(aggregate, [*changes])]
+    reached = rows[-1][0] if len(rows) == MAX_CHANGED_GROUPS else max(newest, number)
     return ChangedGroups(definition, groups, reached, newest)
 
 
-def kept_aggregates(db: sqlite3.Connection) -> list[dict[str, Any]]:
+def kept_aggregates(source: GroupSource) -> list[dict[str, Any]]:
     """What each kept aggregate is and how far it is. :raises StorageError: the store is of an earlier version."""
-    _check_version(db)
-    definitions = stored_definitions(db)
+    definitions = source.definitions()
     found = []
-    for (
-        number,
-        name,
-        made_utc_ns,
-        filled_to,
-        fill_end,
-        floor,
-        below,
-        let_go,
-        beyond,
-        named,
-        ahead,
-        groups,
-    ) in db.execute(_STATE).fetchall():
-        definition = definitions.get(number)
+    for account in source.accounts():
+        definition = definitions.get(account.number)
         if definition is None:
             continue  # a relay that starts just now has dropped it
         found.append(
             {
-                "name": name,
+                "name": account.name,
                 "key": definition.key,
                 "field": ".".join(definition.field),
                 "rule": definition.rule,
@@ -233,15 +256,15 @@ def kept_aggregates(db: sqlite3.Connection) -> list[dict[str, Any]]:
                 "bucket_ns": definition.bucket_ns,
                 "percentiles": list(definition.percentiles),
                 "max_groups": definition.max_groups,
-                "groups": groups,
-                "made_utc_ns": made_utc_ns,
-                "filled": 1.0 if filled_to >= fill_end else filled_to / fill_end,
-                "whole_since_utc_ns": floor,
-                "groups_let_go": let_go,
-                "records_let_go": below,
-                "records_beyond": beyond,
-                "beyond": named,
-                "records_ahead": ahead,
+                "groups": account.groups,
+                "made_utc_ns": account.made_utc_ns,
+                "filled": account.filled,
+                "whole_since_utc_ns": account.floor_utc_ns,
+                "groups_let_go": account.let_go,
+                "records_let_go": account.below_floor,
+                "records_beyond": account.beyond,
+                "beyond": account.beyond_named,
+                "records_ahead": account.ahead,
             }
         )
     return found
@@ -291,45 +314,22 @@ def group_at(cursor: str) -> GroupName:
 
 
 # --- which groups ----------------------------------------------------------------------------------------------------
-def _aggregate(db: sqlite3.Connection, name: str) -> tuple[int, AggregateDefinition]:
-    _check_version(db)
-    found = {definition.name: (number, definition) for number, definition in stored_definitions(db).items()}
+def _aggregate(source: GroupSource, name: str) -> tuple[int, AggregateDefinition]:
+    found = {definition.name: (number, definition) for number, definition in source.definitions().items()}
     if name not in found:
         known = f"known are {', '.join(sorted(found))}" if found else "none is kept: add [[aggregate]] to relay.toml"
         raise UnknownAggregate(f"there is no aggregate {name[:40]!r}: {known}")
     return found[name]
 
 
-def _check_version(db: sqlite3.Connection) -> None:
-    if store_version(db) < AGGREGATES_VERSION:
-        raise StorageError("the store is of an earlier version and keeps no aggregates: start the relay once")
-
-
-def _floor_of(db: sqlite3.Connection, number: int) -> int:
-    """Groups whose bucket is below it were let go, though their rows may still be there."""
-    return int(db.execute("SELECT floor_utc_ns FROM aggregates WHERE number = ?", (number,)).fetchone()[0])
-
-
-def _chunk(
-    number: int, definition: AggregateDefinition, query: Query, after: GroupName | None, floor_utc_ns: int
-) -> tuple[str, tuple[object, ...]]:
-    """The statement for the next entries of the index. It has one bound on each side: SQLite seeks by one only."""
+def _span(definition: AggregateDefinition, query: Query, after: GroupName | None, floor_utc_ns: int) -> GroupSpan:
+    """The names that may be asked for, after the last one."""
     first = 0 if query.since_utc_ns is None else max(0, query.since_utc_ns - definition.bucket_ns + 1)
     last = LAST_UTC_NS if query.until_utc_ns is None else query.until_utc_ns - 1
     first, last = min(max(first, floor_utc_ns), LAST_UTC_NS), max(-1, min(last, LAST_UTC_NS))
-    low: tuple[str, tuple[object, ...]] = ("bucket_utc_ns >= ?", (first,))
-    high: tuple[str, tuple[object, ...]] = ("bucket_utc_ns <= ?", (last,))
-    if after is not None and query.newest_first and after.bucket_utc_ns <= last:
-        high = (f"({NAME_COLUMNS}) < (?, ?, ?, ?, ?, ?, ?)", after)
-    if after is not None and not query.newest_first and after.bucket_utc_ns >= first:
-        low = (f"({NAME_COLUMNS}) > (?, ?, ?, ?, ?, ?, ?)", after)
-    direction = "DESC" if query.newest_first else "ASC"
-    order = ", ".join(f"{column} {direction}" for column in GroupName._fields)
-    text = (
-        f"SELECT number, {NAME_COLUMNS} FROM aggregate_groups INDEXED BY aggregate_groups_in_order WHERE aggregate = ?"  # noqa: S608 - our texts
-        f" AND {low[0]} AND {high[0]} ORDER BY {order} LIMIT {_CHUNK}"
-    )
-    return text, (number, *low[1], *high[1])
+    if after is not None and not (after.bucket_utc_ns <= last if query.newest_first else after.bucket_utc_ns >= first):
+        after = None
+    return GroupSpan(first, last, query.newest_first, after)
 
 
 def _filter(definition: AggregateDefinition, query: KeptQuery) -> Callable[[GroupName], bool]:

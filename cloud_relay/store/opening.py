@@ -12,7 +12,7 @@ from protocols.base.errors import ConfigError
 
 
 def open_store(place: StorePlace, aggregates: Sequence[AggregateDefinition] | None = None) -> RecordStore:
-    """A store that takes batches. ``aggregates`` are for one in SQLite, see :class:`~cloud_relay.store.sqlite.Store`.
+    """A store that takes batches, and keeps ``aggregates``, see :class:`~cloud_relay.store.sqlite.Store`.
 
     :raises StorageError: it can't be used; says why and the way out.
     :raises ConfigError: it is in PostgreSQL, and asyncpg is missing.
@@ -22,7 +22,7 @@ def open_store(place: StorePlace, aggregates: Sequence[AggregateDefinition] | No
     asyncpg_is_there()
     from cloud_relay.store.postgres.writing import PostgresStore
 
-    return PostgresStore(place)
+    return PostgresStore(place, aggregates=aggregates)
 
 
 def asyncpg_is_there() -> None:

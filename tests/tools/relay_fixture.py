@@ -116,9 +116,8 @@ class RelayInProcess:
         required: bool = False, aggregates: tuple[AggregateDefinition, ...] | None = None,
     ) -> None:  # fmt: skip
         self.path: Any = path
-        self.store: Any = (
-            Store(path, clock=lambda: BASE_NS, aggregates=aggregates) if isinstance(path, Path) else _postgres(path)
-        )
+        opened = Store if isinstance(path, Path) else _postgres
+        self.store: Any = opened(path, clock=lambda: BASE_NS, aggregates=aggregates)
         anchor = (authority() if trusted is None else trusted).certificate
         self.ingest = Ingest(self.store, access, ReceiptCheck(anchor, required=required))
 
@@ -189,10 +188,10 @@ def copied_after_each_slice(relay: RelayInProcess, folder: Path, changes: list[i
     return images
 
 
-def _postgres(place: PostgresPlace) -> Any:
+def _postgres(place: PostgresPlace, **of: Any) -> Any:
     from cloud_relay.store.postgres.writing import PostgresStore
 
-    return PostgresStore(place, clock=lambda: BASE_NS)
+    return PostgresStore(place, **of)
 
 
 @pytest.fixture(name="relay")

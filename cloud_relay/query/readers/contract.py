@@ -10,6 +10,7 @@ from cloud_relay.metrics.stored import StoreFigures
 from cloud_relay.query.aggregating import AggregateQuery
 from cloud_relay.query.arrivals import RecordArrivals
 from cloud_relay.query.audit import OriginAccount
+from cloud_relay.query.kept import GroupSource
 from cloud_relay.query.searching import PATIENCE_S, RecordPage
 from cloud_relay.query.selection import Query
 
@@ -43,6 +44,10 @@ class StoreReader(Protocol):
 
     def figures(self) -> StoreFigures:
         """How large the store is."""
+        ...
+
+    def kept(self) -> GroupSource:
+        """The aggregates that are kept beside the records."""
         ...
 
     def audit(self) -> list[OriginAccount]:

@@ -14,13 +14,12 @@ from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of
-from cloud_relay.query.readers.contract import StoreReader
+from cloud_relay.query.readers.sqlite_groups import SqliteGroups
 from cloud_relay.query.searching import PATIENCE_S, RecordPage, find_page
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
-from protocols.base.errors import LocalProtocolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,10 @@ class SqliteReader:
         """How large it is."""
         return store_figures(self.db, self.path)
 
+    def kept(self) -> SqliteGroups:
+        """What is kept beside the records."""
+        return SqliteGroups(self.db, self.made())
+
     def audit(self) -> list[OriginAccount]:
         """The accounts of all origins."""
         return audit(self.db)
@@ -76,16 +79,6 @@ class SqliteReader:
     def proof(self, origin: str, sequence: int) -> bytes:
         """The proof of a stored record."""
         return proof_of(self.db, origin, sequence)
-
-
-def sqlite_of(reader: StoreReader, what: str) -> SqliteReader:
-    """The reader of a store that has to be SQLite, because ``what`` ("aggregates are") kept there only.
-
-    :raises LocalProtocolError: it is another store.
-    """
-    if not isinstance(reader, SqliteReader):
-        raise LocalProtocolError(f"{what} kept in a store in SQLite only, and this relay's is in PostgreSQL")
-    return reader
 
 
 class SqliteReaders:

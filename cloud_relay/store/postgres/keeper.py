@@ -5,7 +5,8 @@ leads: what one relay has deleted, another one does not find.
 
 The age of a record counts from when a relay received it. Records are gone through by their numbers, so from the oldest
 on, once for each age that a rule has; a look goes on where the one before came to a record that was too young. Clocks
-of relays may be apart or be set, so once a day all records are looked at.
+of relays may be apart or be set, so once a day all records are looked at. Records that are not in all kept aggregates
+yet wait until they are.
 """
 
 import logging
@@ -19,7 +20,7 @@ from typing import Final
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.removing import SLICE_RECORDS, DueRecord, Removed, remove_slice
 from cloud_relay.store.postgres.schema import SETTLED
-from cloud_relay.store.postgres.session import ERRORS, PostgresSession, postgres_error
+from cloud_relay.store.postgres.session import BY_INDEX, ERRORS, PostgresSession, postgres_error
 from cloud_relay.store.postgres.sizes import SIZE
 from cloud_relay.store.retaining import BEYOND_AGE, BEYOND_SIZE, RetentionPolicy, shown_time
 from meshnode.backoff import Backoff
@@ -38,9 +39,10 @@ _TRIES: Final = 5
 """How often a slice asks again for origins that were busy."""
 _MAX_KEYS: Final = 65_536
 """Keys whose ages are remembered."""
-_SETTINGS: Final = {"lock_timeout": "4s"}
+_SETTINGS: Final = {"lock_timeout": "4s", **BY_INDEX}
 _PAGE: Final = (
     f"SELECT number, origin, key, received_utc_ns, {SIZE} FROM records WHERE number > $1 AND number < {SETTLED}"  # noqa: S608 - constants only
+    f" AND number <= coalesce((SELECT min(filled_to) FROM aggregates WHERE NOT dropped), {2**63 - 1})"
     " ORDER BY number LIMIT $2"
 )
 _USED: Final = "SELECT coalesce(sum(size_bytes), 0)::bigint FROM streams"

@@ -11,6 +11,8 @@ They hold what those of SQLite hold, see :mod:`cloud_relay.store.schema`. Texts 
 - ``known_ranges`` has sequences that were all stored once: those without a row in ``records`` were deleted, see
   :mod:`cloud_relay.store.postgres.ranges`. ``origins`` counts both. ``receipts.records`` says how many records of a
   receipt are left, and ``store.newest_deleted`` is the highest number of a record that is gone.
+- ``aggregates.filled_to`` is the number up to which records are in an aggregate, at any time, see
+  :mod:`cloud_relay.store.postgres.aggregates.following`.
 
 Relays change rows of an origin only while they hold its lock, and take the locks of several in one order.
 """
@@ -85,6 +87,24 @@ UPDATE receipts SET records = counted.records
     WHERE number = counted.receipt;
 ALTER TABLE records SET (autovacuum_vacuum_scale_factor = 0.02)
 """,  # noqa: S608 - constants only
+    """
+CREATE TABLE aggregates (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, identity text NOT NULL,
+    percentiles text NOT NULL, max_groups bigint NOT NULL, dropped boolean NOT NULL DEFAULT false,
+    made_utc_ns bigint NOT NULL, fill_begin bigint NOT NULL, filled_to bigint NOT NULL, fill_end bigint NOT NULL,
+    floor_utc_ns bigint NOT NULL DEFAULT 0, below_floor bigint NOT NULL DEFAULT 0, beyond bigint NOT NULL DEFAULT 0,
+    beyond_named text NOT NULL DEFAULT '', ahead bigint NOT NULL DEFAULT 0, let_go bigint NOT NULL DEFAULT 0)
+    WITH (fillfactor = 50);
+CREATE TABLE aggregate_groups (
+    aggregate bigint NOT NULL, bucket_utc_ns bigint NOT NULL, key text NOT NULL, origin text NOT NULL,
+    rule text NOT NULL, unit text NOT NULL, south_e7 integer NOT NULL, west_e7 integer NOT NULL,
+    opened_by text NOT NULL, change bigint NOT NULL, summary bytea NOT NULL,
+    PRIMARY KEY (aggregate, bucket_utc_ns, key, origin, rule, unit, south_e7, west_e7)) WITH (fillfactor = 70);
+CREATE UNIQUE INDEX aggregate_groups_by_change ON aggregate_groups (aggregate, change);
+CREATE INDEX aggregate_groups_by_opener ON aggregate_groups (aggregate, opened_by, bucket_utc_ns);
+CREATE TABLE aggregate_changes (last bigint NOT NULL);
+INSERT INTO aggregate_changes VALUES (0)
+""",
 )
 """What makes a store of each version from one of the version before. The first one makes it of nothing."""
 SETTLED: Final = (

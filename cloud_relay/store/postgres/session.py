@@ -44,6 +44,8 @@ _SETTINGS: Final = {
     # A relay whose host is gone holds its locks no longer than this.
     "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10s",
 }  # fmt: skip
+BY_INDEX: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""Settings of a session whose statements name some rows of large tables, which are not to be gone through."""
 ResultT = TypeVar("ResultT")
 
 

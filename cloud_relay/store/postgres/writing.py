@@ -12,13 +12,16 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
+from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.store.contract import StorableBatch
 from cloud_relay.store.places import PostgresPlace
+from cloud_relay.store.postgres.aggregates.following import configure
+from cloud_relay.store.postgres.aggregates.keeping import FollowingThread
 from cloud_relay.store.postgres.group import Answer, StoredTally, commit_group
 from cloud_relay.store.postgres.schema import SETTLED, prepare_store
 from cloud_relay.store.postgres.session import CLASHES, ERRORS, LOST, PostgresSession, postgres_error
@@ -59,8 +62,12 @@ class _Waiting:
 class PostgresStore:
     """A :class:`~cloud_relay.store.contract.RecordStore`. :mod:`cloud_relay.query.readers.postgres` reads it."""
 
-    def __init__(self, place: PostgresPlace, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, place: PostgresPlace, clock: Callable[[], int] = time.time_ns,
+        aggregates: Sequence[AggregateDefinition] | None = None,
+    ) -> None:  # fmt: skip
         """Make the tables if they are missing, and begin to take batches. ``clock`` gives UTC nanoseconds.
+        ``aggregates`` are kept from now on, and others are dropped; None: those that the store has.
 
         :raises StorageError: the database can't be used; says why and the way out.
         """
@@ -76,12 +83,13 @@ class PostgresStore:
         """Called on one of our threads when a group is over, with how long it took and whether it is on disk."""
         writer = _Writer(place)
         try:
-            self._open(writer)
+            has_aggregates = self._open(writer, aggregates)
         except BaseException:
             writer.close()
             raise
         writers = [writer, *(_Writer(place) for _ in range(1, WRITERS))]
         self._threads = [threading.Thread(target=self._write, args=(one,), name="store") for one in writers]
+        self._following = FollowingThread(place, self._tell) if has_aggregates else None
         self._watcher = threading.Thread(target=self._watch, name="store-watch")
         for thread in (*self._threads, self._watcher):
             thread.start()
@@ -100,8 +108,8 @@ class PostgresStore:
         return waiting.done
 
     def statistics(self) -> dict[str, int]:
-        """Counts of this relay since its start: those of SQLite's store, but for aggregates, and transactions that were
-        tried again."""
+        """Counts of this relay since its start: those of SQLite's store, but for packs, and transactions that
+        were tried again."""
         with self._counting:
             return {
                 "stored": self._total.stored,
@@ -112,6 +120,7 @@ class PostgresStore:
                 "batches_gave_way": self._turns.gave_way,
                 "batches_waiting": self._turns.waiting,
                 "fates_beyond_bounds": self._total.fates_beyond_bounds,
+                "aggregate_failures": self._following.failures if self._following else 0,
             }
 
     def close(self) -> None:
@@ -119,15 +128,23 @@ class PostgresStore:
         self._turns.close()
         for thread in self._threads:
             thread.join()
+        if self._following is not None:
+            self._following.close()
         self._stop.set()
         self._watcher.join()
 
-    def _open(self, writer: "_Writer") -> None:
-        """Wait for the server. :raises StorageError: it does not come, or waiting would not help."""
+    def _open(self, writer: "_Writer", aggregates: Sequence[AggregateDefinition] | None) -> bool:
+        """Wait for the server, and say which aggregates are kept. Returns whether there are any.
+
+        :raises StorageError: it does not come, or waiting would not help.
+        """
         ends_s, pause = time.monotonic() + START_PATIENCE_S, Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             try:
                 writer.connect()
+                if aggregates is not None:
+                    configure(writer.session, aggregates, self._clock())
+                return bool(writer.session.row("SELECT EXISTS (SELECT FROM aggregates)")[0])
             except (*LOST, *CLASHES) as error:
                 if time.monotonic() > ends_s or isinstance(error, ssl.SSLError):
                     raise postgres_error(self._place, error) from error
@@ -135,8 +152,6 @@ class PostgresStore:
                 time.sleep(pause.next_s())
             except ERRORS as error:
                 raise postgres_error(self._place, error) from error
-            else:
-                return
 
     # --- the writing threads ---------------------------------------------------------------------------------------
     def _write(self, writer: "_Writer") -> None:
@@ -175,6 +190,7 @@ class PostgresStore:
             waiting.done.set_result(answer)
         if tally.stored:
             self._tell()
+            self._ring()
 
     def _tried(self, writer: "_Writer", group: list[_Waiting]) -> tuple[list[Answer], StoredTally]:
         """Commit a group, as often as it takes, while somebody waits for it."""
@@ -194,6 +210,10 @@ class PostgresStore:
                 self._retries += 1
             time.sleep(pause_s)
 
+    def _ring(self) -> None:
+        if self._following is not None:
+            self._following.ring()
+
     def _tell(self) -> None:
         try:
             self.at_commit()
@@ -210,6 +230,7 @@ class PostgresStore:
                 newest = session.row(_NEWEST)[0] or 0
                 if seen is not None and newest != seen:
                     self._tell()
+                    self._ring()
                 seen = newest
         session.close()
 

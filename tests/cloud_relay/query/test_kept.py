@@ -21,9 +21,9 @@ from cloud_relay.query.kept import (
     group_form,
     kept_aggregates,
     kept_page,
-    newest_change,
     untrusted_kept,
 )
+from cloud_relay.query.readers.sqlite_groups import SqliteGroups
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from protocols.base.errors import LocalProtocolError, StorageError
@@ -63,7 +63,7 @@ def given_path(tmp_path: Path, store: Store) -> Path:
 
 def page(path: Path, name: str = "speed", **given: str) -> KeptPage:
     with closing(open_for_reading(path)) as db:
-        return kept_page(db, untrusted_kept(name, given, UtcNs(START_NS + 4 * HOUR_NS)))
+        return kept_page(SqliteGroups(db), untrusted_kept(name, given, UtcNs(START_NS + 4 * HOUR_NS)))
 
 
 def names(path: Path, **given: str) -> list[GroupName]:
@@ -95,7 +95,7 @@ def test_page_without_patience_comes_further_each_time(path: Path, monkeypatch: 
     query, looks = untrusted_kept("speed", {"key": "veh/none/x"}, UtcNs(START_NS)), 0
     with closing(open_for_reading(path)) as db:
         while True:
-            answer = kept_page(db, query, patience_s=-1)
+            answer = kept_page(SqliteGroups(db), query, patience_s=-1)
             assert answer.groups == []
             looks += 1
             if answer.after is None:
@@ -198,25 +198,25 @@ def test_changes_come_in_order_and_each_group_as_it_is_now(
     with closing(open_for_reading(path)) as db:
         number, seen = 0, list[GroupName]()
         while True:
-            found = changed_groups(db, query, number)
+            found = changed_groups(SqliteGroups(db), query, number)
             assert [group.change for group in found.groups] == sorted(group.change for group in found.groups)
             seen += [group.name for group in found.groups]
             if found.reached == found.newest:
                 break
             number = found.reached
         assert sorted(seen) == names(path, order="oldest")
-        last = newest_change(db)
+        last = SqliteGroups(db).newest_change()
         for sequence in (70, 71):
             store.submit(batch_of(storable(sequence, 9.0, key="veh/v-0/speed"), node="v-0")).result()
-        (again,) = changed_groups(db, query, last).groups
+        (again,) = changed_groups(SqliteGroups(db), query, last).groups
         assert (again.name.key, again.summary.records) == ("veh/v-0/speed", 3)
-        assert changed_groups(db, query, newest_change(db)).groups == []
+        assert changed_groups(SqliteGroups(db), query, SqliteGroups(db).newest_change()).groups == []
 
 
 def test_list_tells_what_is_kept_and_how_far_it_is(path: Path) -> None:
     """An operator must see an allowance that is too small."""
     with closing(open_for_reading(path)) as db:
-        first, second = kept_aggregates(db)
+        first, second = kept_aggregates(SqliteGroups(db))
     assert (first["name"], first["cell_deg"], first["by"], first["rule"]) == ("map", 10.0, [], "r")
     assert (second["groups"], second["filled"], second["records_beyond"]) == (25, 1.0, 0)
 

@@ -17,12 +17,11 @@ URL = 'url = "postgresql://localhost/records"\n'
     [
         ("pack_after_s = 60\n", "store.pack_after_s"),
         ("pack_beyond = 60\n", "store.pack_beyond"),
-        ('[[aggregate]]\nname = "speed"\nkey = "veh/*/speed"\nbucket = "1h"\n', r"\[\[aggregate\]\]"),
         ('[[sink]]\nname = "lake"\nkind = "parquet"\nurl = "lake"\n', r"\[\[sink\]\]"),
     ],
 )
 def test_setting_for_sqlite_beside_a_url_is_refused_with_the_way_out(tmp_path: Path, rest: str, name: str) -> None:
-    """Who asks for aggregates and gets none would find out when they are needed."""
+    """Who asks for a sink and gets none would find out when its records are needed."""
     file = tmp_path / "relay.toml"
     file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}{rest}')
     with pytest.raises(ConfigError, match=f"{name} is for a store in SQLite only: .*remove it"):
@@ -35,7 +34,6 @@ def test_setting_for_sqlite_beside_a_url_is_refused_with_the_way_out(tmp_path: P
     ("words", "what"),
     [
         (("dataset", "list"), "datasets are"),
-        (("aggregates", "list"), "kept aggregates are"),
     ],
 )
 def test_command_for_sqlite_says_so_of_another_store(tmp_path: Path, words: tuple[str, ...], what: str) -> None:

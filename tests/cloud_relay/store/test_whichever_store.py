@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.query.nodes import MAX_AT_ONCE, NodeQuestions
-from cloud_relay.query.readers.opening import open_reader, open_readers
-from cloud_relay.query.readers.sqlite import sqlite_of
+from cloud_relay.query.readers.opening import open_readers
 from cloud_relay.store.places import StorePlace
 from protocols.access import AccessRule, AccessTable
-from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from protocols.wire.asking.frames import RecordsAsked, RecordsTold
@@ -64,13 +62,3 @@ def test_metrics_and_charts_tell_what_the_store_has(web: RelayWeb) -> None:
     assert [(each["key"], sum(point["records"] for point in each["points"])) for each in charted] == [
         ("veh/v-1/speed", 3)
     ]
-
-
-def test_what_only_sqlite_keeps_is_refused_by_name(web: RelayWeb, place: StorePlace) -> None:
-    """Nothing of it is there in PostgreSQL, which is not the same as that nothing was kept."""
-    with open_reader(place) as reader:
-        if isinstance(place, Path):
-            assert sqlite_of(reader, "aggregates are") is reader
-        else:
-            with pytest.raises(LocalProtocolError, match="aggregates are kept in a store in SQLite only"):
-                sqlite_of(reader, "aggregates are")

@@ -15,6 +15,7 @@ from cloud_relay.query.audit import OriginAccount, OriginFacts, reckoned
 from cloud_relay.query.newest import is_shown
 from cloud_relay.query.proofs import made_proof
 from cloud_relay.query.readers.postgres.conditions import SqlStatement, record_filters, stored_rule, stream_filters
+from cloud_relay.query.readers.postgres.groups import PostgresGroups
 from cloud_relay.query.readers.postgres.walking import walk
 from cloud_relay.query.searching import COLUMNS, MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord
 from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of
@@ -155,6 +156,10 @@ class PostgresReader:
     def figures(self) -> StoreFigures:
         """How large it is."""
         return StoreFigures(*self.session.row(_FIGURES))
+
+    def kept(self) -> PostgresGroups:
+        """What is kept beside the records."""
+        return PostgresGroups(self.session)
 
     def audit(self) -> list[OriginAccount]:
         """The accounts of all origins."""

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.query.kept import KeptQuery, kept_aggregates, kept_page
+from cloud_relay.query.readers.sqlite_groups import SqliteGroups
 from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates import groups, keeping
 from cloud_relay.store.contract import StorableRecord
@@ -196,8 +197,8 @@ def test_large_bucket_is_let_go_at_once_and_taken_away_in_short_slices(
         def counted(*given: Any) -> int:
             changed.append(taking_away(*given))
             with closing(open_for_reading(path)) as db:  # as it was before this slice
-                page = kept_page(db, KeptQuery("hourly", Query(limit=1_000)))
-                (told,) = kept_aggregates(db)
+                page = kept_page(SqliteGroups(db), KeptQuery("hourly", Query(limit=1_000)))
+                (told,) = kept_aggregates(SqliteGroups(db))
                 rows = db.execute("SELECT count(*) FROM aggregate_groups").fetchone()[0]
             seen.append((rows, told["groups"], len(page.groups), told["groups_let_go"]))
             return changed[-1]
@@ -291,6 +292,7 @@ import sys
 from pathlib import Path
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.query.kept import KeptQuery, kept_aggregates, kept_page
+from cloud_relay.query.readers.sqlite_groups import SqliteGroups
 from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates import groups, keeping
 from cloud_relay.store.sqlite import Store

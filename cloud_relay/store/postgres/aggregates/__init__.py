@@ -1,0 +1,1 @@
+"""Kept aggregates in a store in PostgreSQL."""
