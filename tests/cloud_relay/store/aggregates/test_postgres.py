@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +27,7 @@ from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import Query
 from cloud_relay.store.places import PostgresPlace
-from cloud_relay.store.postgres.aggregates import following
+from cloud_relay.store.postgres.aggregates import following, keeping
 from cloud_relay.store.postgres.keeper import PostgresKeeper
 from cloud_relay.store.postgres.session import PostgresSession
 from cloud_relay.store.postgres.writing import PostgresStore
@@ -70,7 +70,8 @@ def opened(place: PostgresPlace, *kept: AggregateDefinition) -> PostgresStore:
 
 
 def send(store: PostgresStore, *records: Any, node: str = "v-1") -> None:
-    store.submit(batch_of(*records, node=node)).result(30)
+    ordered = sorted(records, key=lambda record: record.sequence)
+    store.submit(batch_of(*ordered, node=node)).result(30)
 
 
 def kept_there(place: PostgresPlace) -> Groups:
@@ -119,7 +120,11 @@ RECORDS = st.builds(
 )  # fmt: skip
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("send"), st.sampled_from(["v-1", "v-2"]), st.lists(RECORDS, min_size=1, max_size=8)),
+        st.tuples(
+            st.just("send"),
+            st.sampled_from(["v-1", "v-2"]),
+            st.lists(RECORDS, min_size=1, max_size=8, unique_by=lambda one: one.sequence),
+        ),
         st.tuples(st.just("reopen"), st.sampled_from([{0, 1, 2}, {1, 3}, {0}, set[int]()])),
         st.tuples(st.just("wait"), st.none()),
     ),
@@ -137,20 +142,22 @@ def test_any_history_gives_what_the_records_give(postgres: PostgresServer, steps
         patch.setattr(following, "SLICE_DROPPED", 2)
         place = fresh_place(postgres)
         kept: tuple[AggregateDefinition, ...] = CHOICE[:2]
-        store = opened(place, *kept)
-        for step in steps:
-            match step:
-                case ("send", node, records):
-                    send(store, *records, node=node)
-                case ("reopen", which):
-                    store.close()
-                    kept = tuple(CHOICE[index] for index in sorted(which))
-                    store = opened(place, *kept)
-                case ("wait", _):
-                    kept_there(place)
-        assert kept_there(place) == recomputed_there(place)
-        assert store.statistics()["aggregate_failures"] == 0
-        store.close()
+        with ExitStack() as closing_all:
+            store = opened(place, *kept)
+            closing_all.callback(store.close)
+            for step in steps:
+                match step:
+                    case ("send", node, records):
+                        send(store, *records, node=node)
+                    case ("reopen", which):
+                        store.close()
+                        kept = tuple(CHOICE[index] for index in sorted(which))
+                        store = opened(place, *kept)
+                        closing_all.callback(store.close)
+                    case ("wait", _):
+                        kept_there(place)
+            assert kept_there(place) == recomputed_there(place)
+            assert store.statistics()["aggregate_failures"] == 0
 
 
 def test_two_relays_add_each_record_once(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,24 +174,25 @@ def test_two_relays_add_each_record_once(place: PostgresPlace, monkeypatch: pyte
         for part in random.sample([*parts, *parts[::3]], len(parts) + 10):
             send(random.choice(stores), *part, node=node)
 
-    with ThreadPoolExecutor(4) as threads:
+    with ExitStack() as closing_all, ThreadPoolExecutor(4) as threads:
+        for store in stores:
+            closing_all.callback(store.close)
         uploads = [threads.submit(upload, f"v-{number}") for number in range(3)]
         stores.append(opened(place, *CHOICE[:3]))
+        closing_all.callback(stores[2].close)
         for done in uploads:
             done.result()
-    kept = kept_there(place)
-    assert kept == recomputed_there(place)
+        kept = kept_there(place)
+        assert kept == recomputed_there(place)
     assert sum(GroupSummary.decode(one).records for one in kept["hourly"].values()) == 450
     assert [store.statistics()["aggregate_failures"] for store in stores] == [0, 0, 0]
-    for store in stores:
-        store.close()
 
 
 _FILLING = """
 import sys, time
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.store.places import store_place
-from cloud_relay.store.postgres.aggregates import following
+from cloud_relay.store.postgres.aggregates import following, keeping
 from cloud_relay.store.postgres.writing import PostgresStore
 following.SLICE_RECORDS = 8
 store = PostgresStore(store_place(sys.argv[1]), aggregates=None)
@@ -212,6 +220,30 @@ def test_relay_that_is_killed_while_it_fills_adds_nothing_twice(place: PostgresP
     assert _filled_to(session) < session.row("SELECT max(number) FROM records")[0], "it was killed in the middle"
     with closing(opened(place, *CHOICE[:2])):
         assert kept_there(place) == recomputed_there(place)
+
+
+def test_filling_goes_on_after_the_server_ended_its_connections(
+    place: PostgresPlace, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a restart does. What is remembered of groups may be older than what is there then."""
+    monkeypatch.setattr(following, "SLICE_RECORDS", 8)
+    monkeypatch.setattr(keeping, "RETRY_S", (0.0, 0.01))
+    session.execute("SET application_name = 'operator'")
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=6)
+    with closing(opened(place)) as store:
+        send(store, *(storable(number, 1.0, 13 * number % 900) for number in range(1, 401)))
+    with closing(opened(place, CHOICE[1], small)) as store:
+        newest_number = session.row("SELECT max(number) FROM records")[0]
+        while (before := _filled_to(session)) < newest_number:
+            session.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cloud-relay'"
+            )
+            eventually(lambda: _filled_to(session) > before, "it goes on")
+        kept, recomputed = kept_there(place), recomputed_there(place)
+        assert kept["cells"] == recomputed["cells"]
+        newest = sorted({name.bucket_utc_ns for name in recomputed["hourly"]})[-6:]
+        assert kept["hourly"] == {n: one for n, one in recomputed["hourly"].items() if n.bucket_utc_ns in newest}
+        assert store.statistics()["aggregate_failures"] > 0
 
 
 def _filled_to(session: PostgresSession) -> int:
