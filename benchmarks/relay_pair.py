@@ -5,7 +5,8 @@ Nodes upload over mutual TLS as fast as they are answered, to either relay, as o
 node that is refused or gets no answer sends the same batch again, to the other relay. Every ``--every`` seconds one
 relay is killed with SIGKILL and started again a second later; in the middle PostgreSQL is, too. At the end the database
 is asked: each sequence that was acknowledged is a row, its reading is the one that was sent, no reading is in two rows,
-and the accounts of all nodes add up.
+and the accounts of all nodes add up. Every tenth record is for debugging, which retention deletes after a second, while
+relays die; it has to count as deleted. And an aggregate has to have each record once, deleted or not.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -26,8 +28,11 @@ from typing import Any, Final
 from msgspec import Raw
 
 from benchmarks.postgresql import PostgresServer, programs
+from cloud_relay.query.kept import KeptQuery, every_kept_page
 from cloud_relay.query.readers.opening import open_reader
-from cloud_relay.store.places import store_place
+from cloud_relay.query.selection import Query
+from cloud_relay.store.places import PostgresPlace, store_place
+from cloud_relay.store.postgres.writing import PostgresStore
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Address, CredentialFiles, Requester
@@ -43,7 +48,7 @@ MESH: Final = MeshName("pair")
 _AWAY_S: Final = 1.0
 """For which a relay is away, and PostgreSQL."""
 _ROOT: Final = Path(__file__).parents[1]
-_BEGIN_NS: Final = 1_790_000_000_000_000_000
+_BEGIN_NS: Final = 1_690_000_000_000_000_000
 _RELAY: Final = """
 [relay]
 id = "{id}"
@@ -51,7 +56,21 @@ host = "127.0.0.1"
 port = {port}
 [store]
 url = "{url}"
+[[retention]]
+keys = "veh/*/debug"
+max_age_s = 1
+[[aggregate]]
+name = "all"
+key = "veh/**"
+by = ["origin"]
 """
+_DEBUG: Final = 10
+"""One record in so many is for debugging."""
+_FILL_S: Final = 120.0
+"""For which aggregates are waited for at the end."""
+
+
+_UNFILLED: Final = "SELECT count(*) FROM meshnode.records WHERE number > (SELECT filled_to FROM meshnode.aggregates)"
 
 
 @dataclass(slots=True)
@@ -75,7 +94,9 @@ class Pair:
     def __init__(self, folder: Path, server: PostgresServer, nodes: int, records: int, answer_s: float) -> None:
         self._folder, self._server, self._records, self._answer_s = folder, server, records, answer_s
         self._url = server.create("records")
-        self.place = store_place(self._url)
+        place = store_place(self._url)
+        assert isinstance(place, PostgresPlace)
+        self.place = place
         create_mesh(folder / "authority", MESH)
         self._ports = [_free_port(), _free_port()]
         self._relays: list[subprocess.Popen[bytes] | None] = [None, None]
@@ -135,21 +156,46 @@ class Pair:
             held = [tuple(line.split("|")) for line in told]
             rows += len(held)
             sequences = {int(sequence) for sequence, _, _ in held}
-            if missing := node.acknowledged - sequences:
+            if missing := {one for one in node.acknowledged - sequences if one % _DEBUG}:
                 wrong.append(f"{node.node}: {len(missing)} acknowledged records are missing, {min(missing)} the first")
             if len(sequences) < len(held) or len({reading for _, reading, _ in held}) < len(held):
                 wrong.append(f"{node.node}: a record is there twice")
             if odd := [one for one in held if not one[0] == one[1] == one[2]]:
                 wrong.append(f"{node.node}: {len(odd)} rows are not what was sent: {odd[0]}")
         with open_reader(self.place) as reader:
-            odd_ones = [one for one in reader.audit() if not one.adds_up or one.outstanding]
+            accounts = reader.audit()
+        odd_ones = [one for one in accounts if not one.adds_up or one.outstanding]
         wrong += [f"the account of {one.origin} does not add up: {one}" for one in odd_ones]
+        wrong += self._wrong_groups()
         return {
             "kills": self.kills, "issued": sum(node.issued for node in self.uploads), "acknowledged": acknowledged,
-            "rows": rows, "sent_again": sum(node.again for node in self.uploads),
+            "rows": rows, "deleted": sum(one.deleted for one in accounts),
+            "sent_again": sum(node.again for node in self.uploads),
             "postgresql_away_s": round(self.away_s, 2),
             "longest_gap_s": round(max(node.longest_s for node in self.uploads), 2), "wrong": wrong,
         }  # fmt: skip
+
+    def _wrong_groups(self) -> list[str]:
+        """What is wrong with the aggregate, once a relay has filled it."""
+        store, ends_s = PostgresStore(self.place), time.monotonic() + _FILL_S
+        try:
+            while self._server.sql(_UNFILLED, "records") != "0":
+                if time.monotonic() > ends_s:
+                    return [f"aggregates are not filled after {_FILL_S:g} s"]
+                time.sleep(0.1)
+        finally:
+            store.close()
+        records: Counter[str] = Counter()
+        sums: Counter[str] = Counter()
+        with open_reader(self.place) as reader:
+            for page in every_kept_page(reader.kept(), KeptQuery("all", Query(limit=1_000_000))):
+                for group in page.groups:
+                    told = group.summary.told([])
+                    records[group.name.origin] += told["records"]
+                    sums[group.name.origin] += int(told["sum"])
+        wrong = [node for node in self.uploads if records[node.node] != node.issued]
+        wrong += [node for node in self.uploads if sums[node.node] != node.issued * (node.issued + 1) // 2]
+        return [f"{node.node}: of {node.issued} records {records[node.node]} are in the aggregate" for node in wrong]
 
     # --- nodes -----------------------------------------------------------------------------------------------------
     def _node(self, name: str) -> Uploads:
@@ -209,7 +255,7 @@ def _batch(node: str, first: int, last: int) -> Batch:
     records = []
     for number in range(first, last + 1):
         reading = Reading(
-            f"veh/{node}/speed", node, number, number, Position(48.7, 11.4, 2.0),
+            f"veh/{node}/{'speed' if number % _DEBUG else 'debug'}", node, number, number, Position(48.7, 11.4, 2.0),
             EventTime(_BEGIN_NS + number * 1_000_000, 1_000_000), Provenance("wheel", "m/s"),
         )  # fmt: skip
         records.append(Record(number, "r", Raw(encode_reading(reading))))
@@ -246,6 +292,7 @@ def main() -> int:
         kills = account["kills"]
         print(f"{kills['relay']} kills of a relay, {kills['postgresql']} of PostgreSQL")
         print(f"{account['issued']:,} records sent, {account['acknowledged']:,} acknowledged, {account['rows']:,} rows")
+        print(f"{account['deleted']:,} records were deleted by retention")
         print(f"{account['sent_again']:,} batches were sent again")
         print(f"PostgreSQL was away for {account['postgresql_away_s']:.1f} s; the longest time of a node without an "
               f"acknowledgement: {account['longest_gap_s']:.1f} s")  # fmt: skip
