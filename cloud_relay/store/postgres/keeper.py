@@ -113,12 +113,14 @@ class PostgresKeeper:
 
     def _by_age(self, told: "_Told") -> None:
         self._walk.begin()
+        began_s = time.monotonic()
         for page in self._walk.pages(self._session):
-            began_s = time.monotonic()
+            read_s = time.monotonic() - began_s
             for at in range(0, len(page), SLICE_RECORDS):
                 self._walk.hold(self._removed(page[at : at + SLICE_RECORDS], told))
-            if self._rests(time.monotonic() - began_s):
+            if self._rests(read_s):
                 return
+            began_s = time.monotonic()
         self._walk.end()
 
     def _removed(self, due: Sequence[DueRecord], told: "_Told") -> Sequence[DueRecord]:
