@@ -22,8 +22,8 @@ from cloud_relay.query.sources import merged_steps, prepare
 from cloud_relay.store.packs import reading
 from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.reading import MAX_OPEN_PACKS, OpenPack, PackReader
-from cloud_relay.store.packs.retention import RetentionPolicy, RetentionRule
 from cloud_relay.store.packs.tables import PackEntry
+from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.limits import SECOND
 from tests.tools.relay_fixture import (
