@@ -208,8 +208,8 @@ class Node(Host, StreamingInference, PastAndElsewhere):
         one of a list of encoded pictures. Other inputs go to each shard as they are. Rows must not depend on one
         another. Outputs of shards are joined on axis 0, in order; ``parts`` of the result says who computed how many
         rows. ``deadline_ms``: of the whole batch; default: that of the configuration for each row, and ten minutes at
-        most. ``hedge``: begin shards that are late at another node too. ``shard``: rows of a shard; default: as many as
-        the model takes at a time, or chosen by what runs have taken. The rest is as for :meth:`infer`.
+        most. ``hedge``: begin shards that are late at another node too. ``shard``: rows of a shard; default: chosen by
+        what runs have taken. The rest is as for :meth:`infer`.
 
         :raises InputInvalid: also when the inputs can't be divided, or outputs don't follow the batch.
         :raises BoundExceeded: with 16 batches under way, or a gigabyte of inputs and outputs of batches.

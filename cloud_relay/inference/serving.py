@@ -179,6 +179,7 @@ class InferenceService:
         assert isinstance(offers, Offers), "it comes first"
         mine = tuple(each for each in offers.offers if self._access.permits_infer(peer.role, peer.node, each.model))
         digests = {each.digest for each in mine} if signatures else set()
+        # With one run in each request: several would seldom fit into an exchange, and would keep a thread for longer.
         return OffersTold(
             self._node, Offers(offers.version, mine, offers.queue_us, offers.workers),
             tuple(each for each in described if isinstance(each, Signature) and each.digest in digests),

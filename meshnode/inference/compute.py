@@ -1,5 +1,6 @@
 """Runs the models of a node for the engine, and tells it what they cost."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, 
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.inference.events import Compute
 from protocols.inference.placement import LocalModel
+from protocols.inference.signature import inputs_of_each
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
 
@@ -258,14 +260,14 @@ class ComputeService:
 
     def start(self, effect: Compute) -> None:
         """Queue a run; exactly one ``computed`` follows unless it is cancelled."""
-        inputs = {named.name: named.tensor for named in effect.inputs}
         deadline_ns = time.monotonic_ns() + effect.budget_ns
         try:
+            inputs, *further = inputs_of_each(effect.inputs)
             # So that the run is in the table before its outcome looks for it, and no version ends before it has begun.
             with self._lock:
                 model = self._meant(effect)
                 if model is not None:
-                    job = Job(model, inputs, effect.outputs, deadline_ns, effect.asked_by)
+                    job = Job(model, inputs, effect.outputs, deadline_ns, effect.asked_by, tuple(further))
                     self._cancels[effect.run] = self._runner.submit(
                         job, lambda outcome: self._ended(effect.run, job, outcome)
                     )
@@ -295,7 +297,7 @@ class ComputeService:
     def _ended(self, run: int, job: Job, outcome: Outcome) -> None:
         watch = self._watches.get(job.model.name)
         if watch is not None:
-            watch(job, outcome)
+            watch(*_of_one(job, outcome))
         with self._lock:
             self._cancels.pop(run, None)
         match outcome:
@@ -326,6 +328,16 @@ class ComputeService:
         self._runner.close(_CLOSE_S)
         self._workers.close()  # with it end the runs that did not
         self._runner.close()
+
+
+def _of_one(job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+    """The first run of a job, as a job of its own."""
+    if not job.further:
+        return job, outcome
+    if isinstance(outcome, RunDone):
+        outputs = outcome.outputs[: len(outcome.outputs) // job.runs]
+        outcome = RunDone(outputs, outcome.queued_ns, outcome.compute_ns // job.runs)
+    return dataclasses.replace(job, further=()), outcome
 
 
 def _close(model: LoadedModel) -> None:

@@ -25,25 +25,31 @@ class RunCosts:
         self._lock = threading.Lock()
         self._times_us: OrderedDict[ModelDigest, deque[int]] = OrderedDict()
         self._known_us: dict[ModelDigest, tuple[int, int]] = {}
-        """Median and 95th percentile, which are asked for more often than they change. Any thread may read it."""
+        """Median and 95th percentile, of those that have had no run since they were asked for."""
 
     def record(self, digest: ModelDigest, compute_ns: int) -> None:
         """A run of that model took so long."""
         with self._lock:
             if digest not in self._times_us and len(self._times_us) >= MAX_OFFERS:
-                del self._known_us[self._times_us.popitem(last=False)[0]]
-            times = self._times_us.setdefault(digest, deque(maxlen=SPREAD_WINDOW))
-            times.append(max(1, compute_ns // 1_000))
-            last, ordered = list(times)[-MEDIAN_WINDOW:], sorted(times)
-            self._known_us[digest] = int(median(last)), ordered[-(-95 * len(ordered) // 100) - 1]
+                self._known_us.pop(self._times_us.popitem(last=False)[0], None)
+            self._times_us.setdefault(digest, deque(maxlen=SPREAD_WINDOW)).append(max(1, compute_ns // 1_000))
+            self._known_us.pop(digest, None)
 
     def median_us(self, digest: ModelDigest) -> int | None:
         """The median of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
-        known = self._known_us.get(digest)
+        known = self._known(digest)
         return known[0] if known is not None else None
 
     def p95_us(self, digest: ModelDigest) -> int | None:
         """The 95th percentile of the last ``SPREAD_WINDOW`` runs in microseconds, by nearest rank: the largest of fewer
         than twenty. None before the first."""
-        known = self._known_us.get(digest)
+        known = self._known(digest)
         return known[1] if known is not None else None
+
+    def _known(self, digest: ModelDigest) -> tuple[int, int] | None:
+        with self._lock:
+            known, times = self._known_us.get(digest), self._times_us.get(digest)
+            if known is None and times is not None:
+                last, ordered = list(times)[-MEDIAN_WINDOW:], sorted(times)
+                known = self._known_us[digest] = int(median(last)), ordered[-(-95 * len(ordered) // 100) - 1]
+            return known

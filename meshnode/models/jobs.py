@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run that somebody wants."""
+    """What somebody wants: one run, or several, one after the other."""
 
     model: LoadedModel
     inputs: Inputs
@@ -23,6 +23,13 @@ class Job:
     """An instant of ``time.monotonic_ns``. The job is not started after it, and a worker process ends it then."""
     asked_by: str | None = None
     """The neighbour that wants it; None: this node."""
+    further: tuple[Inputs, ...] = ()
+    """The inputs of further runs."""
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are."""
+        return 1 + len(self.further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +37,10 @@ class RunDone:
     """The job ran."""
 
     outputs: "tuple[tuple[str, NDArray[Any]], ...]"
+    """Those of its first run, then those of the second one, and so on."""
     queued_ns: int
     compute_ns: int
-    """Includes the emulated slowdown, as the slower device would have measured it."""
+    """Of all its runs. Includes the emulated slowdown, as the slower device would have measured it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,9 @@ class Cancellation:
         """Called by a run that takes far longer than others of its model did, so that nobody has to wait for it. It may
         be called more than once."""
         self.compute_ns: int | None = None
-        """How long the last run computed, as its worker process measured it; None: it ran in this process."""
+        """How long the last runs computed, as their worker process measured it; None: they ran in this process."""
+        self.ceded = False
+        """Whether runs that follow one another should end after the one under way, because others have their turn."""
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._options: Any = None
@@ -111,6 +113,13 @@ class Cancellation:
             told, self._told = self._told, None
         if told is not None:
             told()
+
+    def cede(self) -> None:
+        """Let the runs that follow the one under way wait."""
+        with self._lock:
+            self.ceded = True
+            if self._options is not None and hasattr(self._options, "cede"):
+                self._options.cede()
 
     def when_cancelled(self, told: Callable[[], None]) -> None:
         """Call ``told`` once, on the thread that cancels. It is set before anybody can cancel."""
@@ -208,6 +217,21 @@ class LoadedModel:
         for accepted in self.accepted:
             feeds[accepted.tensor.name] = accepted.fed(self.name, feeds[accepted.tensor.name])
         return list(zip(wanted, self._compute(feeds, wanted, cancel), strict=True))
+
+    def run_each(
+        self, runs: "Sequence[Inputs]", outputs: Iterable[str], cancel: Cancellation
+    ) -> list[list[tuple[str, "NDArray[Any]"]]]:
+        """Compute one after the other, and return what each of them gave. It is fewer than were wanted when ``cancel``
+        was told to cede, or its deadline has passed. The errors are those of :meth:`run`."""
+        wanted = tuple(outputs)
+        given: list[list[tuple[str, NDArray[Any]]]] = []
+        for inputs in runs:
+            if given and cancel.cancelled:
+                raise InferenceError(f"the run of model {self.name!r} was cancelled")
+            if given and (cancel.ceded or time.monotonic_ns() >= cancel.deadline_ns):
+                break
+            given.append(self.run(inputs, wanted, cancel))
+        return given
 
     def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
         import onnxruntime

@@ -18,14 +18,19 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.costs import RunCosts
 from meshnode.models.jobs import Callback, Failed, Job, Outcome, RunDone
 from meshnode.models.model import Cancellation, LoadedModel
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.base.limits import MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+from protocols.base.time import NEVER
 from protocols.base.waiting import WaitingJobs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_WORKERS: Final = 64
 MAX_WAITING: Final = MAX_PENDING_REQUESTS + MAX_SERVED_REQUESTS
@@ -45,7 +50,18 @@ class _Entry:
     cancel: Cancellation
     submitted_ns: int
     pool: "_Pool"
+    number: int | None = None
+    """Its place among the jobs that wait."""
     begun_ns: int = 0
+    """When its run under way began."""
+    turn: int = 1
+    """How many runs it may do then, one after the other."""
+    ended: int = 0
+    """How many of its runs have ended …"""
+    compute_ns: int = 0
+    """… how long they took …"""
+    outputs: "tuple[tuple[str, NDArray[Any]], ...]" = ()
+    """… and what they gave."""
 
 
 class _Pool:
@@ -111,7 +127,7 @@ class Runner:
         return all_ns // pool.size, own_ns // pool.size
 
     def _cost_ns(self, entry: _Entry) -> int:
-        return (self._costs.median_us(entry.job.model.digest) or 0) * 1_000
+        return (self._costs.median_us(entry.job.model.digest) or 0) * 1_000 * (entry.job.runs - entry.ended)
 
     def uses(self, model: LoadedModel) -> bool:
         """Whether a job for exactly this model waits or is under way."""
@@ -133,7 +149,8 @@ class Runner:
         :raises InputInvalid: the inputs don't fit the model.
         :raises BoundExceeded: the queue is full, or the runner is closed. The callback isn't called then.
         """
-        job.model.check(job.inputs)
+        for inputs in (job.inputs, *job.further):
+            job.model.check(inputs)
         cancel = Cancellation(job.deadline_ns)
         with self._lock:
             entry = _Entry(job, callback, cancel, time.monotonic_ns(), self._pool_of(job.model))
@@ -146,6 +163,9 @@ class Runner:
             if entry.pool is not self._shared:
                 self._apart[job.model.name] = entry.pool
             self._queue(entry)
+            ceding = [running for running in entry.pool.running if running.turn > 1 and _goes_before(job, running.job)]
+        for running in ceding:
+            running.cancel.cede()
         self._start_threads()
         return entry.cancel
 
@@ -199,7 +219,7 @@ class Runner:
         return pool
 
     def _queue(self, entry: _Entry) -> None:
-        entry.pool.queue.put(entry, entry.job.asked_by, entry.job.deadline_ns)
+        entry.number = entry.pool.queue.put(entry, entry.job.asked_by, entry.job.deadline_ns, entry.number)
         self._staff(entry.pool)
 
     def _staff(self, pool: _Pool) -> None:
@@ -232,7 +252,7 @@ class Runner:
         with self._lock:
             if not entry.pool.queue.remove(entry, entry.job.asked_by):
                 return
-        self._tell(entry, self._outcome(entry))
+        self._tell(entry, _cancelled(entry))
 
     def _set_aside(self, entry: _Entry) -> None:
         """Let a run that is under way go on aside; its own thread calls this."""
@@ -266,10 +286,15 @@ class Runner:
                 pool = entry.pool  # the run may have been set aside, and this thread with it
                 pool.running.discard(entry)
                 pool.lingers = entry.job.model.apart
+                if outcome is None and entry.cancel.cancelled:  # its withdrawal may have looked for it already
+                    outcome = _cancelled(entry)
+                elif outcome is None:
+                    self._queue(entry)
                 if pool is not self._shared and not pool.lingers and not self._closed:
                     self._move_waiting(entry.job.model.name, pool, self._shared)
             self._start_threads()
-            self._tell(entry, outcome)
+            if outcome is not None:
+                self._tell(entry, outcome)
             # Drop the tensors now, not when the next job comes.
             del entry, outcome
 
@@ -288,16 +313,20 @@ class Runner:
                 return None
             entry = pool.queue.take()
             entry.begun_ns = time.monotonic_ns()
+            # a stretched run would hold up others for as long as all of them
+            one = self._slowdown > 1.0 or pool.queue.has_turn_after(entry.job.asked_by)
+            entry.turn = 1 if one else entry.job.runs - entry.ended
+            entry.cancel.ceded = False
             pool.running.add(entry)
             return entry
 
-    def _outcome(self, entry: _Entry) -> Outcome:
+    def _outcome(self, entry: _Entry) -> Outcome | None:
+        """Do the next runs of a job. None: it has further ones, for which it waits its turn."""
         job = entry.job
-        started_ns = time.monotonic_ns()
-        queued_ns = started_ns - entry.submitted_ns
         if entry.cancel.cancelled:
-            early = InferenceError(f"the run of model {job.model.name!r} was cancelled before it started")
-            return Failed(early, queued_ns, cancelled=True)
+            return _cancelled(entry)
+        started_ns = time.monotonic_ns()
+        queued_ns = started_ns - entry.submitted_ns - entry.compute_ns
         if job.deadline_ns is not None and started_ns >= job.deadline_ns:
             late_ms = (started_ns - job.deadline_ns) / 1e6
             waited_ms = queued_ns / 1e6
@@ -307,9 +336,11 @@ class Runner:
                     f"{late_ms:.1f} ms ago: give it a larger budget, or ask another node"
                 ),
                 queued_ns,
+                began=entry.ended > 0,
             )
+        runs = (job.inputs, *job.further)[entry.ended : entry.ended + entry.turn]
         try:
-            outputs = job.model.run(job.inputs, job.outputs, entry.cancel)
+            given = job.model.run_each(runs, job.outputs, entry.cancel)
         except InferenceError as error:
             if isinstance(error, BudgetExhausted):  # it takes at least this long, or placement would ask again
                 self._costs.record(job.model.digest, int((time.monotonic_ns() - started_ns) * self._slowdown))
@@ -323,5 +354,23 @@ class Runner:
             if entry.cancel.wait(stretched_ns * (self._slowdown - 1.0) / 1e9):
                 return Failed(InferenceError(f"the run of model {job.model.name!r} was cancelled"), queued_ns, True)
             compute_ns = time.monotonic_ns() - started_ns
-        self._costs.record(job.model.digest, compute_ns)
-        return RunDone(tuple(outputs), queued_ns, compute_ns)
+        for _ in given:
+            self._costs.record(job.model.digest, compute_ns // len(given))
+        entry.ended += len(given)
+        entry.compute_ns += compute_ns
+        entry.outputs += tuple(chain.from_iterable(given))
+        return RunDone(entry.outputs, queued_ns, entry.compute_ns) if entry.ended == job.runs else None
+
+
+def _goes_before(job: Job, running: Job) -> bool:
+    """Whether a job that comes now has its turn before further runs of one that is under way."""
+    if job.asked_by != running.asked_by:
+        return running.asked_by is not None
+    return (job.deadline_ns or NEVER) < (running.deadline_ns or NEVER)
+
+
+def _cancelled(entry: _Entry) -> Failed:
+    """The end of a job that was cancelled while it waited."""
+    error = InferenceError(f"the run of model {entry.job.model.name!r} was cancelled before it started")
+    queued_ns = time.monotonic_ns() - entry.submitted_ns - entry.compute_ns
+    return Failed(error, queued_ns, cancelled=True, began=entry.ended > 0)

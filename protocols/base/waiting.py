@@ -1,7 +1,7 @@
 """The jobs that wait for a worker: those of this node first, then those of neighbours in turn.
 
 Neighbours take turns, one job each, however many each of them has. Of this node's jobs, and of those of one neighbour,
-the one whose deadline ends first leaves first.
+the one whose deadline ends first leaves first. A job of several runs waits for its turn before each of them.
 """
 
 from collections import OrderedDict
@@ -37,11 +37,19 @@ class WaitingJobs(Generic[T]):
         yield from self.own()
         yield from self.served()
 
-    def put(self, job: T, asked_by: str | None, deadline_ns: int | None) -> None:
-        """Add a job. ``asked_by``: the neighbour that wants it; None: this node."""
+    def put(self, job: T, asked_by: str | None, deadline_ns: int | None, number: int | None = None) -> int:
+        """Add a job, and return its number: of those with equal deadlines, the smallest leaves first. ``asked_by``: the
+        neighbour that wants it; None: this node. ``number``: of one that has begun and waits for its next turn."""
         jobs = self._own if asked_by is None else self._served.setdefault(asked_by, [])
-        self._next += 1
-        heappush(jobs, (inf if deadline_ns is None else deadline_ns, self._next, job))
+        if number is None:
+            self._next += 1
+            number = self._next
+        heappush(jobs, (inf if deadline_ns is None else deadline_ns, number, job))
+        return number
+
+    def has_turn_after(self, asked_by: str | None) -> bool:
+        """Whether another neighbour has its turn after this one has had one run. Nobody has it after this node."""
+        return asked_by is not None and any(other != asked_by for other in self._served)
 
     def take(self) -> T:
         """Remove the job whose turn it is. :raises KeyError: when none waits."""

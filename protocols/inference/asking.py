@@ -192,7 +192,7 @@ class Asking:
             digest = self.digest_of(model) if model else None
             if digest is None:
                 break
-            smaller = self._ordered(request, model, Demand(digest, request.size_bytes), now)
+            smaller = self._ordered(request, model, Demand(digest, request.size_bytes, request.times), now)
             if self._makes_it(request, smaller, now) or (smaller and not candidates):
                 self.counters["fell_back"] += 1
                 request.model, request.digest = model, digest
@@ -384,7 +384,7 @@ class Asking:
         results show whether the model names its sizes rightly."""
         signature = self._signature(run.model, run.digest)
         by_name = run.digest not in self._misnamed
-        wrong = misfit(signature, request.inputs, request.outputs, answer.outputs, by_name=by_name)
+        wrong = misfit(signature, request.inputs, request.outputs, answer.outputs, request.times, by_name=by_name)
         if run.node != self._node:
             return wrong
         if wrong and signature is not None and by_name:

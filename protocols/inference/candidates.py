@@ -81,6 +81,10 @@ class Candidates:
         ]  # fmt: skip
         return (sum(before) - max(before)) // self._own_queue.workers if before else 0
 
+    def most_runs(self, node: NodeId) -> int:
+        """How many runs one request to a neighbour may ask for."""
+        return self._offers.most_runs(node)
+
     def computes(self, model: str, demand: Demand) -> bool:
         """Whether this node can compute it itself."""
         local = self._models.get(model)
@@ -101,6 +105,8 @@ class Candidates:
                 continue
             offer = self._offers.find(node, model, demand.digest)
             if offer is None or node in request.tried or self.standings.is_distrusted(node, now):
+                continue
+            if demand.runs > self.most_runs(node):
                 continue
             if not self.loads.may_ask(node, now):
                 continue

@@ -4,7 +4,8 @@
     there  round trip + input bytes / up + output bytes / down + queue + service + overhead
 
 - *Service* is the time of one run, by file of the model and size of its inputs (in powers of two). What was seen counts
-  before what an offer claims; a claim counts only while nothing was seen within a minute.
+  before what an offer claims; a claim counts only while nothing was seen within a minute. Several runs that one request
+  asks for take so many times as long.
 - *Up* and *down* are the throughputs of the link (:mod:`protocols.links.throughput`), measured on answers and on lanes
   that drain. Before the first measurement a link is taken for a fast one (docs/adr/0007).
 - *Queue* is the time until a run that comes now would begin. A node tells its neighbours, and each answer tells again.
@@ -46,11 +47,18 @@ class Demand(NamedTuple):
     digest: str
     size_bytes: int
     """Of the inputs."""
+    runs: int = 1
+    """How many runs these inputs are for."""
 
     @property
     def kind(self) -> tuple[str, int]:
         """Runs of one kind take about the same time: the same file, on inputs of about the same size."""
-        return self.digest, self.size_bytes.bit_length()
+        return self.digest, self.run_bytes.bit_length()
+
+    @property
+    def run_bytes(self) -> int:
+        """The inputs of one run, on average."""
+        return self.size_bytes // self.runs
 
 
 class Claim(NamedTuple):
@@ -111,11 +119,11 @@ class Services:
         self._of: dict[tuple[str, int], _Service] = {}
 
     def add(self, demand: Demand, service_ns: int, now: int, output_bytes: int = 0) -> None:
-        """Note that a run took ``service_ns`` and gave ``output_bytes``."""
+        """Note that the runs took ``service_ns`` and gave ``output_bytes``, all together."""
         service = self._known(demand)
-        service.durations.add(service_ns, now)
-        service.output_bytes = output_bytes
-        service.input_bytes = demand.size_bytes if service.input_bytes in (0, demand.size_bytes) else -1
+        service.durations.add(service_ns // demand.runs, now)
+        service.output_bytes = output_bytes // demand.runs
+        service.input_bytes = demand.run_bytes if service.input_bytes in (0, demand.run_bytes) else -1
 
     def add_overhead(self, demand: Demand, overhead_ns: int, now: int) -> None:
         """Note what a run took that nothing else explains."""
@@ -139,18 +147,18 @@ class Services:
         return service.durations if service is not None and service.durations.known(now) else None
 
     def claim(self, demand: Demand, claim: Claim, now: int) -> Claim:
-        """Mean and 95th percentile as they were seen, or else as they are claimed."""
-        durations = self.seen(demand, now)
+        """Mean and 95th percentile of all runs together, as they were seen, or else as they are claimed."""
+        durations, runs = self.seen(demand, now), demand.runs
         if durations is not None:
-            return Claim(durations.mean_ns, durations.p95_ns, durations.late_ns)
+            return Claim(durations.mean_ns * runs, durations.p95_ns * runs, durations.late_ns * runs)
         mean_ns = min(claim.mean_ns or UNKNOWN_SERVICE_NS, MAX_DURATION_NS)
         p95_ns = max(min(claim.p95_ns, MAX_DURATION_NS), mean_ns)
-        return Claim(mean_ns, p95_ns, p95_ns)
+        return Claim(mean_ns * runs, p95_ns * runs, p95_ns * runs)
 
     def output_bytes(self, demand: Demand) -> int:
-        """The size of the last outputs of that kind; 0 when none is known."""
+        """The size of the outputs of all runs, by the last of that kind; 0 when none is known."""
         service = self._of.get(demand.kind)
-        return service.output_bytes if service is not None else 0
+        return service.output_bytes * demand.runs if service is not None else 0
 
     def pace_ns(self, digest: str, now: int) -> float:
         """The time for each byte of inputs, by the largest runs of a file that were seen lately; 0: none was seen."""
@@ -164,12 +172,12 @@ class Services:
         return service.durations.mean_ns / (service.input_bytes if service.input_bytes > 0 else 3 << bits >> 2)
 
     def soonest_ns(self, demand: Demand, now: int) -> int:
-        """A run can't take less; 0: nothing was seen just now."""
+        """The runs can't take less; 0: nothing was seen just now."""
         service = self._of.get(demand.kind)
         if service is None or not service.durations.is_fresh(now):
             return 0
-        shortest_ns = service.durations.shortest_ns
-        return shortest_ns if service.input_bytes == demand.size_bytes else shortest_ns // 2
+        shortest_ns = service.durations.shortest_ns * demand.runs
+        return shortest_ns if service.input_bytes == demand.run_bytes else shortest_ns // 2
 
     def predict(self, demand: Demand, claim: Claim, queue_ns: int, now: int, least_queue_ns: int = 0) -> Prediction:
         """When a run on this node itself would be done. ``least_queue_ns``: what goes first in any case."""

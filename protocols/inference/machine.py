@@ -157,7 +157,7 @@ class Inference(Machine):
                 model.queue_ns // model.compute_ns if model.compute_ns else 0, model.p95_ns // 1_000,
             )
             for model in self._told[: limits.MAX_OFFERS]
-        ), queue_ns // 1_000, self._own_queue.workers)  # fmt: skip
+        ), queue_ns // 1_000, self._own_queue.workers, limits.MAX_REQUEST_RUNS)  # fmt: skip
 
     def throughput_of(self, node: NodeId) -> float:
         """The throughput of the link to a neighbour, in bytes a second; 0: it was not measured yet."""

@@ -29,10 +29,10 @@ twice, since it may restart."""
 class _Row:
     """The offers of one neighbour."""
 
-    __slots__ = ("allowance", "offers", "signature_allowance", "signatures", "since", "stages", "version")
+    __slots__ = ("allowance", "offers", "runs", "signature_allowance", "signatures", "since", "stages", "version")
 
     def __init__(self, now: int) -> None:
-        self.version = -1
+        self.version, self.runs = -1, 1
         self.offers: dict[str, Offer] = {}
         self.since: dict[str, int] = {}  # model -> when its file was first offered, as a number that grows
         self.allowance = Allowance(OFFERS_PER_S, MAX_OFFERS_BURST, now)
@@ -80,6 +80,7 @@ class OfferTable:
                 since[offer.model] = self._next
                 self._next += 1
         row.offers, row.since = offers, since
+        row.runs = min(max(frame.runs, 1), limits.MAX_REQUEST_RUNS)
         if refused:
             self._drops.count(source, "", "offer_not_permitted", refused)
         return True
@@ -160,6 +161,11 @@ class OfferTable:
         row = self._rows.get(node)
         offer = None if row is None else row.offers.get(model) or row.stages.get(model)
         return offer if offer is not None and offer.digest == digest else None
+
+    def most_runs(self, node: NodeId) -> int:
+        """How many runs one request to a neighbour may ask for."""
+        row = self._rows.get(node)
+        return 1 if row is None else row.runs
 
     def digest_of(self, model: str) -> str | None:
         """The file that ``model`` stands for at a node that has not loaded it; None when nobody offers it."""

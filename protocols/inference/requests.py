@@ -8,6 +8,7 @@ from protocols.base.time import NEVER
 from protocols.inference.costs import Demand
 from protocols.inference.events import RunReport
 from protocols.inference.placement import Candidate
+from protocols.inference.signature import runs_in
 from protocols.wire.tensors import NamedTensor
 
 HEDGE_SLACK_NS: Final = 1 * limits.MS
@@ -74,7 +75,8 @@ class OwnRequest:
 
     __slots__ = (
         "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "given_up", "hedge", "hopeless",
-        "inputs", "model", "number", "outputs", "planned", "rescue_at", "rounds", "runs", "size_bytes", "tried",
+        "inputs", "model", "number", "outputs", "planned", "rescue_at", "rounds", "runs", "size_bytes", "times",
+        "tried",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +90,8 @@ class OwnRequest:
         self.model, self.digest = model, digest
         """The model that is run, which may be smaller than the one that was asked for."""
         self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
-        self.size_bytes = sum(len(named.tensor.data) for named in inputs)
+        self.size_bytes, self.times = sum(len(named.tensor.data) for named in inputs), runs_in(inputs)
+        """``times``: how many runs of the model it asks for."""
         self.hopeless: Candidate | None = None
         """The quickest of those who could not make the deadline, when that was last looked at."""
         self.rescue_at = NEVER
@@ -129,4 +132,4 @@ class OwnRequest:
     @property
     def demand(self) -> Demand:
         """What decides its cost."""
-        return Demand(self.digest, self.size_bytes)
+        return Demand(self.digest, self.size_bytes, self.times)

@@ -7,6 +7,7 @@ at once, before its inputs are kept, and so is one that can't be computed within
 budget.
 """
 
+from collections import Counter
 from typing import Final
 
 from protocols.access import AccessTable
@@ -19,6 +20,7 @@ from protocols.inference.costs import Demand, Services
 from protocols.inference.events import CancelCompute, Compute, Decided
 from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import LocalModel
+from protocols.inference.signature import runs_in
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferRequest
 
@@ -68,11 +70,18 @@ class Serving:
         if not self._may_ask(source, now):
             return
         size_bytes = sum(len(named.tensor.data) for named in asked.inputs)
+        demand = Demand(asked.digest, size_bytes, runs_in(asked.inputs))
+        budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
+        give_up_ns = now + budget_ns + SERVED_GRACE_NS
         if model is None or not model.served or not model.answers_to(asked.digest):
             self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
         elif not self._access.permits_infer(role, source, model.stage_of or asked.model):
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
-        elif (needed_ns := self._soonest_ns(asked, model, source, size_bytes, now)) > asked.budget_us * 1_000:
+        elif demand.runs > (most := _most_runs(asked, model)):
+            self._answer(
+                source, asked.request, "invalid", f"{demand.runs} runs are asked for: at most {most} at a time"
+            )
+        elif (needed_ns := self._soonest_ns(demand, model, source, give_up_ns, now)) > asked.budget_us * 1_000:
             self.refused_late += 1
             self._answer(source, asked.request, "late", (
                 f"{self._node} needs at least {needed_ns / limits.MS:.1f} ms, and {asked.budget_us / 1e3:.1f} are left"
@@ -81,9 +90,7 @@ class Serving:
             self.refused_busy += 1
             self._answer(source, asked.request, "busy", f"{self._node} holds {len(self.held)} requests")
         else:
-            budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
-            demand = Demand(asked.digest, size_bytes)
-            self.held[run] = _Served(source, asked.request, demand, now + budget_ns + SERVED_GRACE_NS)
+            self.held[run] = _Served(source, asked.request, demand, give_up_ns)
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
@@ -91,19 +98,23 @@ class Serving:
                 Compute(run, model.name, asked.inputs, asked.outputs, budget_ns, source, asked.digest)
             )
 
-    def _soonest_ns(
-        self, asked: InferRequest, model: LocalModel, source: NodeId, size_bytes: int, now: int
-    ) -> int:  # fmt: skip
-        """A run of this can't be done before; 0: that is not known. Runs of this node itself go first, and neighbours
-        take turns: however much one has asked for, another waits for one of its runs before each of its own. The run
-        under way may be about to end."""
-        soonest_ns = self._services.soonest_ns(Demand(asked.digest, size_bytes), now)
+    def _soonest_ns(self, demand: Demand, model: LocalModel, source: NodeId, give_up_ns: int, now: int) -> int:
+        """Runs of this can't be done before; 0: that is not known. Runs of this node itself go first, and neighbours
+        take turns, run by run: however many one has asked for, another waits for one of them before each of its own. Of
+        its own, those go first that have to be done before. The run under way may be about to end."""
+        soonest_ns = self._services.soonest_ns(demand, now)
         if not soonest_ns:
             return 0
-        ours = self._places.held(source)
-        before = ours + sum(min(theirs, ours + 1) for theirs in self._places.of_others(source))
+        ours, theirs = 0, Counter[NodeId]()
+        for served in self.held.values():
+            if served.node != source:
+                theirs[served.node] += served.demand.runs
+            elif served.give_up_ns <= give_up_ns:
+                ours += served.demand.runs
+        before = ours + sum(min(runs, ours + demand.runs) for runs in theirs.values())
         own_ns = self._own_queue.left_ns(model.own_queue_ns or 0, now)
-        return own_ns + max(before - 1, 0) * soonest_ns // self._own_queue.workers + soonest_ns
+        waiting_ns = max(before - 1, 0) * soonest_ns // demand.runs
+        return own_ns + waiting_ns // self._own_queue.workers + soonest_ns
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)
@@ -186,3 +197,9 @@ class Serving:
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
         return min((served.give_up_ns for served in self.held.values()), default=NEVER)
+
+
+def _most_runs(asked: InferRequest, model: LocalModel) -> int:
+    """For how many runs a request may ask, so that the answer has no more tensors than it may have."""
+    outputs = len(asked.outputs) or (len(model.signature.outputs) if model.signature is not None else 1)
+    return max(min(limits.MAX_REQUEST_RUNS, limits.MAX_TENSORS // max(outputs, 1)), 1)

@@ -1,11 +1,19 @@
-"""The signature of a model: names, types and shapes of inputs and outputs, which answers fit it, and what breaks it."""
+"""The signature of a model: names, types and shapes of inputs and outputs, which answers fit it, and what breaks it.
 
-from collections.abc import Iterator, Sequence
+A request may ask for several runs of one model, one after the other. An input that is given several times, as tensors
+of one name, asks for as many: the first run takes the first of these tensors, the second run the second one. What is
+given once goes to every run. The answer has the outputs of the first run, then those of the second one, and so on. A
+run is the same as that of a request of its own, so its outputs have the same bits.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
+from protocols.base.errors import InputInvalid
 from protocols.wire.inference import Signature, TensorKind
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, Tensor
 
 
 class TensorSignature(Struct, frozen=True):
@@ -104,13 +112,26 @@ def described(dtype: str, shape: Sequence[int | None]) -> str:
 
 def misfit(
     signature: ModelSignature | None, inputs: Sequence[NamedTensor], wanted: Sequence[str],
-    outputs: Sequence[NamedTensor], *, by_name: bool = True,
+    outputs: Sequence[NamedTensor], runs: int = 1, *, by_name: bool = True,
 ) -> str:  # fmt: skip
     """Say why ``outputs`` can't be the result of a run on ``inputs``; empty when they can.
 
     ``signature``: None when this node does not have the model. ``wanted``: the names that were asked for; none: all.
-    ``by_name``: whether dimensions of one name must have one size.
+    ``runs``: how many the inputs ask for (:mod:`protocols.inference.several`). ``by_name``: whether dimensions of one
+    name must have one size.
     """
+    if runs > 1:
+        right: object = None
+        for taken, of_one in zip(inputs_of_each(inputs), outputs_of_each(outputs, runs), strict=True):
+            tensors = [NamedTensor(name, tensor) for name, tensor in taken.items()]
+            told = dict(_named_sizes(signature, tensors)) if signature is not None else {}
+            kinds = told, [(named.name, named.tensor.dtype, named.tensor.shape) for named in of_one]
+            if kinds == right:
+                continue  # as the one before, and most are
+            if wrong := misfit(signature, tensors, wanted, of_one, by_name=by_name):
+                return wrong
+            right = kinds
+        return ""
     given = {named.name for named in outputs}
     known = {} if signature is None else {output.name: output for output in signature.outputs}
     expected = set(wanted or known)
@@ -156,3 +177,36 @@ def _named_sizes(signature: ModelSignature, inputs: Sequence[NamedTensor]) -> It
             for name, size in zip(taken.sizes, named.tensor.shape, strict=False):
                 if name:
                     yield name, size
+
+
+# --- several runs ----------------------------------------------------------------------------------------------------
+def runs_in(inputs: Sequence[NamedTensor]) -> int:
+    """For how many runs these inputs ask."""
+    names = [named.name for named in inputs]
+    if len(set(names)) == len(names):
+        return 1
+    return max(Counter(names).values())
+
+
+def inputs_of_each(inputs: Iterable[NamedTensor]) -> list[dict[str, Tensor]]:
+    """The inputs of each run, by name.
+
+    :raises InputInvalid: one input is given twice and another one three times.
+    """
+    given: dict[str, list[Tensor]] = {}
+    for named in inputs:
+        given.setdefault(named.name, []).append(named.tensor)
+    runs = max(map(len, given.values()), default=1)
+    for name, tensors in given.items():
+        if len(tensors) not in (1, runs):
+            raise InputInvalid(
+                f"input {name[:80]!r} is given {len(tensors)} times, and another one {runs} times: give one tensor of "
+                "each for every run"
+            )
+    return [{name: tensors[run % len(tensors)] for name, tensors in given.items()} for run in range(runs)]
+
+
+def outputs_of_each(outputs: Sequence[NamedTensor], runs: int) -> list[Sequence[NamedTensor]]:
+    """The outputs of each run. If so many runs can't have given them, some have none."""
+    each = len(outputs) // runs if len(outputs) % runs == 0 else 0
+    return [outputs[run * each : (run + 1) * each] for run in range(runs)]

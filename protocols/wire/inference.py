@@ -44,6 +44,8 @@ class Offers(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=7):
     """How long the next run would wait before it begins. (Since 1.4.)"""
     workers: Count = 1
     """How many runs go on at the same time. (Since 1.4.)"""
+    runs: Count = 1
+    """How many runs one request may ask for. (Since 1.9.)"""
 
 
 class InferRequest(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=8):
@@ -56,6 +58,7 @@ class InferRequest(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=
     budget_us: Count
     """The time that is left until the deadline. It is a duration, so that no clocks need to agree."""
     inputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=limits.MAX_TENSORS)]
+    """A name that comes several times asks for as many runs (:mod:`protocols.inference.signature`; since 1.9)."""
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
     """The names of the outputs that are wanted; none: all are."""
 

@@ -13,6 +13,8 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from msgspec import structs
+
 from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
@@ -37,7 +39,7 @@ from protocols.inference.split.events import (
 from protocols.inference.split.plan import CutPoint, Goal, Plan, Profile
 from protocols.inference.split.planner import plans
 from protocols.links.drops import Drops
-from protocols.wire.inference import InferAnswer
+from protocols.wire.inference import InferAnswer, Offers
 from protocols.wire.tensors import NamedTensor, tensor_of
 
 MS, SECOND = limits.MS, limits.SECOND
@@ -86,6 +88,8 @@ class Linked:
         self.disk: dict[str, bytes] = {}
         self.answered: list[Answered] = []
         self.hears = True
+        self.is_old = False
+        """Whether it knows no requests for several runs."""
         self.lies: Callable[[InferAnswer], InferAnswer] = lambda answer: answer
         self.planner: Callable[[MakePlans], list[Plan]] = lambda effect: plans(
             effect.profile, effect.home, effect.neighbours, effect.goal, first_at_home=effect.first_at_home
@@ -145,6 +149,8 @@ class Linked:
                 self._perform(effect)
 
     def _hear(self, source: "Linked", frame: Any) -> None:
+        if isinstance(frame, Offers) and source.is_old:
+            frame = structs.replace(frame, runs=1)
         if source.hears:
             self.machine.receive(frame, source.node, Role.RSU, self.mesh.now)
 
@@ -217,31 +223,33 @@ class Linked:
         self.runs.append((effect.model, effect.asked_by))
         self._under_way.add(effect.run)
         begins_ns = max(self._free_ns, now)
-        output, compute_ns = self._result(effect, model)
+        outputs, compute_ns = self._result(effect, model)
         self._free_ns = begins_ns + compute_ns
 
         def done() -> None:
             if effect.run in self._under_way:
                 self._under_way.discard(effect.run)
                 queued_ns = begins_ns - now
-                answer = InferAnswer(0, "done", (output,), queued_ns // 1_000, compute_ns // 1_000)
+                answer = InferAnswer(0, "done", outputs, queued_ns // 1_000, compute_ns // 1_000)
                 self.machine.computed(effect.run, self.lies(answer), self.mesh.now)
 
         self.mesh.after(self._free_ns - now, self, done)
 
-    def _result(self, effect: Compute, model: LocalModel) -> tuple[NamedTensor, int]:
-        """The output of a run, and what the run takes."""
+    def _result(self, effect: Compute, model: LocalModel) -> tuple[tuple[NamedTensor, ...], int]:
+        """The outputs of all runs, and what these take."""
         given = effect.inputs[0]
         if effect.model == "rows":
-            numbers = given.tensor.data.cast("i")
-            return NamedTensor("y", tensor_of(array("i", (2 * each for each in numbers)))), len(numbers) * self.row_ns
+            assert len(effect.inputs) == 1 or not self.is_old
+            runs = [named.tensor.data.cast("i") for named in effect.inputs]
+            outputs = (NamedTensor("y", tensor_of(array("i", (2 * each for each in numbers)))) for numbers in runs)
+            return tuple(outputs), sum(map(len, runs)) * self.row_ns
         assert model.signature is not None
         output = model.signature.outputs[0]
         first, last = int(given.name[1]), int(output.name[1])
         marks = bytes(given.tensor.data)[-first:] if first else b""
         marks += b"".join(number.to_bytes() for number in range(first, last))
         tensor = tensor_of(marks.rjust(PROFILE.boundaries[last].size_bytes, b"."))
-        return NamedTensor(output.name, tensor), model.compute_ns
+        return (NamedTensor(output.name, tensor),), model.compute_ns
 
 
 class Mesh:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from meshnode.models.weights import size_with_weights
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
     CancelOrder,
+    CedeOrder,
     FailureReply,
     LoadedReply,
     LoadOrder,
@@ -134,18 +136,20 @@ def _serve_slots(model: LoadedModel, control: socket.socket) -> None:
                 slots[number] = _Slot(model, socket.socket(fileno=descriptors[0]))
             case CancelOrder(slot=number, run=run):
                 slots[number].cancel(run)
+            case CedeOrder(slot=number, run=run):
+                slots[number].cede(run)
             case LoadOrder():
                 raise AssertionError("one model for each process")
 
 
 class _Slot:
-    """A thread that computes one run after the other."""
+    """A thread that computes one order after the other."""
 
     def __init__(self, model: LoadedModel, orders: socket.socket) -> None:
         self._model, self._orders = model, orders
         self._segment: Segment | None = None
         self._lock = threading.Lock()
-        self._run, self._cancelled_run = -1, -1
+        self._run, self._cancelled_run, self._ceded_run = -1, -1, -1
         self._cancellation = Cancellation()
         threading.Thread(target=self._work, name="slot", daemon=True).start()
 
@@ -156,6 +160,13 @@ class _Slot:
             if run == self._run:
                 self._cancellation.cancel()
 
+    def cede(self, run: int) -> None:
+        """Begin no further run of that order."""
+        with self._lock:
+            self._ceded_run = max(self._ceded_run, run)
+            if run == self._run:
+                self._cancellation.cede()
+
     def _work(self) -> None:
         with self._orders:
             while (order := self._next_order()) is not None:
@@ -164,6 +175,8 @@ class _Slot:
                     self._run, self._cancellation = order.run, Cancellation()
                     if self._cancelled_run >= order.run:
                         self._cancellation.cancel()
+                    if self._ceded_run >= order.run:
+                        self._cancellation.cede()
                 self._reply(self._answer(order))
                 del order
                 if self._segment is not None and self._segment.size_bytes > KEPT_BYTES:
@@ -188,10 +201,14 @@ class _Slot:
     def _answer(self, order: RunOrder) -> SlotReply:
         segment = self._segment
         assert segment is not None
-        inputs: Mapping[str, NDArray[Any]] = {placed.name: segment.view(placed) for placed in order.inputs}
+        each = len(order.inputs) // order.runs
+        inputs: list[Mapping[str, NDArray[Any]]] = [
+            {placed.name: segment.view(placed) for placed in order.inputs[run * each : (run + 1) * each]}
+            for run in range(order.runs)
+        ]
         started_ns, used_ns = time.monotonic_ns(), time.process_time_ns()
         try:
-            outputs = self._model.run(inputs, order.outputs, self._cancellation)
+            outputs = list(chain.from_iterable(self._model.run_each(inputs, order.outputs, self._cancellation)))
         except InputInvalid as error:
             return FailureReply("invalid", str(error)[:_MAX_WHY])
         except Exception as error:  # noqa: BLE001 - whatever it is, the node waits for an answer

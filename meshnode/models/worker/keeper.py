@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -141,9 +141,9 @@ class ModelKeeper:
             ) from lost
 
     def run(
-        self, inputs: "list[tuple[str, NDArray[Any]]]", wanted: tuple[str, ...], cancel: Cancellation
+        self, inputs: "list[tuple[str, NDArray[Any]]]", runs: int, wanted: tuple[str, ...], cancel: Cancellation
     ) -> "list[tuple[str, NDArray[Any]]]":
-        """Compute, blocking; see :meth:`WorkerProcess.run`. A run that loses its process is done once more.
+        """Compute, blocking; see :meth:`WorkerProcess.run`. Runs that lose their process are done once more.
 
         :raises InferenceError: also when it lost two processes, or the model is out of service.
         """
@@ -151,17 +151,18 @@ class ModelKeeper:
         while True:
             process = self._ready(cancel, losses)
             took_s = sorted(self._took_s) or [0.0]
-            held_up_s = self._patience.held_up_s + 4 * took_s[len(took_s) // 2]
+            held_up_s = self._patience.held_up_s + 4 * took_s[len(took_s) // 2] * runs
             started_s = time.monotonic()
             try:
                 grace_s = self._patience.grace_s + 2 * took_s[-1] + self.max_pixels * self._patience.decode_s
-                outputs = process.run(inputs, wanted, cancel, held_up_s, grace_s)
+                outputs = process.run(inputs, runs, wanted, cancel, held_up_s, grace_s)
             except WorkerLost as lost:
                 losses.append(lost)
                 self._lose(process, lost)
                 cancel.held_up()
             else:
-                self._took_s.append(time.monotonic() - started_s)
+                done = len(outputs) // len(wanted) if wanted else runs
+                self._took_s.append((time.monotonic() - started_s) / done)
                 if self.apart:
                     self._forgive(process)
                 return outputs
@@ -298,16 +299,25 @@ class WorkerModel(LoadedModel):
         self, inputs: Inputs, outputs: Iterable[str] = (), cancel: Cancellation | None = None
     ) -> list[tuple[str, "NDArray[Any]"]]:
         """See :meth:`LoadedModel.run`."""
+        return self.run_each((inputs,), outputs, cancel or Cancellation())[0]
+
+    def run_each(
+        self, runs: "Sequence[Inputs]", outputs: Iterable[str], cancel: Cancellation
+    ) -> list[list[tuple[str, "NDArray[Any]"]]]:
+        """See :meth:`LoadedModel.run_each`. All of them are one exchange with the process."""
         import numpy as np
 
         wanted = tuple(outputs) or tuple(signature.name for signature in self.outputs)
         self.check_outputs(wanted)
-        self.check(inputs)
+        for inputs in runs:
+            self.check(inputs)
         try:
-            arrays = [(name, np.asarray(value)) for name, value in inputs.items()]
+            arrays = [(name, np.asarray(value)) for inputs in runs for name, value in inputs.items()]
         except (TypeError, ValueError) as error:
             raise InputInvalid(f"inputs of model {self.name!r} can't be taken as arrays: {error}") from error
-        return self._keeper.run(arrays, wanted, cancel or Cancellation())
+        given = self._keeper.run(arrays, len(runs), wanted, cancel)
+        each = len(wanted) or 1
+        return [given[at : at + each] for at in range(0, len(given), each)] or [[] for _ in runs]
 
     def close(self) -> None:
         """End its process."""

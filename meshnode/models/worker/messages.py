@@ -77,6 +77,13 @@ class CancelOrder(Struct, frozen=True, array_like=True, tag="cancel"):
     run: int
 
 
+class CedeOrder(Struct, frozen=True, array_like=True, tag="cede"):
+    """Of runs that follow one another, begin no further one. It may come when and as often as a cancel order may."""
+
+    slot: int
+    run: int
+
+
 # --- control socket, from the worker ---------------------------------------------------------------------------------
 class LoadedReply(Struct, frozen=True, array_like=True, tag="loaded"):
     """The model is ready."""
@@ -99,11 +106,15 @@ class RefusedReply(Struct, frozen=True, array_like=True, tag="refused"):
 
 # --- slot, from the node ---------------------------------------------------------------------------------------------
 class RunOrder(Struct, frozen=True, array_like=True, tag="run"):
-    """Compute. A new segment comes along when the slot has none that is large enough."""
+    """Compute once, or several times, one after the other. A new segment comes along when the slot has none that is
+    large enough."""
 
     run: int
-    """Runs of a slot have growing numbers."""
+    """Orders of a slot have growing numbers."""
+    runs: int
+    """How many runs there are."""
     inputs: tuple[PlacedTensor, ...]
+    """Those of the first run, then as many of the second one, and so on."""
     outputs: tuple[str, ...]
     used_bytes: int
     """Where the inputs end: outputs go behind them."""
@@ -115,12 +126,12 @@ class RoomOrder(Struct, frozen=True, array_like=True, tag="room"):
 
 # --- slot, from the worker -------------------------------------------------------------------------------------------
 class RunReply(Struct, frozen=True, array_like=True, tag="done"):
-    """The outputs, in the order in which they were asked for."""
+    """The outputs, in the order in which they were asked for: those of the first run, then those of the second one."""
 
     outputs: tuple[PlacedTensor, ...]
     compute_ns: int
-    """How long the model computed. A run that waits for a processor does not, and threads that compute side by side
-    count once."""
+    """How long the model computed, in all runs. A run that waits for a processor does not, and threads that compute
+    side by side count once."""
 
 
 class RoomReply(Struct, frozen=True, array_like=True, tag="needs_room"):
@@ -138,7 +149,7 @@ class FailureReply(Struct, frozen=True, array_like=True, tag="failed"):
 
 
 ServerOrder = StartOrder | KillOrder
-ControlOrder = LoadOrder | SlotOrder | CancelOrder
+ControlOrder = LoadOrder | SlotOrder | CancelOrder | CedeOrder
 ControlReply = LoadedReply | RefusedReply
 SlotCommand = RunOrder | RoomOrder
 SlotReply = RunReply | RoomReply | FailureReply

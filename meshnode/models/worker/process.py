@@ -14,6 +14,7 @@ from meshnode.models.worker.losses import Loss, WorkerLost
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
     CancelOrder,
+    CedeOrder,
     ControlOrder,
     FailureReply,
     LoadedReply,
@@ -88,10 +89,11 @@ class WorkerProcess:
         return answer
 
     def run(
-        self, inputs: "Sequence[tuple[str, NDArray[Any]]]", wanted: tuple[str, ...], cancel: Cancellation,
+        self, inputs: "Sequence[tuple[str, NDArray[Any]]]", runs: int, wanted: tuple[str, ...], cancel: Cancellation,
         held_up_s: float, grace_s: float,
     ) -> "list[tuple[str, NDArray[Any]]]":  # fmt: skip
-        """Compute, blocking. The outputs are copies, which the caller may keep.
+        """Compute, blocking. ``inputs``: those of so many ``runs``, each with as many. The outputs are copies, which
+        the caller may keep, of at least one run: see :meth:`LoadedModel.run_each`.
 
         ``cancel.held_up`` is called when the run takes longer than ``held_up_s``. The run is told to end when it is
         cancelled or its deadline passes; ``grace_s`` later the process is ended.
@@ -105,7 +107,7 @@ class WorkerProcess:
         watch = RunWatch(self, slot, cancel, held_up_s, grace_s)
         cancel.watch(watch)
         try:
-            reply = slot.exchange(inputs, wanted, watch)
+            reply = slot.exchange(inputs, runs, wanted, watch)
             outputs = []
             if isinstance(reply, RunReply):
                 outputs, cancel.compute_ns = slot.copies(reply.outputs), reply.compute_ns
@@ -161,6 +163,11 @@ class WorkerProcess:
         """Tell the process to end that run. Nothing happens if it has ended, or the process has."""
         with suppress(OSError):
             self._send(CancelOrder(slot, run))
+
+    def cede(self, slot: int, run: int) -> None:
+        """Tell the process to begin no further run of that order, as :meth:`cancel` does."""
+        with suppress(OSError):
+            self._send(CedeOrder(slot, run))
 
     def _send(self, order: ControlOrder, *descriptors: int) -> None:
         """It never blocks: whoever cancels a run must not wait for a process that is stuck."""

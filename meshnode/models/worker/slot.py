@@ -39,6 +39,9 @@ class SlotOwner(Protocol):
     def cancel(self, slot: int, run: int) -> None:
         """Tell it to end that run."""
 
+    def cede(self, slot: int, run: int) -> None:
+        """Tell it to begin no further run of that order."""
+
     def end(self, loss: Loss, why: str) -> WorkerLost:
         """End it, and return what is raised then."""
 
@@ -58,13 +61,13 @@ class Slot:
         self._poll.register(connection, select.POLLIN)
 
     def exchange(
-        self, inputs: "Sequence[tuple[str, NDArray[Any]]]", wanted: tuple[str, ...], watch: "RunWatch"
+        self, inputs: "Sequence[tuple[str, NDArray[Any]]]", runs: int, wanted: tuple[str, ...], watch: "RunWatch"
     ) -> SlotReply:
-        """Have one run computed. The reply is a ``RunReply`` or a ``FailureReply``."""
+        """Have one run computed, or several. The reply is a ``RunReply`` or a ``FailureReply``."""
         used_bytes = size_of(inputs)
         if self.segment is None or self.segment.size_bytes < used_bytes:
             self.segment = Segment.make(used_bytes)
-        self._send(RunOrder(self.run, self.segment.put(inputs, 0), wanted, used_bytes), self.segment)
+        self._send(RunOrder(self.run, runs, self.segment.put(inputs, 0), wanted, used_bytes), self.segment)
         reply = self._wait(watch)
         if isinstance(reply, RoomReply):
             try:
@@ -130,6 +133,10 @@ class RunWatch:
         if self._told_at_s is None:
             self._told_at_s = time.monotonic()
             self._process.cancel(self._slot, self._run)
+
+    def cede(self) -> None:
+        """Tell the process to begin no further run."""
+        self._process.cede(self._slot, self._run)
 
     def look(self) -> float:
         """Do what is due, and return how long the caller may wait for the reply, in seconds.

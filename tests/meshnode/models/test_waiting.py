@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -20,7 +21,7 @@ from meshnode.models import (
     TensorSignature,
     load_model,
 )
-from protocols.base.errors import BoundExceeded, ModelInvalid
+from protocols.base.errors import BoundExceeded, InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
 from protocols.base.waiting import WaitingJobs
 from tests.tools.eventually import eventually
@@ -86,6 +87,70 @@ def test_runner_with_runs_of_neighbours_waiting_takes_its_own_first() -> None:
     gate.open.set()
     assert all(isinstance(outcome, RunDone) for outcome in outcomes.wait_for(5))
     assert gate.began == [0, 4, 1, 3, 2]
+    assert runner.close()
+
+
+def several(gate: Gate, *numbers: float, asked_by: str | None = "a", deadline_ns: int | None = None) -> Job:
+    """A job with a run for each number."""
+    first, *further = map(numbered, numbers)
+    return Job(gate, first, (), deadline_ns, asked_by, tuple(further))
+
+
+def test_runs_of_one_job_take_turns_with_those_of_others() -> None:
+    """Eight pictures of one neighbour keep neither this node waiting nor another neighbour, for longer than one."""
+    runner, gate, outcomes = Runner(), Gate(), Outcomes()
+    runner.submit(several(gate, 0, 1, 2, 3), outcomes)
+    assert gate.entered.acquire(timeout=30)
+    runner.submit(several(gate, 4, 5), outcomes)
+    runner.submit(several(gate, 6, 7, asked_by="b"), outcomes)
+    runner.submit(several(gate, 8, 9, asked_by=None), outcomes)
+    assert runner.waiting == 4
+    gate.open.set()
+    ended = outcomes.wait_for(4)
+    assert gate.began == [0, 8, 9, 1, 6, 2, 7, 3, 4, 5]
+    given = [[float(array[0]) for _, array in outcome.outputs] for outcome in ended if isinstance(outcome, RunDone)]
+    assert given == [[8, 9], [6, 7], [0, 1, 2, 3], [4, 5]]
+    assert runner.close()
+    median_us = runner.median_us(gate)
+    assert median_us is not None
+    assert all(isinstance(each, RunDone) and each.compute_ns >= 0 and each.queued_ns >= 0 for each in ended)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_job_that_is_cancelled_or_late_does_not_begin_its_next_run(is_late: bool) -> None:
+    """Whoever took another answer needs the core, and not the other seven pictures."""
+    runner, gate, outcomes = Runner(), Gate(), Outcomes()
+    deadline_ns = time.monotonic_ns() + 300_000_000 if is_late else None
+    cancel = runner.submit(several(gate, 0, 1, 2, deadline_ns=deadline_ns), outcomes)
+    assert gate.entered.acquire(timeout=30)
+    if deadline_ns is None:
+        cancel.cancel()
+    else:
+        eventually(lambda: time.monotonic_ns() > deadline_ns)
+    gate.open.set()
+    (outcome,) = outcomes.wait_for(1)
+    assert isinstance(outcome, Failed)
+    assert (gate.began, outcome.cancelled, outcome.began) == ([0], not is_late, True)
+    assert runner.close()
+    assert runner.waiting == 0
+
+
+def test_job_one_of_whose_runs_fails_has_that_error() -> None:
+    """There is one answer for all of them, and it says why."""
+
+    class Fails(Gate):
+        def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
+            if feeds["x"][0] == 1:
+                raise InferenceError("it did not work")
+            return [feeds["x"]]
+
+    runner, gate, outcomes = Runner(), Fails(), Outcomes()
+    runner.submit(several(gate, 0, 1, 2), outcomes)
+    (outcome,) = outcomes.wait_for(1)
+    assert isinstance(outcome, Failed)
+    assert str(outcome.error) == "it did not work"
+    with pytest.raises(InputInvalid, match="which is missing"):
+        runner.submit(Job(gate, numbered(0), further=({},)), outcomes)
     assert runner.close()
 
 

@@ -110,6 +110,19 @@ def test_services_of_inputs_of_several_sizes_rule_out_only_half_of_the_shortest(
     assert services.soonest_ns(Demand("1" * 64, 9_000), 1) <= 7.5 * MS
 
 
+def test_several_runs_of_one_request_take_so_many_times_as_long_as_one() -> None:
+    """What was seen of eight pictures says what one takes, and what three would."""
+    services = Services()
+    services.add(Demand("1" * 64, 80_000, 8), 80 * MS, 0, output_bytes=8_000)
+    for runs in (1, 3, 8):
+        demand = Demand("1" * 64, runs * 10_000, runs)
+        assert services.predict(demand, NOTHING, 0, 1).expected_ns == runs * 10 * MS
+        assert services.soonest_ns(demand, 1) == runs * 10 * MS
+        assert services.output_bytes(demand) == runs * 1_000
+    unseen = Demand("2" * 64, 30_000, 3)
+    assert services.predict(unseen, Claim(5 * MS, 7 * MS), 0, 1).p95_ns == 21 * MS
+
+
 def test_services_and_neighbours_are_bounded() -> None:
     """Whoever gets many certificates, or asks for many files, must not fill the memory."""
     services, costs = Services(), NeighbourCosts()

@@ -109,6 +109,42 @@ def test_served_runs_say_who_wants_them() -> None:
     assert [effect.asked_by for effect in bench.machine.outgoing() if type(effect) is Compute] == [A, None]
 
 
+def test_request_for_several_runs_counts_with_all_of_them() -> None:
+    """Eight take eight times as long, and no insider can ask for a hundred."""
+    bench = Bench(A, B)
+    bench.load((model(),))
+    assert serve(bench, A, 1, IMAGE * 8) is None
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    assert compute.inputs == IMAGE * 8
+    bench.at(bench.now + 80 * MS)
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE * 8, compute_us=80_000), bench.now)
+    ((_, done),) = bench.machine.messages()
+    assert type(done) is InferAnswer
+    assert (done.status, len(done.outputs)) == ("done", 8)
+    for node, runs, budget_us, status in (
+        (A, 9, 500_000, "invalid"), (A, 8, 79_000, "late"), (A, 7, 79_000, None), (A, 2, 79_000, "late"),
+        (B, 2, 29_000, "late"), (B, 2, 31_000, None),
+    ):  # fmt: skip
+        answer = serve(bench, node, 2, IMAGE * runs, budget_us=budget_us)
+        assert (answer.status if type(answer) is InferAnswer else answer) == status, (node, runs, budget_us)
+
+
+def test_request_that_has_to_be_done_sooner_is_not_taken_to_wait_for_those_of_a_batch() -> None:
+    """Its neighbour's own later ones don't go first."""
+    bench = Bench(A)
+    bench.load((model(),))
+    serve(bench, A, 1)
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE, compute_us=10_000), bench.now)
+    bench.machine.messages()
+    for number in (2, 3):
+        assert serve(bench, A, number, IMAGE * 8, budget_us=10_000_000) is None
+    assert serve(bench, A, 4, budget_us=30_000) is None
+    assert serve(bench, A, 5, budget_us=10_000_000) is None
+
+
 def test_runs_of_neighbours_do_not_make_this_node_give_its_own_away() -> None:
     """A neighbour filled the queue, and from then on got all own requests of its victim."""
     bench = Bench(A)

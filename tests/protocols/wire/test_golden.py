@@ -125,6 +125,7 @@ FRAMES: dict[str, Frame] = {
     "06-readings": Readings((BRAKE, SPEED, MIXED)),
     "07-offers": Offers(9, (Offer("plate", DIGEST, 48_000, 2),)),
     "07-offers-load": Offers(9, (Offer("plate", DIGEST, 48_000, 2, 61_000),), 96_000, 2),
+    "07-offers-runs": Offers(9, (Offer("plate", DIGEST, 48_000, 2, 61_000),), 96_000, 2, 8),
     "08-infer-request": InferRequest(42, "plate", DIGEST, 250_000, (IMAGE,), ("boxes",)),
     "09-infer-answer": InferAnswer(42, "done", (IMAGE,), 1_200, 47_000, ""),
     "09-infer-answer-load": InferAnswer(42, "done", (IMAGE,), 1_200, 47_000, "", 96_000),
@@ -188,7 +189,7 @@ FRAMES: dict[str, Frame] = {
     ),
 }
 
-EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer", "64-batch"})
+EARLIER = frozenset({"05-interest", "07-offers", "07-offers-load", "09-infer-answer", "64-batch"})
 """Frames of an earlier minor version, to which fields were appended since: they are understood, and not written."""
 WRITTEN = [name for name in FRAMES if name not in EARLIER]
 

@@ -1,15 +1,17 @@
 """The rows of a batch: how they are cut into shards, and how the outputs of the shards are joined.
 
 A row is one element of axis 0 of the inputs that are divided; the other inputs go to every shard as they are. Rows of
-different sizes, such as encoded pictures, are given as tensors of their own, one after the other under the same name,
-and each is a shard. A shard is a view of the caller's bytes. Outputs are copied to their place as each shard ends, so
-that no call copies all.
+different sizes, such as encoded pictures, are given as tensors of their own, one after the other under the same name.
+A model that takes a fixed number of rows at a time, such as one picture, has as many *runs* in a shard as it takes
+(:mod:`protocols.inference.several`). A shard is a view of the caller's bytes. Outputs are copied to their place as each
+shard ends, so that no call copies all.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from typing import Final
 
+from protocols.base import limits
 from protocols.base.errors import InputInvalid
 from protocols.inference.signature import ModelSignature, TensorSignature, described
 from protocols.wire.tensors import NamedTensor, Tensor
@@ -110,10 +112,31 @@ class Rows:
 
     def shard(self, first: int, count: int) -> tuple[NamedTensor, ...]:
         """The inputs of the shard that begins with the row ``first``."""
-        return tuple(
-            NamedTensor(name, self._part(tensors, first, count) if name in self.divided else tensors[0])
-            for name, tensors in self._given.items()
-        )
+        step = self.unit or count
+        shard: list[NamedTensor] = []
+        for name, tensors in self._given.items():
+            if name in self.divided:
+                starts = range(first, first + count, step)
+                shard += [NamedTensor(name, self._part(tensors, start, step)) for start in starts]
+            else:
+                shard.append(NamedTensor(name, tensors[0]))
+        return tuple(shard)
+
+    def fitting(self, first: int, runs: int, most_bytes: int) -> int:
+        """How many of the next ``runs`` from the row ``first`` have no more than ``most_bytes`` of inputs together, and
+        fit into a frame; at least one."""
+        others = len(self._given) - len(self.divided)
+        runs = max(min(runs, (limits.MAX_TENSORS - others) // len(self.divided)), 1)
+        left_bytes = most_bytes - self.same_bytes
+        for run in range(runs):
+            start = first + run * self.unit
+            left_bytes -= sum(
+                len(self._part(tensors, start, self.unit).data)
+                for name, tensors in self._given.items() if name in self.divided
+            )  # fmt: skip
+            if left_bytes < 0:
+                return max(run, 1)
+        return runs
 
     def _part(self, tensors: Sequence[Tensor], first: int, count: int) -> Tensor:
         tensor, *others = tensors
@@ -173,13 +196,18 @@ class Joined:
             return "its outputs are not those of another shard"
         for named in outputs:
             tensor, column = named.tensor, self._columns.get(named.name)
-            told = f"output {named.name[:80]!r} is {described(tensor.dtype, tensor.shape)}"
             if not tensor.shape or tensor.shape[0] != count:
-                return f"{told} for {count} rows: its first size does not follow the batch"
+                return f"{_told(named)} for {count} rows: its first size does not follow the batch"
             if column is not None and (column.dtype, column.shape) != (tensor.dtype, tensor.shape[1:]):
                 rest = described(column.dtype, (None, *column.shape))
-                return f"{told}, and that of another shard {rest}: they can't be joined"
+                return f"{_told(named)}, and that of another shard {rest}: they can't be joined"
         return ""
+
+    def most_runs(self, rows: int, most_bytes: int) -> int:
+        """How many runs of so many rows give outputs of at most ``most_bytes``, and fit into a frame. It is known when
+        one shard was added."""
+        row_bytes = sum(column.row_bytes for column in self._columns.values())
+        return min(most_bytes // max(row_bytes * rows, 1), limits.MAX_TENSORS // max(len(self._columns), 1))
 
     def bytes_with(self, count: int, outputs: Sequence[NamedTensor]) -> int:
         """What all outputs will take, if those of a shard with so many rows are like ``outputs``."""
@@ -200,3 +228,7 @@ class Joined:
             NamedTensor(name, Tensor(column.dtype, (self._rows, *column.shape), column.data))
             for name, column in self._columns.items()
         )
+
+
+def _told(output: NamedTensor) -> str:
+    return f"output {output.name[:80]!r} is {described(output.tensor.dtype, output.tensor.shape)}"

@@ -83,7 +83,8 @@ async def test_batch_of_three_nodes_of_which_one_is_killed_has_the_bits_of_one_n
     dying.process.send_signal(signal.SIGKILL)
     result = await task
     assert result.outputs["y"].shape == batch.shape
-    assert [(part.kind, part.index, part.size) for part in result.parts] == [("shard", at, 1) for at in range(48)]
+    assert [(part.kind, part.index) for part in result.parts] == [("shard", at) for at in range(len(result.parts))]
+    assert sum(part.size for part in result.parts) == 48
     nodes = [part.node for part in result.parts]
     assert set(nodes) >= {"veh-1", "rsu-1"}
     lost = {run.outcome for run in result.attempts if run.node == "rsu-2" and run.outcome != "done"}
@@ -115,7 +116,7 @@ async def test_batch_has_errors_as_a_single_request_has(house: House, opened: Op
         await node.infer_batch("one", {"x": matrices(4)}, shard=2)
     with pytest.raises(InputInvalid, match="shards of 0 rows"):
         await node.infer_batch("one", {"x": matrices(4)}, shard=0)
-    with pytest.raises(BudgetExhausted, match="of 40 shards of 'one' were done"):
+    with pytest.raises(BudgetExhausted, match="of 40 rows of 'one' were done"):
         await node.infer_batch("one", {"x": matrices(40)}, deadline_ms=200)
 
 
@@ -126,7 +127,7 @@ async def test_batch_may_take_as_long_as_all_its_rows_by_default(
     how = InferenceSection(emulate_slowdown=100, deadline_ms=500)
     node = await opened("veh-5", models=sections(models), inference=how)
     result = await node.infer_batch("one", {"x": matrices(100)})
-    assert len(result.parts) == 100
+    assert sum(part.size for part in result.parts) == 100
 
 
 async def test_application_has_its_batches_divided_too(house: House, models: dict[str, Path]) -> None:

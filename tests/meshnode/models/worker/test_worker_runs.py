@@ -98,6 +98,35 @@ def test_outputs_larger_than_the_inputs_get_room(workers: Workers, tmp_path: Pat
         assert (y == size).all()
 
 
+def test_runs_that_follow_one_another_give_what_each_would_give_alone(workers: Workers, tmp_path: Path) -> None:
+    """They are one exchange with the process, of inputs of any sizes, and their outputs may need more room."""
+    adds = workers.load(ModelSpec("adds", write_model(tmp_path / "adds.onnx", ("n",), "Add")))
+    sizes = (3, 500_000, 0, 70_000)
+    given = adds.run_each([{"x": np.full(size, size, "f4")} for size in sizes], ("y",), Cancellation())
+    assert [[(name, len(y), set(y.tolist())) for name, y in each] for each in given] == [
+        [("y", size, {2 * size} if size else set())] for size in sizes
+    ]
+    tiles = workers.load(ModelSpec("tiles", write_model(tmp_path / "tiles.onnx", None, "Tile", dtype="i8")))
+    given = tiles.run_each([{"x": np.array([size])} for size in (200_000, 1, 300_000)], (), Cancellation())
+    assert [len(y) for ((_, y),) in given] == [200_000, 1, 300_000]
+    with pytest.raises(InputInvalid, match="expected f4"):
+        adds.run_each([{"x": np.ones(3, "f4")}, {"x": np.ones(3)}], (), Cancellation())
+
+
+def test_runs_that_are_told_to_cede_end_after_the_one_under_way(workers: Workers, tmp_path: Path) -> None:
+    """Whoever has a turn between the pictures of a neighbour waits for one of them, and not for eight."""
+    long = workers.load(ModelSpec("long", write_model(tmp_path / "long.onnx", (300_000,), "Sin", repeat=100)))
+    runs, cancel = [{"x": np.full(300_000, number, "f4")} for number in range(50)], Cancellation()
+    given: list[list[tuple[str, object]]] = []
+    thread = threading.Thread(target=lambda: given.extend(long.run_each(runs, (), cancel)))  # type: ignore[arg-type]
+    thread.start()
+    eventually(lambda: cancel._options is not None)
+    cancel.cede()
+    thread.join(60)
+    assert 1 <= len(given) < 50
+    assert np.array_equal(given[0][0][1], long.run(runs[0])[0][1])  # type: ignore[arg-type]
+
+
 def test_runs_on_several_threads_are_computed_at_the_same_time(workers: Workers, tmp_path: Path) -> None:
     """`workers = 4` means four runs at once, of one model too."""
     model = workers.load(ModelSpec("m", write_model(tmp_path / "m.onnx", ("n",), "Add")))
