@@ -24,8 +24,9 @@ SLICE_RECORDS: Final = 512
 MAX_COUNTED: Final = 16_384
 """Sequences between deleted records that one slice looks at, to see whether all are stored. The shortest gaps come
 first; what is beyond becomes ranges that are not joined."""
-_MAX_SAME_KEY: Final = 100_000
-"""Newer records of a key and origin that are looked through for one of a rule."""
+MAX_SAME_KEY: Final = 100_000
+"""Newer records that one slice looks through for one of the same key, origin and rule, in equal parts for each stream.
+Nodes may invent rules, and a slice that takes too long would be tried for ever."""
 _FREE: Final = "SELECT lock FROM unnest($2::int[]) AS lock WHERE pg_try_advisory_xact_lock($1, lock)"
 _DELETE: Final = (
     "DELETE FROM records WHERE number = ANY ($1::bigint[]) RETURNING number, origin, sequence, key, rule, event_utc_ns,"  # noqa: S608 - constants only
@@ -56,16 +57,16 @@ _END_STREAMS: Final = """
 DELETE FROM streams USING unnest($1::text[], $2::text[], $3::text[]) AS told (key, origin, rule)
 WHERE (streams.key, streams.origin, streams.rule) = (told.key, told.origin, told.rule)
 """
-_NEWEST: Final = f"""
+_NEWEST: Final = """
 UPDATE streams SET newest_utc_ns = coalesce(
     (SELECT event_utc_ns FROM (SELECT event_utc_ns, rule FROM records WHERE key = told.key AND origin = told.origin
-        ORDER BY event_utc_ns DESC LIMIT {_MAX_SAME_KEY}) AS near
+        ORDER BY event_utc_ns DESC LIMIT $4) AS near
      WHERE near.rule = told.rule ORDER BY event_utc_ns DESC LIMIT 1),
     (SELECT event_utc_ns FROM records WHERE key = told.key AND origin = told.origin
-     ORDER BY event_utc_ns DESC OFFSET {_MAX_SAME_KEY - 1} LIMIT 1), newest_utc_ns)
+     ORDER BY event_utc_ns DESC OFFSET $4 - 1 LIMIT 1), newest_utc_ns)
 FROM unnest($1::text[], $2::text[], $3::text[]) AS told (key, origin, rule)
 WHERE (streams.key, streams.origin, streams.rule) = (told.key, told.origin, told.rule)
-"""  # noqa: S608 - constants only
+"""
 _END_RECEIPTS: Final = (
     "DELETE FROM receipts USING unnest($1::bigint[], $2::int[]) AS told (number, records)"
     " WHERE receipts.number = told.number AND receipts.records <= told.records"
@@ -158,7 +159,7 @@ def _leave_streams(session: PostgresSession, gone: Sequence[_Gone]) -> None:
     if ended := [(key, origin, rule) for key, origin, rule, records, _ in left if records <= 0]:
         session.execute(_END_STREAMS, *_columns(ended))
     if older := [(key, origin, rule) for key, origin, rule, records, is_newest in left if records > 0 and is_newest]:
-        session.execute(_NEWEST, *_columns(older))
+        session.execute(_NEWEST, *_columns(older), MAX_SAME_KEY // len(older))
 
 
 def _leave_receipts(session: PostgresSession, gone: Sequence[_Gone]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import Raw
 
 from benchmarks.postgresql import PostgresServer
 from cloud_relay.cli import main
@@ -28,11 +29,13 @@ from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from meshnode.identity.signatures import read_authority
 from protocols.base.errors import LocalProtocolError, StorageError
 from protocols.base.limits import SECOND
-from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord
 from tests.tools.eventually import eventually
 from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
 from tests.tools.receipt_fixture import ReceiptMesh
-from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch
+from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, reading
 
 pytestmark = pytest.mark.processes
 
@@ -175,6 +178,26 @@ def test_newest_of_a_stream_is_right_after_its_newest_was_deleted(
         assert [record.fields["sequence"] for record in reader.newest(Query()).records] == [5]
         assert [record.fields["sequence"] for record in reader.newest(Query(rule="r")).records] == [3]
     check_consistent(session)
+
+
+def test_streams_of_a_slice_share_what_it_looks_through_for_their_newest(
+    relay: RelayInProcess, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node may invent hundreds of rules and send very many newer records of their key."""
+    monkeypatch.setattr(removing, "MAX_SAME_KEY", 8)
+    sent = [("a", 5), ("b", 5), ("a", 1), ("b", 2), *(("z", 10 + number) for number in range(6))]
+    records = [Record(at, rule, Raw(encode_reading(reading(second)))) for at, (rule, second) in enumerate(sent, 1)]
+    relay.send(Batch(MAJOR, MINOR, "v-1", 1, 11, tuple(records), ()))
+
+    def retained(*going: int) -> dict[str, int]:
+        session.execute("UPDATE records SET received_utc_ns = 0 WHERE sequence = ANY ($1::int[])", list(going))
+        assert relay.retain(ALL_FOR_A_DAY, DAY_S / 2) == len(going)
+        rows = session.rows("SELECT rule, newest_utc_ns FROM streams")
+        return {rule: (newest_utc_ns - BASE_NS) // SECOND for rule, newest_utc_ns in rows}
+
+    assert retained(1, 2) == {"a": 12, "b": 12, "z": 15}, "four newer records for each: it is no later than that"
+    relay.send(Batch(MAJOR, MINOR, "v-1", 1, 12, (Record(11, "b", Raw(encode_reading(reading(16)))),), ()))
+    assert retained(11) == {"a": 12, "b": 2, "z": 15}, "a slice with one stream looks further"
 
 
 def test_each_look_goes_on_where_the_one_before_came_and_none_is_forgotten(
