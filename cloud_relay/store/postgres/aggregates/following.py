@@ -34,6 +34,7 @@ _ROWS: Final = (
     "SELECT number, origin, rule, key, unit, latitude_deg, longitude_deg, event_utc_ns, received_utc_ns, value, encoded"  # noqa: S608 - constants only
     f" FROM records WHERE number > $1 AND number <= $2 AND number < {SETTLED} ORDER BY number LIMIT $3"
 )
+_BEGIN: Final = f"least(coalesce(min(number), 1), {SETTLED}) - 1"
 _ROWS_AT_ONCE: Final = 256
 _AGGREGATES: Final = (
     "SELECT number, name, identity, percentiles, max_groups, filled_to, floor_utc_ns FROM aggregates"
@@ -51,7 +52,10 @@ class _Kept(NamedTuple):
 
 
 def configure(session: PostgresSession, definitions: Sequence[AggregateDefinition], now_utc_ns: int) -> None:
-    """Keep these aggregates from now on, and no others. It may raise ``ERRORS``."""
+    """Keep these aggregates from now on, and no others. It may raise ``ERRORS``.
+
+    A new one begins before the first record, and before those that transactions under way may store below it.
+    """
     with session.transaction():
         session.rows("SELECT pg_advisory_xact_lock($1)", AGGREGATING)
         wanted = {(definition.name, definition.identity): definition for definition in definitions}
@@ -69,9 +73,8 @@ def configure(session: PostgresSession, definitions: Sequence[AggregateDefinitio
                 )  # fmt: skip
         for new in wanted.values():
             session.execute(
-                "INSERT INTO aggregates (name, identity, percentiles, max_groups, made_utc_ns, fill_begin, filled_to,"
-                " fill_end) SELECT $1, $2, $3, $4, $5, coalesce(min(number) - 1, 0), coalesce(min(number) - 1, 0),"
-                " coalesce(max(number), 0) FROM records",
+                "INSERT INTO aggregates (name, identity, percentiles, max_groups, made_utc_ns, fill_begin, filled_to,"  # noqa: S608 - constants only
+                f" fill_end) SELECT $1, $2, $3, $4, $5, {_BEGIN}, {_BEGIN}, coalesce(max(number), 0) FROM records",
                 new.name, new.identity, new.shown, new.max_groups, now_utc_ns,
             )  # fmt: skip
 

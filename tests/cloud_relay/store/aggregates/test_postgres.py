@@ -28,6 +28,7 @@ from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import Query
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.aggregates import following, keeping
+from cloud_relay.store.postgres.group import ORIGIN_LOCKS, origin_lock
 from cloud_relay.store.postgres.keeper import PostgresKeeper
 from cloud_relay.store.postgres.session import PostgresSession
 from cloud_relay.store.postgres.writing import PostgresStore
@@ -248,6 +249,23 @@ def test_filling_goes_on_after_the_server_ended_its_connections(
 
 def _filled_to(session: PostgresSession) -> int:
     return int(session.row("SELECT min(filled_to) FROM aggregates")[0])
+
+
+def test_new_aggregate_has_records_of_transactions_that_were_under_way(
+    place: PostgresPlace, session: PostgresSession
+) -> None:
+    """One that begins first may end last, and then has a lower number than all that are there."""
+    with closing(opened(place)) as store:
+        session.rows("SELECT pg_advisory_lock($1::int, $2::int)", ORIGIN_LOCKS, origin_lock("v-1"))
+        first = store.submit(batch_of(storable(1)))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        eventually(lambda: session.row(waiting)[0] == 1, "the first one has a number")
+        send(store, storable(1, node="v-2"), node="v-2")
+        following.configure(session, [HOURLY], 0)
+        session.rows("SELECT pg_advisory_unlock($1::int, $2::int)", ORIGIN_LOCKS, origin_lock("v-1"))
+        first.result(30)
+    with closing(opened(place, HOURLY)):
+        assert kept_there(place) == recomputed_there(place)
 
 
 def test_full_aggregate_lets_its_oldest_buckets_go_as_in_sqlite(place: PostgresPlace, tmp_path: Path) -> None:
