@@ -155,7 +155,7 @@ class AggregateFollower:
             by_aggregate[number][name] = tally
         for number, groups in sorted(by_aggregate.items()):
             kept, table = aggregates[number], self._tables.get(number)
-            if table is None:
+            if table is None or not table.is_right_for(kept.definition, kept.floor_utc_ns):
                 table = PostgresGroupTable(session, number, kept.definition, kept.floor_utc_ns)
                 self._tables[number] = table
             change = table.add(groups, change)

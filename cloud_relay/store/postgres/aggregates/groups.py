@@ -58,13 +58,17 @@ class PostgresGroupTable:
     def __init__(
         self, session: PostgresSession, number: int, definition: AggregateDefinition, floor_utc_ns: int
     ) -> None:
-        self._session, self._number = session, number
+        self._session, self._number, self._definition = session, number, definition
         self._accounts = _Accounts(session, number)
         opened = session.rows(
             "SELECT opened_by, count(*) FROM aggregate_groups WHERE aggregate = $1 AND bucket_utc_ns >= $2 GROUP BY 1",
             number, floor_utc_ns,
         )  # fmt: skip
         self._allowance = GroupAllowance(self._accounts, definition, floor_utc_ns, dict(map(tuple, opened)))
+
+    def is_right_for(self, definition: AggregateDefinition, floor_utc_ns: int) -> bool:
+        """Whether an aggregate is still as it was for us. Groups may be let go without a change of any other."""
+        return self._definition == definition and self._allowance.floor_utc_ns == floor_utc_ns
 
     def add(self, tallies: Mapping[GroupName, GroupTally], change: int) -> int:
         """Add what records tell of groups, in the order of their names. Changes get the numbers after ``change``.

@@ -268,6 +268,29 @@ def test_new_aggregate_has_records_of_transactions_that_were_under_way(
         assert kept_there(place) == recomputed_there(place)
 
 
+def test_groups_that_one_relay_let_go_count_for_no_other_one(place: PostgresPlace, session: PostgresSession) -> None:
+    """A record that lets a bucket go, and is below the floor itself, changes no group: it must be seen otherwise."""
+    small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=2)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(opened(place)))
+        following.configure(session, [small], 0)
+        one, other = (
+            following.AggregateFollower(stack.enter_context(closing(PostgresSession(place, 60, {})))) for _ in range(2)
+        )
+        for follower, number, minute, key in (
+            (one, 1, 10, "a"),
+            (one, 2, 70, "a"),
+            (other, 3, 11, "b"),
+            (one, 4, 130, "a"),
+        ):
+            send(store, storable(number, 1.0, minute, f"veh/v-1/{key}"))
+            follower._session.connect()
+            while follower.work():
+                pass
+        buckets = [name.bucket_utc_ns for name in kept_there(place)["hourly"]]
+        assert sorted(buckets) == [START_NS + HOUR_NS, START_NS + 2 * HOUR_NS]
+
+
 def test_full_aggregate_lets_its_oldest_buckets_go_as_in_sqlite(place: PostgresPlace, tmp_path: Path) -> None:
     """The allowance is one arithmetic, whatever the groups are kept in."""
     small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=4)
