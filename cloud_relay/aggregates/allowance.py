@@ -54,6 +54,9 @@ class GroupAllowance:
         self._accounts, self._definition, self.floor_utc_ns = accounts, definition, floor_utc_ns
         self._opened = Counter(dict(opened))
         self._groups = self._opened.total()
+        self._spared: tuple[str, int] | None = None
+        """A node, and the oldest bucket, of which is known that others have groups in it: to find that out may mean to
+        go through all groups of that node, and it stays true until the bucket is let go."""
         self.has_gone = True
         """Whether there may be groups below the floor that nobody has taken away."""
 
@@ -82,8 +85,11 @@ class GroupAllowance:
         return True
 
     def _would_push_out_others(self, origin: str, bucket_utc_ns: int) -> bool:
-        is_largest = self._opened[origin] * 2 > self._definition.max_groups
-        return is_largest and self._accounts.has_of_others(bucket_utc_ns, origin)
+        if self._opened[origin] * 2 <= self._definition.max_groups:
+            return False
+        if self._spared != (origin, bucket_utc_ns):
+            self._spared = (origin, bucket_utc_ns) if self._accounts.has_of_others(bucket_utc_ns, origin) else None
+        return self._spared is not None
 
     def _let_go(self, bucket_utc_ns: int) -> None:
         """Let the oldest bucket be below the floor."""

@@ -291,6 +291,31 @@ def test_groups_that_one_relay_let_go_count_for_no_other_one(place: PostgresPlac
         assert sorted(buckets) == [START_NS + HOUR_NS, START_NS + 2 * HOUR_NS]
 
 
+def test_groups_of_the_largest_node_are_gone_through_once(
+    place: PostgresPlace, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its bucket has groups of others, too, is asked for each group that it can't open: a node that invents
+    keys would make a slice take a minute."""
+    small, asked = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=4), list[str]()
+    with closing(opened(place)) as store:
+        following.configure(session, [small], 0)
+        send(store, *(storable(number, 1.0, 10, f"veh/v-1/{number}") for number in range(1, 4)))
+        send(store, storable(1, 1.0, 10, "veh/v-2/a", node="v-2"), node="v-2")
+        send(store, *(storable(number, 1.0, 70, f"veh/v-1/{number}") for number in range(4, 12)))
+        rows = session.rows
+
+        def counted(statement: str, *values: object) -> list[Any]:
+            asked.extend(["others"] if "opened_by <> " in statement else [])
+            return rows(statement, *values)
+
+        monkeypatch.setattr(session, "rows", counted)
+        follower = following.AggregateFollower(session)
+        while follower.work():
+            pass
+        assert session.row("SELECT beyond FROM aggregates")[0] == 8
+        assert asked == ["others"]
+
+
 def test_full_aggregate_lets_its_oldest_buckets_go_as_in_sqlite(place: PostgresPlace, tmp_path: Path) -> None:
     """The allowance is one arithmetic, whatever the groups are kept in."""
     small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=4)
