@@ -28,7 +28,7 @@ class FollowingThread:
         self._place, self._tell = place, tell
         self._session = PostgresSession(place, STATEMENT_S, _SETTINGS, writes=True)
         self._follower = AggregateFollower(self._session)
-        self._rung, self._ended = threading.Event(), False
+        self._rung, self._ended = threading.Event(), threading.Event()
         self.failures = 0
         """Looks that failed."""
         self._thread = threading.Thread(target=self._run, name="aggregates")
@@ -40,21 +40,21 @@ class FollowingThread:
 
     def close(self) -> None:
         """End after the slice that is under way."""
-        self._ended = True
+        self._ended.set()
         self._rung.set()
         self._thread.join()
 
     def _run(self) -> None:
         retry, pause_s = Backoff(*RETRY_S), 0.0
-        while not self._ended:
+        while not self._ended.is_set():
             self._rung.wait(pause_s)
             self._rung.clear()
-            if self._ended:
+            if self._ended.is_set():
                 break
             try:
                 self._session.connect()
                 has_changed = False
-                while self._follower.work() and not self._ended:
+                while self._follower.work() and not self._ended.is_set():
                     if not has_changed:
                         has_changed = True
                         self._tell()
@@ -63,14 +63,15 @@ class FollowingThread:
                 retry.reset()
                 pause_s = LOOK_S
             except Exception as error:  # noqa: BLE001 - batches go on, whatever it is
-                pause_s = self._failed(error, retry.next_s())
+                self._failed(error)
+                self._ended.wait(retry.next_s())  # whatever is stored meanwhile
+                pause_s = 0.0
         self._session.close()
 
-    def _failed(self, error: Exception, pause_s: float) -> float:
+    def _failed(self, error: Exception) -> None:
         self.failures += 1
         self._session.drop()
         if isinstance(error, (*ERRORS, *LOST, *CLASHES, MeshError)):
             _log.error("aggregates are filled later: %s", postgres_error(self._place, error))
         else:
             _log.exception("aggregates of %s can't be filled now: this is a bug of the relay", self._place)
-        return pause_s

@@ -247,6 +247,21 @@ def test_filling_goes_on_after_the_server_ended_its_connections(
         assert store.statistics()["aggregate_failures"] > 0
 
 
+def test_filling_that_fails_is_not_tried_again_for_each_batch(
+    place: PostgresPlace, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is too slow already would have a connection and a line of the log more for each."""
+    monkeypatch.setattr(keeping, "RETRY_S", (3_600.0, 3_600.0))
+    with closing(opened(place, HOURLY)) as store:
+        session.execute("ALTER TABLE aggregate_groups RENAME TO away")
+        send(store, storable(1))
+        eventually(lambda: store.statistics()["aggregate_failures"] == 1, "it fails")
+        for number in range(2, 40):
+            send(store, storable(number))
+        session.execute("ALTER TABLE away RENAME TO aggregate_groups")
+    assert store.statistics()["aggregate_failures"] == 1, "and the store closes at once nevertheless"
+
+
 def _filled_to(session: PostgresSession) -> int:
     return int(session.row("SELECT min(filled_to) FROM aggregates")[0])
 
