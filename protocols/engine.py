@@ -238,8 +238,8 @@ class Engine:
         self._more = True
 
     def _reached(self) -> list[NodeId]:
-        neighbours = self.membership.neighbours
-        return [node for node in sorted(self._lives.present) if node in neighbours and neighbours[node].realtime]
+        """Whoever has been greeted, even if it has not said Hello: what the greetings said may have changed since."""
+        return [node for node, neighbour in sorted(self.membership.neighbours.items()) if neighbour.realtime]
 
     def carry(self, now: int) -> None:
         """Carry decisions from machine to machine until none is left. Each round empties what it carries."""

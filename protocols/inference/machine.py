@@ -353,11 +353,8 @@ class Inference(Machine):
         return structs.replace(model, stage_of=whole) if whole else model
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a
-        change between the opening of our lane, which greets with them, and its Hello was not sent to it."""
+        """The neighbour sends its offers unasked."""
         self.split.neighbour_met(node, role)
-        if self._offers_sent_ns > -NEVER:
-            self._decided.messages += [(node, frame) for frame in self.greetings()]
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""

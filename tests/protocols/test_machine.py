@@ -1,5 +1,6 @@
 """The contract of machines: one that defines nothing is harmless, and what it would do is done by nobody else."""
 
+from collections.abc import Sequence
 from random import Random
 from typing import ClassVar
 
@@ -9,9 +10,10 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
 from protocols.engine import Engine
-from protocols.machine import Machine, by_frame
+from protocols.machine import Machine, Message, by_frame
 from protocols.settings import NodeSettings
 from protocols.wire.frame import Frame
+from tests.tools.driven_engine import Driven
 from tests.tools.strategies import MESH
 
 
@@ -26,6 +28,26 @@ class Bare(Machine):
 
     name: ClassVar[str] = "bare"
     frames: ClassVar[tuple[type[Frame], ...]] = (Note,)
+
+
+class Herald(Bare):
+    """It tells all neighbours what is new, and greets them with it."""
+
+    def __init__(self) -> None:
+        self.text, self._is_told = "old", True
+
+    def say(self, text: str) -> None:
+        self.text, self._is_told = text, False
+
+    def greetings(self) -> Sequence[Frame]:
+        return (Note(self.text),)
+
+    def has_news(self) -> bool:
+        return not self._is_told
+
+    def messages(self) -> Sequence[Message]:
+        self._is_told = True
+        return ((None, Note(self.text)),)
 
 
 class Twin(Bare):
@@ -68,3 +90,15 @@ def test_machines_of_one_name_or_one_frame_are_refused_and_both_named() -> None:
     with pytest.raises(LocalProtocolError, match=r"'bare' and 'other' both declare the frame Note"):
         by_frame([Bare(), other()])
     assert by_frame([Bare()]).keys() == {Note}
+
+
+@pytest.mark.parametrize("says_hello", [False, True], ids=["before its Hello", "after its Hello"])
+def test_what_a_machine_tells_all_reaches_whoever_was_greeted(says_hello: bool) -> None:
+    """A neighbour that was greeted before, and said Hello after, learned it only when it was told again: a chunk that
+    had to be fetched waited half a minute for that."""
+    herald = Herald()
+    driven = Driven(says_hello, (herald,))
+    assert Note("old") in driven.sent()
+    herald.say("new")
+    driven.engine.carry(driven.now)
+    assert driven.sent() == [Note("new")]

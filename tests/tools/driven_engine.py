@@ -1,10 +1,13 @@
 """One engine with one neighbour, played by a test."""
 
+from collections.abc import Sequence
+
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
+from protocols.machine import Machine
 from protocols.membership.events import Dial
 from protocols.readings.publication import checked_publication
-from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.codec import encode_frame, node_frames
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Hello
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity
@@ -15,8 +18,10 @@ SECOND = limits.SECOND
 class Driven:
     """One engine with one neighbour "x" at both ends of a link, played by the test."""
 
-    def __init__(self, says_hello: bool = True) -> None:
-        self.engine = engine("me")
+    def __init__(self, says_hello: bool = True, machines: Sequence[Machine] = ()) -> None:
+        """``machines``: those of further capabilities."""
+        self.engine = engine("me", machines=machines)
+        self._decode = node_frames(frame for machine in machines for frame in machine.frames).decode_untrusted
         self.now = SECOND
         self.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 7000),), self.now)
         self.engine.handle_timer(self.now)
@@ -35,7 +40,7 @@ class Driven:
     def sent(self, dial: int | None = None) -> list[Frame]:
         frames = []
         while (data := self.engine.next_frame(dial or self.dial, self.now)) is not None:
-            frames.append(decode_untrusted_node_frame(data))
+            frames.append(self._decode(data))
         return frames
 
     def lanes(self) -> list[int]:

@@ -4,6 +4,7 @@ Runs repeat: examples are derived from the test's name unless ``MESH_EXPLORE`` i
 """
 
 import os
+from collections.abc import Iterable
 from random import Random
 
 from hypothesis import settings
@@ -13,6 +14,7 @@ from msgspec import Raw, Struct
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.engine import Engine
+from protocols.machine import Machine
 from protocols.settings import NodeSettings
 from protocols.wire.asking.frames import AskedBox, RecordsAsked, RecordsTold, ToldRecord
 from protocols.wire.carrying.frames import (
@@ -306,6 +308,9 @@ def identity(node: str, role: Role = Role.VEHICLE, mesh: MeshName = MESH) -> Pee
     return PeerIdentity(mesh, role, NodeId(node))
 
 
-def engine(node: str = "me", role: Role = Role.VEHICLE, **more: object) -> Engine:
+def engine(
+    node: str = "me", role: Role = Role.VEHICLE, machines: Iterable[Machine] = (), **more: object
+) -> Engine:  # fmt: skip
     """An engine that the test drives."""
-    return Engine(NodeSettings(MESH, NodeId(node), role, Incarnation(1_000), 7000, **more), Random(1))  # type: ignore[arg-type]
+    settings = NodeSettings(MESH, NodeId(node), role, Incarnation(1_000), 7000, **more)  # type: ignore[arg-type]
+    return Engine(settings, Random(1), machines=machines)
