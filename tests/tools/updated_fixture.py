@@ -47,9 +47,9 @@ async def added(node: meshnode.Node) -> float:
 
 
 async def shows(node: meshnode.Node, counter: int) -> None:
-    """Wait until a release of the only path serves."""
+    """Wait until a release of the only path serves. It is tried in idle time first, of which there may be none."""
     releases = node.part(RunningReleases)
-    await until(lambda: releases.view()["paths"][0]["serving"] == counter, lambda: str(releases.view()))
+    await until(lambda: releases.view()["paths"][0]["serving"] == counter, lambda: str(releases.view()), 90.0)
 
 
 async def serves(node: meshnode.Node, counter: int) -> None:

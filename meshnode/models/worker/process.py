@@ -43,7 +43,7 @@ class WorkerProcess:
 
         :raises InferenceError: no process can be started.
         """
-        self.name = name
+        self.name, self._idle = name, idle
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -78,7 +78,7 @@ class WorkerProcess:
         with suppress(OSError, ValueError):  # the socket is closed when the process is ended meanwhile
             self._send(order)
             if not _readable(self._control, limit_s):
-                self.end("hung", f"did not load the model within {limit_s:g} s")
+                raise self.end("hung", f"did not load the model within {limit_s:g} s")
             content = self._control.recv(MAX_MESSAGE_BYTES)
         if not content:
             raise self.how_it_ended()
@@ -181,7 +181,11 @@ class WorkerProcess:
         with self._lock:
             if self._ended is None:
                 self._ended = WorkerLost(loss, why)
+            ended = self._ended
         self._process.kill()
+        if self._idle:  # to end takes processor time, of which it may not get any for long
+            threading.Thread(target=self.how_it_ended, name="model-worker-end", daemon=True).start()
+            return ended
         return self.how_it_ended()
 
     def how_it_ended(self) -> WorkerLost:

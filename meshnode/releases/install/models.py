@@ -16,7 +16,7 @@ from protocols.base.errors import BudgetExhausted, InferenceError, ModelInvalid
 from protocols.inference.signature import ModelSignature, breaks
 from protocols.releases.catalogue import Description
 
-IDLE_LOAD_S: Final = 10.0
+IDLE_LOAD_S: Final = 5.0
 """How long a release may load with idle processor time, beside the time to read its file. On a computer that is always
 busy there is none, and its release would wait in vain."""
 _CARD_BYTES_PER_S: Final = 20e6
