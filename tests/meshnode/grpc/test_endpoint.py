@@ -386,7 +386,7 @@ def test_doctor_says_where_the_endpoint_listens_or_would(tmp_path: Path) -> None
 
 def test_slow_call_ends_at_its_deadline_and_when_the_node_leaves(tmp_path: Path) -> None:
     """The deadline needs no parameter: the library sends it along. And who is told can ask another node at once."""
-    model = write_model(tmp_path / "heavy.onnx", [HEAVY, HEAVY], "MatMul", repeat=200)
+    model = write_model(tmp_path / "heavy.onnx", [HEAVY, HEAVY], "MatMul", repeat=1_000)
     tables = f'{PATIENT}isolation = "none"\n[models.heavy]\npath = "{model}"\n'
     with RunningNode(prepare(tmp_path, "rsu-6", "rsu", tables)) as node, GrpcClient(node.grpc_port) as client:
         infer = client.method("ModelInfer")
