@@ -67,9 +67,7 @@ by = ["origin"]
 _DEBUG: Final = 10
 """One record in so many is for debugging."""
 _FILL_S: Final = 120.0
-"""For which aggregates are waited for at the end."""
-
-
+"""How long the aggregates are waited for at the end."""
 _UNFILLED: Final = "SELECT count(*) FROM meshnode.records WHERE number > (SELECT filled_to FROM meshnode.aggregates)"
 
 

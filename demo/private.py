@@ -3,8 +3,8 @@ leave the vehicle, on a processor that is far too slow for it.
 
 First it has the model run whole, alone, on each of a few pictures: that shows what the vehicle could do by itself, and
 gives the answers that all later ones must equal bit for bit. Once a plan is in force, a roadside unit computes all but
-the first stage, and each picture is asked for again and again, with a deadline of
-three quarters of what the vehicle needs alone.
+the first stage, and each picture is asked for again and again. The deadline of each request is three quarters of what
+the vehicle needs alone.
 """
 
 import asyncio

@@ -17,8 +17,6 @@ from cloud_relay.store.schema import open_for_reading, storage_error
 
 MAX_PORTION_BYTES: Final = 16 * 1024 * 1024
 """Of the records of one portion as the store has them. In Python's memory they take about four times as much."""
-
-
 _CACHE_BYTES: Final = 8 * 1024 * 1024
 """Of packs that are kept from one look to the next, which mostly is at the same pack."""
 
@@ -76,14 +74,9 @@ class RecordReader:
     def _look(self, after: int, up_to: int, most_records: int, most_bytes: int) -> RecordArrivals:
         try:
             return arrivals_after(
-                self._opened(),
-                self._query,
-                after,
-                up_to=up_to,
-                most_records=most_records,
-                most_bytes=most_bytes,
+                self._opened(), self._query, after, up_to=up_to, most_records=most_records, most_bytes=most_bytes,
                 cache=self._cache,
-            )
+            )  # fmt: skip
         except sqlite3.DatabaseError as error:
             self.close()
             raise storage_error(self._store, error) from error

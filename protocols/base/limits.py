@@ -284,8 +284,9 @@ MAX_OFFERS: Final = 64
 MAX_PENDING_REQUESTS: Final = 256
 """Requests of this node that are in flight."""
 MAX_REQUEST_RUNS: Final = 8
-"""Runs that one request asks for. A request costs about 2 ms of processor time on both sides, so an eighth of it is
-0.25 ms. More would gain little, and a neighbour that holds all its places has so many times as many runs waiting."""
+"""Runs that one request asks for. Beside what each run costs, a request takes about 1 ms of processor time on both
+sides, of which an eighth is little. More would gain little, and a neighbour that holds all its places has so many times
+as many runs waiting."""
 MAX_SERVED_REQUESTS: Final = 32
 """Requests of neighbours held at once; the next is refused as busy, so that helping can't overload a node."""
 MAX_BUDGET_MS: Final = 600_000

@@ -117,8 +117,8 @@ def misfit(
     """Say why ``outputs`` can't be the result of a run on ``inputs``; empty when they can.
 
     ``signature``: None when this node does not have the model. ``wanted``: the names that were asked for; none: all.
-    ``runs``: how many the inputs ask for (:mod:`protocols.inference.several`). ``by_name``: whether dimensions of one
-    name must have one size.
+    ``runs``: how many the inputs ask for, see the module. ``by_name``: whether dimensions of one name must have one
+    size.
     """
     if runs > 1:
         right: object = None

@@ -14,7 +14,8 @@ MAJOR = 1
 MINOR = 9
 """Version 0 had no gossip, version 1 no signed readings, version 2 no wants of every reading, version 3 no load in
 answers and no 95th percentiles in offers, version 4 no stages, version 5 no releases, version 6 no receipts,
-version 7 no questions to the relay and no multicast, and version 8 no inference at the relay and one run a request."""
+version 7 no questions to the relay and no multicast, and version 8 no inference at the relay and no requests for
+several runs."""
 
 
 class Hello(SmallFrame, frozen=True, array_like=True, gc=False, tag=1):

@@ -94,7 +94,6 @@ class Removed(NamedTuple):
     """What one slice did."""
 
     records: int
-    size_bytes: int
     oldest_utc_ns: int
     """When the first of them was received; 0: there was none."""
     newest_utc_ns: int
@@ -128,7 +127,7 @@ def remove_slice(session: PostgresSession, choose: Callable[[], Sequence[DueReco
         check_known(session, session.row("SELECT version FROM store")[0])
         chosen = choose()
         if not chosen:
-            return Removed(0, 0, 0, 0, (), 0)
+            return Removed(0, 0, 0, (), 0)
         locks = {one.origin: origin_lock(one.origin) for one in chosen}
         free = {lock for (lock,) in session.rows(_FREE, ORIGIN_LOCKS, sorted(set(locks.values())))}
         numbers = [one.number for one in chosen if locks[one.origin] in free]
@@ -140,10 +139,8 @@ def remove_slice(session: PostgresSession, choose: Callable[[], Sequence[DueReco
             session.execute(_NOTE, len(gone), max(one.number for one in gone))
         times = [one.received_utc_ns for one in gone]
         held = tuple(one for one in chosen if locks[one.origin] not in free)
-        size_bytes = sum(one.size_bytes for one in gone)
-        return Removed(
-            len(gone), size_bytes, min(times, default=0), max(times, default=0), held, max(one.number for one in chosen)
-        )
+        examined = max(one.number for one in chosen)
+        return Removed(len(gone), min(times, default=0), max(times, default=0), held, examined)
 
 
 def _leave_streams(session: PostgresSession, gone: Sequence[_Gone]) -> None:

@@ -29,7 +29,8 @@ SLICE_RECORDS: Final = 4_096
 SLICE_BYTES: Final = 4 * 1024 * 1024
 """What one slice reads."""
 SLICE_DROPPED: Final = 2_048
-LAST_UTC_NS: Final = 2**63 - 1
+_END: Final = 2**63 - 1
+"""Beyond all numbers of records, and all times."""
 _ROWS: Final = (
     "SELECT number, origin, rule, key, unit, latitude_deg, longitude_deg, event_utc_ns, received_utc_ns, value, encoded"  # noqa: S608 - constants only
     f" FROM records WHERE number > $1 AND number <= $2 AND number < {SETTLED} ORDER BY number LIMIT $3"
@@ -113,7 +114,7 @@ class AggregateFollower:
         for _ in places:
             self._turn = (self._turn + 1) % len(places)
             place = places[self._turn]
-            up_to = LAST_UTC_NS if self._turn == 0 else places[self._turn - 1]
+            up_to = _END if self._turn == 0 else places[self._turn - 1]
             following = {number: kept for number, kept in aggregates.items() if kept.filled_to == place}
             if self._follow(following, place, up_to):
                 return True
@@ -131,7 +132,7 @@ class AggregateFollower:
             if size_bytes >= SLICE_BYTES:
                 break
         else:
-            if reached == place and up_to == LAST_UTC_NS:
+            if reached == place and up_to == _END:
                 return False
             if reached == place:
                 reached = up_to  # retention has deleted what lay between
@@ -166,7 +167,7 @@ class AggregateFollower:
         """Delete groups of an aggregate that nobody wants, or that were let go. Returns whether there were."""
         dropped = self._session.rows("SELECT number FROM aggregates WHERE dropped LIMIT 1")
         if dropped:
-            if take_away(self._session, dropped[0][0], LAST_UTC_NS, SLICE_DROPPED) < SLICE_DROPPED:
+            if take_away(self._session, dropped[0][0], _END, SLICE_DROPPED) < SLICE_DROPPED:
                 self._session.execute("DELETE FROM aggregates WHERE number = $1", dropped[0][0])
             return True
         below = self._session.rows(

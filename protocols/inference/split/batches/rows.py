@@ -2,9 +2,9 @@
 
 A row is one element of axis 0 of the inputs that are divided; the other inputs go to every shard as they are. Rows of
 different sizes, such as encoded pictures, are given as tensors of their own, one after the other under the same name.
-A model that takes a fixed number of rows at a time, such as one picture, has as many *runs* in a shard as it takes
-(:mod:`protocols.inference.several`). A shard is a view of the caller's bytes. Outputs are copied to their place as each
-shard ends, so that no call copies all.
+Of a model that takes a fixed number of rows at a time, such as one picture, a shard is several *runs*
+(:mod:`protocols.inference.signature`). A shard is a view of the caller's bytes. Outputs are copied to their place as
+each shard ends, so that no call copies all.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -41,7 +41,7 @@ MAX_SHARD_BYTES: Final = 4 * 1024 * 1024
 """Inputs of one shard, unless one row has more, and outputs of one with several runs. Nothing overtakes a frame, and
 these take 0.3 s at 100 Mb/s."""
 RUNS_NS: Final = 200 * limits.MS
-"""A shard costs about 1.5 ms of processor time on both sides, however many runs it has, and several times as much on a
+"""A shard costs about 1 ms of processor time on both sides, however many runs it has, and several times as much on a
 small board. On the other hand, whoever is lost takes with it what it has begun."""
 LAST_SHARE: Final = 4
 """Of the rows that wait, a shard has at most one in this many for each run that goes on at the same time."""
