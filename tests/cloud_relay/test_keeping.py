@@ -8,9 +8,11 @@ from click.testing import CliRunner
 
 from cloud_relay.cli import main
 from cloud_relay.config import KeepingConfig, load_config
+from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.retaining import RetentionPolicy
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.errors import ConfigError
+from tests.tools.postgres_fixture import given_empty_place, given_postgres  # noqa: F401 -- fixtures
 from tests.tools.relay_fixture import RelayInProcess, batch
 
 pytest.importorskip("zstandard")
@@ -84,3 +86,29 @@ def test_audit_command_tells_deleted_records_from_lost_ones(tmp_path: Path) -> N
     assert ran.exit_code == 1
     assert "v-1: 3 records were stored, and deleted since by retention" in ran.output
     assert "v-1: missing 3" in ran.output
+
+
+@pytest.mark.processes
+def test_retention_command_says_what_would_go_from_postgresql(place: PostgresPlace, tmp_path: Path) -> None:
+    """An operator looks first: what is deleted is gone."""
+    relay = RelayInProcess(place)
+    for number in range(1, 13):
+        relay.send(batch(number, key="veh/v-1/debug/x" if number % 3 == 0 else "veh/v-1/speed"))
+    path = tmp_path / "relay.toml"
+    rules = '[[retention]]\nkeys = "veh/*/debug/**"\nmax_age_s = 3600\n'
+    path.write_text(f'[relay]\nid = "relay-1"\n[store]\nurl = "{place.dsn}"\n{rules}')
+    ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
+    assert ran.exit_code == 0, ran.output
+    assert ran.output.splitlines() == [
+        "4 of 4 records, 0.0 MB: older than their rule says: veh/v-1/debug/x",
+        "4 records, about 0.0 MB, would be deleted now",
+    ]
+    value = "x" * 200_000
+    for number in range(13, 21):
+        relay.send(batch(number, value=value))
+    path.write_text(f'[relay]\nid = "relay-1"\n[store]\nurl = "{place.dsn}"\nmax_mb = 2\n')
+    ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
+    assert ran.output.splitlines()[0] == "16 of 20 records, 1.6 MB: the store is larger than [store] max_mb says"
+    assert relay.account().stored == 20
+    assert relay.retain(RetentionPolicy(max_bytes=2_000_000), 0.0) == 16
+    relay.store.close()

@@ -1,13 +1,15 @@
 """A store with aggregates, what is kept in it, and what a recomputation from its records gives."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.grouping import AggregateRecord, GroupName
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.aggregates.tallies import Tallies
-from cloud_relay.query.searching import every_record
+from cloud_relay.query.searching import StoredRecord, every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates.keeping import stored_definitions
 from cloud_relay.store.contract import StorableBatch, StorableRecord
@@ -22,6 +24,15 @@ from tests.tools.eventually import eventually
 
 START_NS = 1_699_999_200 * SECOND
 """A full hour."""
+HOUR_NS = 3_600 * SECOND
+HOURLY = AggregateDefinition("hourly", "veh/**", HOUR_NS)
+CHOICE = (
+    HOURLY,
+    AggregateDefinition("cells", "veh/*/speed", HOUR_NS // 4, by=("origin",), cell_e7=10_000_000),
+    AggregateDefinition("field", "**", HOUR_NS, ("a", "0"), by=(), rule="r"),
+    AggregateDefinition("hourly", "veh/*/speed", HOUR_NS),
+)
+"""Aggregates of each kind."""
 
 Groups = dict[str, dict[GroupName, bytes]]
 """The summary of each group, by the name of its aggregate."""
@@ -65,11 +76,15 @@ def kept_groups(path: Path) -> Groups:
 def recomputed_groups(path: Path) -> Groups:
     """The same from the records that it has, each group in one go."""
     with closing(open_for_reading(path)) as db:
-        definitions = stored_definitions(db)
-        tallies = Tallies(definitions)
-        for record in every_record(db, Query(limit=10**9)):
-            of = record.fields
-            tallies.note(AggregateRecord(*(of[name] for name in AggregateRecord._fields[:-1]), record.encoded))
+        return recomputed(stored_definitions(db), every_record(db, Query(limit=10**9)))
+
+
+def recomputed(definitions: Mapping[int, AggregateDefinition], records: Iterable[StoredRecord]) -> Groups:
+    """What these records give, each group in one go."""
+    tallies = Tallies(definitions)
+    for record in records:
+        of = record.fields
+        tallies.note(AggregateRecord(*(of[name] for name in AggregateRecord._fields[:-1]), record.encoded))
     found: Groups = {definition.name: {} for definition in definitions.values()}
     for (number, name), tally in tallies.groups.items():
         summary = GroupSummary()

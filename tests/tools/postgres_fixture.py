@@ -1,5 +1,8 @@
-"""A PostgreSQL for the tests of one process. Import ``given_postgres`` where the fixture ``postgres`` is used,
-and ``given_place`` beside it where a test runs on either kind of store."""
+"""A PostgreSQL for the tests of one process.
+
+Import ``given_postgres`` where the fixture ``postgres`` is used, and beside it ``given_empty_place`` for a database
+without a store, ``given_session`` to look into that, or ``given_place`` for a place of either kind of store.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 
 from benchmarks.postgresql import PostgresServer, programs
 from cloud_relay.store.places import PostgresPlace, StorePlace, store_place
+from cloud_relay.store.postgres.session import PostgresSession
 
 
 @pytest.fixture(name="postgres", scope="session")
@@ -26,6 +30,21 @@ def fresh_place(server: PostgresServer) -> PostgresPlace:
     place = store_place(server.url("postgres"), Path("/"))
     assert isinstance(place, PostgresPlace)
     return place
+
+
+@pytest.fixture(name="place")
+def given_empty_place(postgres: PostgresServer) -> PostgresPlace:
+    """A database without a store."""
+    return fresh_place(postgres)
+
+
+@pytest.fixture(name="session")
+def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
+    """A connection of an operator to that database."""
+    session = PostgresSession(place, 60, {"application_name": "operator"})
+    session.connect()
+    yield session
+    session.close()
 
 
 @pytest.fixture(name="place", params=["sqlite", "postgresql"])

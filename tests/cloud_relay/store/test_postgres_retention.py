@@ -11,11 +11,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from msgspec import Raw
 
-from benchmarks.postgresql import PostgresServer
-from cloud_relay.cli import main
 from cloud_relay.query.proofs import proven
 from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.selection import Query
@@ -33,7 +30,12 @@ from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord
 from tests.tools.eventually import eventually
-from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.postgres_fixture import (  # noqa: F401 -- fixtures
+    fresh_place,
+    given_empty_place,
+    given_postgres,
+    given_session,
+)
 from tests.tools.receipt_fixture import ReceiptMesh
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, reading
 
@@ -42,19 +44,6 @@ pytestmark = pytest.mark.processes
 DAY_S = 86_400.0
 ALL_FOR_A_DAY = RetentionPolicy((RetentionRule("**", DAY_S),))
 DEBUG_FOR_A_DAY = RetentionPolicy((RetentionRule("veh/*/debug/**", DAY_S), RetentionRule("**", None)))
-
-
-@pytest.fixture(name="place")
-def given_empty_place(postgres: PostgresServer) -> PostgresPlace:
-    return fresh_place(postgres)
-
-
-@pytest.fixture(name="session")
-def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
-    session = PostgresSession(place, 60, {"application_name": "operator"})
-    session.connect()
-    yield session
-    session.close()
 
 
 @pytest.fixture(name="relay")
@@ -458,7 +447,7 @@ def test_keeper_goes_on_after_the_server_ended_its_connection(
     check_consistent(session)
 
 
-# --- tables and commands --------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 def test_store_of_the_version_before_is_changed_with_its_records(
     place: PostgresPlace, session: PostgresSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,28 +473,3 @@ def test_store_of_the_version_before_is_changed_with_its_records(
     assert relay.account() == replace(before, stored=0, deleted=12, with_receipt=0)
     check_consistent(session)
     relay.store.close()
-
-
-def test_retention_command_says_what_would_go_and_deletes_nothing(
-    place: PostgresPlace, relay: RelayInProcess, tmp_path: Path
-) -> None:
-    """An operator looks first: what is deleted is gone."""
-    for number in range(1, 13):
-        relay.send(batch(number, key="veh/v-1/debug/x" if number % 3 == 0 else "veh/v-1/speed"))
-    path = tmp_path / "relay.toml"
-    rules = '[[retention]]\nkeys = "veh/*/debug/**"\nmax_age_s = 3600\n'
-    path.write_text(f'[relay]\nid = "relay-1"\n[store]\nurl = "{place.dsn}"\n{rules}')
-    ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
-    assert ran.exit_code == 0, ran.output
-    assert ran.output.splitlines() == [
-        "4 of 4 records, 0.0 MB: older than their rule says: veh/v-1/debug/x",
-        "4 records, about 0.0 MB, would be deleted now",
-    ]
-    value = "x" * 200_000
-    for number in range(13, 21):
-        relay.send(batch(number, value=value))
-    path.write_text(f'[relay]\nid = "relay-1"\n[store]\nurl = "{place.dsn}"\nmax_mb = 2\n')
-    ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
-    assert ran.output.splitlines()[0] == "16 of 20 records, 1.6 MB: the store is larger than [store] max_mb says"
-    assert relay.account().stored == 20
-    assert relay.retain(RetentionPolicy(max_bytes=2_000_000), 0.0) == 16

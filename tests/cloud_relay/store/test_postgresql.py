@@ -7,7 +7,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -32,24 +31,16 @@ from cloud_relay.store.postgres.session import PostgresSession
 from cloud_relay.store.postgres.texts import shown_text, stored_text
 from protocols.base.errors import ConfigError, StorageError
 from protocols.wire.records import Acknowledgement, Fate, RelayRefusal
-from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.postgres_fixture import (  # noqa: F401 -- fixtures
+    fresh_place,
+    given_empty_place,
+    given_postgres,
+    given_session,
+)
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch
 from tests.tools.relay_http_fixture import EventStream, RelayWeb
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(name="place")
-def given_empty_place(postgres: PostgresServer) -> PostgresPlace:
-    return fresh_place(postgres)
-
-
-@pytest.fixture(name="session")
-def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
-    session = PostgresSession(place, 60, {})
-    session.connect()
-    yield session
-    session.close()
 
 
 def careful_place(postgres: PostgresServer, port: int, secret: Path) -> StorePlace:

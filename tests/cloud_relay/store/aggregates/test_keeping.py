@@ -26,19 +26,21 @@ from cloud_relay.store.contract import StorableRecord
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from protocols.base.errors import StorageError
-from protocols.base.limits import SECOND
-from tests.tools.aggregates_fixture import START_NS, batch_of, kept_groups, pack, recomputed_groups, storable, told_of
+from tests.tools.aggregates_fixture import (
+    CHOICE,
+    HOUR_NS,
+    HOURLY,
+    START_NS,
+    batch_of,
+    kept_groups,
+    pack,
+    recomputed_groups,
+    storable,
+    told_of,
+)
 from tests.tools.eventually import eventually
 
 pytest.importorskip("zstandard")
-HOUR_NS = 3_600 * SECOND
-HOURLY = AggregateDefinition("hourly", "veh/**", HOUR_NS)
-CHOICE = (
-    HOURLY,
-    AggregateDefinition("cells", "veh/*/speed", HOUR_NS // 4, by=("origin",), cell_e7=10_000_000),
-    AggregateDefinition("field", "**", HOUR_NS, ("a", "0"), by=(), rule="r"),
-    AggregateDefinition("hourly", "veh/*/speed", HOUR_NS),
-)
 
 
 @pytest.fixture(name="path")

@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 
 from benchmarks.postgresql import PostgresServer
 from cloud_relay.aggregates.definition import AggregateDefinition
-from cloud_relay.aggregates.grouping import AggregateRecord
 from cloud_relay.aggregates.summary import GroupSummary
-from cloud_relay.aggregates.tallies import Tallies
 from cloud_relay.cli import main
 from cloud_relay.query.kept import GroupSpan, kept_aggregates
 from cloud_relay.query.readers.opening import open_reader
@@ -34,35 +32,30 @@ from cloud_relay.store.postgres.session import PostgresSession
 from cloud_relay.store.postgres.writing import PostgresStore
 from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from cloud_relay.store.sqlite import Store
-from protocols.base.limits import SECOND
-from tests.tools.aggregates_fixture import START_NS, Groups, batch_of, kept_groups, storable
+from tests.tools.aggregates_fixture import CHOICE as EACH_KIND
+from tests.tools.aggregates_fixture import (
+    HOUR_NS,
+    HOURLY,
+    START_NS,
+    Groups,
+    batch_of,
+    kept_groups,
+    recomputed,
+    storable,
+)
 from tests.tools.eventually import eventually
-from tests.tools.postgres_fixture import fresh_place, given_postgres  # noqa: F401 -- a fixture
+from tests.tools.postgres_fixture import (  # noqa: F401 -- fixtures
+    fresh_place,
+    given_empty_place,
+    given_postgres,
+    given_session,
+)
 from tests.tools.relay_http_fixture import EventStream, RelayWeb
 
 pytestmark = pytest.mark.processes
 
-HOUR_NS = 3_600 * SECOND
-HOURLY = AggregateDefinition("hourly", "veh/**", HOUR_NS)
-CHOICE = (
-    HOURLY,
-    AggregateDefinition("cells", "veh/*/speed", HOUR_NS // 4, by=("origin",), cell_e7=10_000_000),
-    AggregateDefinition("field", "**", HOUR_NS, ("a", "0"), by=(), rule="r\0"),
-    AggregateDefinition("hourly", "veh/*/speed", HOUR_NS),
-)
-
-
-@pytest.fixture(name="place")
-def given_empty_place(postgres: PostgresServer) -> PostgresPlace:
-    return fresh_place(postgres)
-
-
-@pytest.fixture(name="session")
-def given_session(place: PostgresPlace) -> Iterator[PostgresSession]:
-    session = PostgresSession(place, 60, {})
-    session.connect()
-    yield session
-    session.close()
+CHOICE = tuple(replace(each, rule="r\0") if each.rule else each for each in EACH_KIND)
+"""PostgreSQL has no character 0, and nodes have."""
 
 
 def opened(place: PostgresPlace, *kept: AggregateDefinition) -> PostgresStore:
@@ -97,17 +90,7 @@ def kept_there(place: PostgresPlace) -> Groups:
 def recomputed_there(place: PostgresPlace) -> Groups:
     """The same from the records that are there, each group in one go."""
     with open_reader(place) as reader:
-        definitions = reader.kept().definitions()
-        tallies = Tallies(definitions)
-        for record in records_of_pages(reader.page, Query(limit=10**9)):
-            of = record.fields
-            tallies.note(AggregateRecord(*(of[name] for name in AggregateRecord._fields[:-1]), record.encoded))
-    found: Groups = {definition.name: {} for definition in definitions.values()}
-    for (number, name), tally in tallies.groups.items():
-        summary = GroupSummary()
-        summary.add(tally.readings)
-        found[definitions[number].name][name] = summary.encoded()
-    return found
+        return recomputed(reader.kept().definitions(), records_of_pages(reader.page, Query(limit=10**9)))
 
 
 VALUES = st.one_of(
