@@ -5,9 +5,9 @@ mutations of MessagePack change a value instead of bytes. Each line on standard 
 input that took longer than all before it.
 
 ``python -m tests.fuzz.worker together SECONDS FOLDER [options of libFuzzer]`` fuzzes all targets, because a process
-takes five seconds until its code is instrumented. The first byte of an input is the number of its target. After so many
-seconds of processor time it prints a line for each target: its name, how many inputs it had, and the milliseconds of
-the slowest one.
+takes five seconds until its code is instrumented. The first byte of an input is the number of its target. A quarter of
+the mutations are of the target that has had the fewest, so that each has its share. After so many seconds of processor
+time it prints a line for each target: its name, how many inputs it had, and the milliseconds of the slowest one.
 """
 
 import os
@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["protocols", "meshnode", "cloud_relay"]
     from tests.fuzz.judge import judge
     from tests.fuzz.targets import TARGETS, Form, Target
 
+from tests.fuzz import corpus
 from tests.fuzz.mutator import mutated
 
 
@@ -66,9 +67,14 @@ def _together(seconds: float, options: list[str]) -> NoReturn:
             sys.stdout.flush()
             os._exit(0)  # libFuzzer takes an exception for a finding, and ends without clean-up too
 
+    kept = [corpus.read(target) for target in targets]
+
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)
-        number = data[0] if data else random.randrange(len(targets))
+        number = data[0] if data else 0
+        if not data or random.randrange(4) == 0:  # libFuzzer goes where new code is found, which may leave a target out
+            number = min(range(len(targets)), key=lambda number: (all_ms[number] >= most_ms, inputs[number]))
+            data = b"." + random.choice(kept[number])
         return bytes((number,)) + _mutated(targets[number % len(targets)], data[1:], max_size - 1, seed)
 
     atheris.Setup([sys.argv[0], *options], one_input, custom_mutator=mutate)
