@@ -11,8 +11,9 @@ from typing import Any, Final
 from cloud_relay.datasets.digest import SHORT_HEX, DatasetDigest, row_digest
 from cloud_relay.datasets.members import Member
 from cloud_relay.datasets.versions import DatasetVersion
-from cloud_relay.datasets.walking import DatasetStore, records_of_version
+from cloud_relay.datasets.walking import records_of_version
 from cloud_relay.export.columns import EXPORTED, GEOMETRY, READING, point_of, row_of_record
+from cloud_relay.query.readers.contract import StoreReader
 from cloud_relay.query.searching import COLUMNS, StoredRecord
 from cloud_relay.query.selection import Place
 from cloud_relay.store.rows import Cost, row_of
@@ -58,11 +59,11 @@ class Findings:
 
 
 def check_store(
-    db: DatasetStore, version: DatasetVersion, members: Iterator[Member], told: Callable[[int], None]
+    store: StoreReader, version: DatasetVersion, members: Iterator[Member], told: Callable[[int], None]
 ) -> Findings:
     """Compare a store with a version. ``told`` gets the number of records so far, each time."""
     found, digest = Findings(), DatasetDigest()
-    for number, (member, record, is_same) in enumerate(records_of_version(db, version, members, digest), 1):
+    for number, (member, record, is_same) in enumerate(records_of_version(store, version, members, digest), 1):
         if record is None:
             found.missing.add(member.place)
         elif is_same:

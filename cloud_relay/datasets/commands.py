@@ -19,24 +19,25 @@ from cloud_relay.datasets.names import VersionName, untrusted_name, untrusted_ve
 from cloud_relay.datasets.progress import progress
 from cloud_relay.datasets.shelf import DatasetShelf
 from cloud_relay.datasets.versions import DatasetVersion
-from cloud_relay.datasets.walking import store_opened
 from cloud_relay.export.commands import filter_options
 from cloud_relay.export.opening import FORMATS, untrusted_format, untrusted_span_ns
 from cloud_relay.export.reading import rows_in
 from cloud_relay.export.whole_file import refuse_taken
-from cloud_relay.store.places import sqlite_path
-from protocols.base.errors import LocalProtocolError, StorageError
+from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.store.places import StorePlace, store_place
+from protocols.base.errors import ConfigError, LocalProtocolError, StorageError
 from protocols.base.ids import UtcNs
 
 FOLDER: Final = "datasets"
 _PATH: Final = click.Path(path_type=Path)
 _CONFIG = click.option("--config", "config_path", type=_PATH, default="relay.toml", show_default=True,
                        help="The relay's configuration.")  # fmt: skip
-_STORE = click.option("--store", "store_path", type=_PATH, help="Path of the store; no configuration is read then.")
+_STORE = click.option("--store", "store_path", metavar="PATH|URL",
+                      help="Path or URL of the store; no configuration is read then.")  # fmt: skip
 _FOLDER = click.option(
     "--folder",
     type=_PATH,
-    help="The folder of datasets. Default: datasets in state_dir, or beside the store of --store.",
+    help="The folder of datasets. Default: datasets in state_dir, or beside the file of --store.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), help="Default: what the ending of FILE says.")
@@ -56,7 +57,7 @@ def dataset() -> None:
 @click.option("--notes", metavar="TEXT", help="What somebody who finds it should know.")
 @click.argument("name")
 def create(
-    config_path: Path, store_path: Path | None, folder: Path | None, licence: str | None, notes: str | None, name: str,
+    config_path: Path, store_path: str | None, folder: Path | None, licence: str | None, notes: str | None, name: str,
     **given: str | None,
 ) -> None:  # fmt: skip
     """Make a version of dataset NAME from the records that the filters select now.
@@ -72,9 +73,9 @@ def create(
     if before is not None:
         question = question or before.question
         licence, notes = (before.licence if licence is None else licence), (before.notes if notes is None else notes)
-    with store_opened(store) as db, progress(name, None) as told:
+    with open_reader(store) as reader, progress(name, None) as told:
         made, version = make_version(
-            shelf, name, question, db, UtcNs(time.time_ns()), told,
+            shelf, name, question, reader, UtcNs(time.time_ns()), told,
             licence=licence or "", notes=notes or "", software=_software(),
         )  # fmt: skip
     same = f", the same as version {numbers[-1]}" if before is not None and before.digest == version.digest else ""
@@ -86,7 +87,7 @@ def create(
 @_STORE
 @_FOLDER
 @_JSON
-def list_datasets(config_path: Path, store_path: Path | None, folder: Path | None, as_json: bool) -> None:
+def list_datasets(config_path: Path, store_path: str | None, folder: Path | None, as_json: bool) -> None:
     """Show all datasets with their versions."""
     _, shelf = _opened(config_path, store_path, folder)
     listed = []
@@ -116,7 +117,7 @@ def list_datasets(config_path: Path, store_path: Path | None, folder: Path | Non
 @_FOLDER
 @_JSON
 @click.argument("name")
-def show(config_path: Path, store_path: Path | None, folder: Path | None, as_json: bool, name: str) -> None:
+def show(config_path: Path, store_path: str | None, folder: Path | None, as_json: bool, name: str) -> None:
     """Show the card of a version, NAME@NUMBER, or of the newest version of NAME."""
     _, shelf = _opened(config_path, store_path, folder)
     wanted = shelf.found(untrusted_version(name))
@@ -138,7 +139,7 @@ def show(config_path: Path, store_path: Path | None, folder: Path | None, as_jso
 @click.argument("name")
 @click.argument("file", type=_PATH)
 def export(
-    config_path: Path, store_path: Path | None, folder: Path | None, form: str | None, row_group: str,
+    config_path: Path, store_path: str | None, folder: Path | None, form: str | None, row_group: str,
     overwrite: bool, name: str, file: Path,
 ) -> None:  # fmt: skip
     """Write the records of a version, NAME@NUMBER or the newest of NAME, into FILE, and its card beside it.
@@ -150,9 +151,9 @@ def export(
     wanted = shelf.found(untrusted_version(name))
     version = shelf.version(wanted)
     refuse_taken(file, overwrite=overwrite)
-    with store_opened(store) as db, progress(str(wanted), version.records) as told:
+    with open_reader(store) as reader, progress(str(wanted), version.records) as told:
         written = export_version(
-            db, wanted, version, shelf.members(wanted), file, told,
+            reader, wanted, version, shelf.members(wanted), file, told,
             form=form, span_ns=untrusted_span_ns(row_group), overwrite=overwrite,
         )  # fmt: skip
     click.echo(f"{wanted}: {version.records} records, {written.size_bytes / 1e6:.1f} MB in {file}, {version.digest}")
@@ -167,7 +168,7 @@ def export(
 @click.argument("name")
 @click.argument("file", type=_PATH, required=False)
 def verify(
-    config_path: Path, store_path: Path | None, folder: Path | None, form: str | None, as_json: bool, name: str,
+    config_path: Path, store_path: str | None, folder: Path | None, form: str | None, as_json: bool, name: str,
     file: Path | None,
 ) -> None:  # fmt: skip
     """Say whether the store still holds all of a version, NAME@NUMBER or the newest of NAME; with FILE, whether that
@@ -178,8 +179,8 @@ def verify(
     members = shelf.members(wanted)
     with progress(str(wanted), version.records) as told:
         if file is None:
-            with store_opened(store) as db:
-                found = check_store(db, version, members, told)
+            with open_reader(store) as reader:
+                found = check_store(reader, version, members, told)
         else:
             found = check_rows(rows_in(file, untrusted_format(form, file)), version, members, told)
     if as_json:
@@ -206,7 +207,7 @@ def digest(form: str | None, file: Path) -> None:
 @_FOLDER
 @click.option("--all", "every", is_flag=True, help="All versions of NAME.")
 @click.argument("name")
-def remove(config_path: Path, store_path: Path | None, folder: Path | None, every: bool, name: str) -> None:
+def remove(config_path: Path, store_path: str | None, folder: Path | None, every: bool, name: str) -> None:
     """Remove a version, NAME@NUMBER, whose number is not used again, or with --all a whole dataset. Records stay in the
     store, and exported files where they are."""
     _, shelf = _opened(config_path, store_path, folder)
@@ -219,12 +220,15 @@ def remove(config_path: Path, store_path: Path | None, folder: Path | None, ever
     click.echo(f"{wanted}: {count} {'version' if count == 1 else 'versions'} removed")
 
 
-def _opened(config_path: Path, store_path: Path | None, folder: Path | None) -> tuple[Path, DatasetShelf]:
-    """The path of the store, and the datasets."""
-    if store_path is not None:
-        return store_path, DatasetShelf(folder or store_path.parent / FOLDER)
-    config = load_config(config_path)
-    return sqlite_path(config.store, "datasets are"), DatasetShelf(folder or config.state_dir / FOLDER)
+def _opened(config_path: Path, store_path: str | None, folder: Path | None) -> tuple[StorePlace, DatasetShelf]:
+    """Where the store is, and the datasets."""
+    if store_path is None:
+        config = load_config(config_path)
+        return config.store, DatasetShelf(folder or config.state_dir / FOLDER)
+    store = store_place(store_path)
+    if folder is None and not isinstance(store, Path):
+        raise ConfigError(f"datasets of {store} are in a folder of the relay's host: name it by --folder")
+    return store, DatasetShelf(folder or Path(store_path).parent / FOLDER)
 
 
 def _print_findings(wanted: VersionName, version: DatasetVersion, found: Findings, what: str) -> None:

@@ -16,10 +16,11 @@ from cloud_relay.datasets.digest import DatasetDigest
 from cloud_relay.datasets.members import Member
 from cloud_relay.datasets.names import VersionName
 from cloud_relay.datasets.versions import DatasetVersion
-from cloud_relay.datasets.walking import DatasetStore, records_of_version
+from cloud_relay.datasets.walking import records_of_version
 from cloud_relay.export.columns import EXPORTED, READING, row_of_record
 from cloud_relay.export.opening import RecordExport, closed_when_whole, opener
 from cloud_relay.export.whole_file import whole_file
+from cloud_relay.query.readers.contract import StoreReader
 from protocols.base.errors import StorageError
 
 CARDS: Final = (".card.json", ".card.md")
@@ -27,7 +28,7 @@ CARDS: Final = (".card.json", ".card.md")
 
 
 def export_version(
-    db: DatasetStore,
+    store: StoreReader,
     name: VersionName,
     version: DatasetVersion,
     members: Iterator[Member],
@@ -46,7 +47,7 @@ def export_version(
     """
     opens = opener(form, span_ns, _about(name, version), (*EXPORTED, READING))
     with whole_file(file, overwrite=overwrite) as out:
-        _write_rows(opens(out), db, name, version, members, told)
+        _write_rows(opens(out), store, name, version, members, told)
         size_bytes = out.tell()
         out.seek(0)
         written = DatasetFile(file.name, form, size_bytes, hashlib.file_digest(out, "sha256").hexdigest())
@@ -66,7 +67,7 @@ def _about(name: VersionName, version: DatasetVersion) -> dict[str, Any]:
 
 def _write_rows(
     out: RecordExport,
-    db: DatasetStore,
+    store: StoreReader,
     name: VersionName,
     version: DatasetVersion,
     members: Iterator[Member],
@@ -74,7 +75,7 @@ def _write_rows(
 ) -> None:
     digest = DatasetDigest()
     with closed_when_whole(out):
-        for member, record, is_same in records_of_version(db, version, members, digest):
+        for member, record, is_same in records_of_version(store, version, members, digest):
             if record is None or not is_same:
                 what = "does not have" if record is None else "has another"
                 raise StorageError(

@@ -14,7 +14,8 @@ from cloud_relay.datasets.members import MemberList, member_of
 from cloud_relay.datasets.names import VersionName
 from cloud_relay.datasets.shelf import DatasetShelf
 from cloud_relay.datasets.versions import FORM, DatasetVersion
-from cloud_relay.datasets.walking import DatasetStore, newest_utc_ns, records_of_question
+from cloud_relay.datasets.walking import newest_utc_ns, records_of_question
+from cloud_relay.query.readers.contract import StoreReader
 from cloud_relay.query.selection import FILTERS, untrusted_query
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -27,7 +28,7 @@ def make_version(
     shelf: DatasetShelf,
     name: str,
     question: Mapping[str, str],
-    db: DatasetStore,
+    store: StoreReader,
     now: UtcNs,
     told: Callable[[int], None],
     *,
@@ -45,11 +46,11 @@ def make_version(
     query = untrusted_query(question, now, FILTERS)
     _check_same_question(shelf, name, question)
     with shelf.making(name) as made:
-        newest = newest_utc_ns(db, query)
+        newest = newest_utc_ns(store, query)
         until = now if newest is None else newest + 1
         described, digest = RecordsDescribed(), DatasetDigest()
         with MemberList(made.members) as members:
-            for record in records_of_question(db, query, until):
+            for record in records_of_question(store, query, until):
                 row = row_digest(record, record.fields["has_receipt"])
                 digest.add(row)
                 members.add(member_of(record, row))

@@ -5,21 +5,15 @@ sequence, so they are compared side by side, and memory holds a page of records 
 """
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
-from sqlite3 import Connection
 from typing import NamedTuple
 
 from cloud_relay.datasets.digest import SHORT_HEX, DatasetDigest, row_digest
 from cloud_relay.datasets.members import Member
 from cloud_relay.datasets.versions import DatasetVersion, narrowed
-from cloud_relay.query.searching import StoredRecord, every_record, find_page
+from cloud_relay.query.readers.contract import StoreReader
+from cloud_relay.query.searching import StoredRecord, records_of_pages
 from cloud_relay.query.selection import Query, place_of
-from cloud_relay.store.schema import open_for_reading, storage_error
-
-DatasetStore = Connection
-"""What :func:`store_opened` gives."""
 
 
 class MemberRecord(NamedTuple):
@@ -32,21 +26,11 @@ class MemberRecord(NamedTuple):
     """Whether the record is what it was."""
 
 
-@contextmanager
-def store_opened(path: Path) -> Iterator[DatasetStore]:
-    """The store, for reading. :raises StorageError: it can't be read, now or while it is used."""
-    with closing(open_for_reading(path)) as db:
-        try:
-            yield db
-        except db.DatabaseError as error:
-            raise storage_error(path, error) from error
-
-
-def newest_utc_ns(db: DatasetStore, query: Query) -> int | None:
+def newest_utc_ns(store: StoreReader, query: Query) -> int | None:
     """The time of the newest record of a question; None: there is none."""
     asked, after = replace(query, limit=1, newest_first=True), query.after
     while True:
-        page = find_page(db, replace(asked, after=after))
+        page = store.page(replace(asked, after=after))
         if page.records:
             return int(page.records[0].fields["event_utc_ns"])
         if page.cursor is None:
@@ -54,17 +38,17 @@ def newest_utc_ns(db: DatasetStore, query: Query) -> int | None:
         after = place_of(page.cursor)
 
 
-def records_of_question(db: DatasetStore, query: Query, until_utc_ns: int) -> Iterator[StoredRecord]:
+def records_of_question(store: StoreReader, query: Query, until_utc_ns: int) -> Iterator[StoredRecord]:
     """All records of a question that were sensed before a time, oldest first."""
-    return every_record(db, narrowed(query, None, until_utc_ns))
+    return records_of_pages(store.page, narrowed(query, None, until_utc_ns))
 
 
 def records_of_version(
-    db: DatasetStore, version: DatasetVersion, members: Iterator[Member], digest: DatasetDigest
+    store: StoreReader, version: DatasetVersion, members: Iterator[Member], digest: DatasetDigest
 ) -> Iterator[MemberRecord]:
     """Each member with its record, in order. What the store has beside them came later and is passed over. ``digest``
     takes the records that are there."""
-    found = every_record(db, version.query())
+    found = records_of_pages(store.page, version.query())
     record = next(found, None)
     for member in members:
         while record is not None and _place_of(record) < member.place:

@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -113,11 +112,6 @@ def packed_record(db: sqlite3.Connection, record: PackableRecord) -> StoredRecor
 
 def _is_receipted(db: sqlite3.Connection, name: tuple[str, int]) -> bool:
     return db.execute("SELECT 1 FROM receipted WHERE origin = ? AND sequence = ?", name).fetchone() is not None
-
-
-def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]:
-    """All records of a question, at most ``query.limit``, page by page."""
-    return records_of_pages(partial(find_page, db, cache=PackCache()), query)
 
 
 def records_of_pages(find: Callable[[Query], RecordPage], query: Query) -> Iterator[StoredRecord]:

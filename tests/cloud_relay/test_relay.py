@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
-from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query, parse_box, parse_instant
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
@@ -32,6 +31,7 @@ from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayFrame, RelayRefusal
 from protocols.wire.tensors import tensor_of
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
+from tests.tools.stored_fixture import every_record
 
 
 # --- ingest --------------------------------------------------------------------------------------------------------

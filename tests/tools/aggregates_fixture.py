@@ -9,7 +9,7 @@ from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.aggregates.grouping import AggregateRecord, GroupName
 from cloud_relay.aggregates.summary import GroupSummary
 from cloud_relay.aggregates.tallies import Tallies
-from cloud_relay.query.searching import StoredRecord, every_record
+from cloud_relay.query.searching import StoredRecord
 from cloud_relay.query.selection import Query
 from cloud_relay.store.aggregates.keeping import stored_definitions
 from cloud_relay.store.contract import StorableBatch, StorableRecord
@@ -21,6 +21,7 @@ from protocols.base.limits import SECOND
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from tests.tools.eventually import eventually
+from tests.tools.stored_fixture import every_record
 
 START_NS = 1_699_999_200 * SECOND
 """A full hour."""

@@ -12,7 +12,6 @@ from msgspec import Raw
 
 from cloud_relay.cli import main
 from cloud_relay.export.columns import row_of_record
-from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.limits import SECOND
@@ -22,6 +21,7 @@ from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Batch, Record
 from protocols.wire.tensors import tensor_of
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess
+from tests.tools.stored_fixture import every_record
 
 DEEP: Any = {"a": [{"b": [[[["deep"]]]]}], "ü": None}
 VALUES: tuple[tuple[Any, str], ...] = (

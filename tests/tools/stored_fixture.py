@@ -1,10 +1,15 @@
-"""A store of a relay with passages of vehicles, as nodes would have sent them."""
+"""A store of a relay with passages of vehicles, as nodes would have sent them, and what a store has."""
 
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from msgspec import Raw
 
+from cloud_relay.query.searching import StoredRecord, find_page, records_of_pages
+from cloud_relay.query.selection import Query
 from protocols.base.ids import Role
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
@@ -35,3 +40,8 @@ def store_passages(path: Path, count: int, *, first: int = 1, seed: int = 1, hot
             assert isinstance(relay.send(batch, role=Role.VEHICLE), Acknowledgement)
     finally:
         relay.store.close()
+
+
+def every_record(db: sqlite3.Connection, query: Query) -> Iterator[StoredRecord]:
+    """All records of a question, at most ``query.limit``, page by page."""
+    return records_of_pages(partial(find_page, db), query)

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 
 import meshnode
 from cloud_relay.cli import main
-from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from protocols.base.limits import MS
@@ -25,6 +24,7 @@ from protocols.wire.readings import EventTime, Position, Reading
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, wanted
 from tests.tools.relay_fixture import RelayProcess
+from tests.tools.stored_fixture import every_record
 
 pytestmark = pytest.mark.processes
 

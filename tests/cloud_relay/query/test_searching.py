@@ -27,6 +27,7 @@ from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement, Batch, Record
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay  # noqa: F401 -- a fixture
+from tests.tools.stored_fixture import every_record
 
 KEYS = ("veh/v-1/speed", "veh/v-1/hazard", "veh/v-2/speed", "rsu/r-1/hazard", "veh")
 PLACES = (
@@ -150,7 +151,7 @@ def test_pages_find_exactly_what_is_asked_for_along_each_index(
         monkeypatch.setattr(sources, "_FIRST_CHUNKS", (1, 1))
         monkeypatch.setattr(sources, "_MAX_CHUNK", 3)
     random = Random(path)
-    rows = [record.fields for record in searching.every_record(mixed, Query(limit=10_000))]
+    rows = [record.fields for record in every_record(mixed, Query(limit=10_000))]
     assert len(rows) == 300
     for _ in range(rounds(mixed, 60)):
         query = random_query(random)
@@ -161,7 +162,7 @@ def test_impatient_pages_come_to_the_same_end(mixed: sqlite3.Connection, monkeyp
     """A page that had no time left must neither lose records nor stand still."""
     monkeypatch.setattr(sources, "_FIRST_CHUNKS", (2, 2))
     monkeypatch.setattr(sources, "_MAX_CHUNK", 8)
-    rows = [record.fields for record in searching.every_record(mixed, Query(limit=10_000))]
+    rows = [record.fields for record in every_record(mixed, Query(limit=10_000))]
     random = Random(7)
     for _ in range(rounds(mixed, 12)):
         query = random_query(random)
@@ -246,7 +247,7 @@ def test_newest_of_each_key_follows_late_and_repeated_records(relay: RelayInProc
 
 def test_newest_of_each_key_is_that_of_all_nodes_and_rules(mixed: sqlite3.Connection) -> None:
     """Several nodes may send one key; only their newest record is its newest."""
-    rows = [record.fields for record in searching.every_record(mixed, Query(limit=10_000))]
+    rows = [record.fields for record in every_record(mixed, Query(limit=10_000))]
     for of in ({}, {"origin": "v-10"}, {"rule": "b"}, {"key": "veh/**", "rule": "a"}):
         query = Query(**of)  # type: ignore[arg-type]
         newest: dict[str, tuple[int, str, int]] = {}

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from cloud_relay.cli import main
 from cloud_relay.config import load_config
 from protocols.base.errors import ConfigError
 
@@ -28,20 +26,3 @@ def test_setting_for_sqlite_beside_a_url_is_refused_with_the_way_out(tmp_path: P
         load_config(file)
     file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}')
     load_config(file)
-
-
-@pytest.mark.parametrize(
-    ("words", "what"),
-    [
-        (("dataset", "list"), "datasets are"),
-    ],
-)
-def test_command_for_sqlite_says_so_of_another_store(tmp_path: Path, words: tuple[str, ...], what: str) -> None:
-    """A command that made a file of that name, or told of an empty store, would be believed."""
-    file = tmp_path / "relay.toml"
-    file.write_text(f'[relay]\nid = "relay-1"\n[store]\n{URL}')
-    done = CliRunner().invoke(main, [*words, "--config", str(file)])
-    assert done.exit_code == 2
-    assert f"{what} to be had of a store in SQLite only" in done.output
-    assert "--config" in done.output, "an option that each of these commands has"
-    assert list(tmp_path.iterdir()) == [file]

@@ -22,7 +22,7 @@ from msgspec import Raw
 from cloud_relay.query.arrivals import arrivals_after
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
-from cloud_relay.query.searching import every_record, find_page
+from cloud_relay.query.searching import find_page
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs import bodies, known, packing
 from cloud_relay.store.packs.bodies import PackableRecord, PackBody
@@ -48,6 +48,7 @@ from tests.tools.relay_fixture import (
     copied_after_each_slice,
     given_relay,  # noqa: F401 -- a fixture
 )
+from tests.tools.stored_fixture import every_record
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("zstandard")

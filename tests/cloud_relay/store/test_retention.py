@@ -11,7 +11,6 @@ import pytest
 from cloud_relay.query.arrivals import arrivals_after
 from cloud_relay.query.newest import newest_page
 from cloud_relay.query.proofs import proof_of, proven
-from cloud_relay.query.searching import every_record
 from cloud_relay.query.selection import Query
 from cloud_relay.store.packs import retention
 from cloud_relay.store.packs.packing import PackingPolicy
@@ -31,6 +30,7 @@ from tests.tools.relay_fixture import (
     copied_after_each_slice,
     given_relay,  # noqa: F401 -- a fixture
 )
+from tests.tools.stored_fixture import every_record
 
 pytest.importorskip("zstandard")
 
