@@ -10,11 +10,10 @@ import msgspec
 from msgspec import structs
 
 from cloud_relay.config import RelayConfig, load_config
-from cloud_relay.query.selection import Query
-from cloud_relay.sinks.progress import FOLDER, ProgressFile, SinkProgress, locked_folder
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.progress import FOLDER, SinkProgress, locked_folder
 from cloud_relay.sinks.settings import SinkSettings, sinks_of
-from cloud_relay.store.places import sqlite_path
+from cloud_relay.sinks.stores.contract import SinkStore
+from cloud_relay.sinks.stores.opening import sink_store
 from protocols.base.errors import LocalProtocolError
 
 _CONFIG = click.option(
@@ -34,8 +33,11 @@ def sinks(context: click.Context, config_path: Path, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     config = load_config(config_path)
-    newest = _newest(config)
-    told = [_told(settings, _saved(config, settings), newest) for settings in sinks_of(config)]
+    told, newest = [], 0
+    for settings in sinks_of(config):
+        with closing(_store_of(config, settings)) as store:
+            newest = store.newest()
+            told.append(_told(settings, store, newest))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"newest": newest, "sinks": told})).decode())
     elif not told:
@@ -53,18 +55,21 @@ def move(given: Path, config_path: Path | None, name: str, to: str) -> None:
     """Let the sink NAME go on after the record NUMBER, before all (oldest) or after all (newest). The relay must not
     be running. What is skipped is noted as a gap, and what is before the old position is sent once more."""
     config = load_config(config_path or given)
-    if name not in (settings.name for settings in sinks_of(config)):
+    settings = next((settings for settings in sinks_of(config) if settings.name == name), None)
+    if settings is None:
         raise LocalProtocolError(f"{config.path} has no sink {name[:70]!r}: 'cloud-relay sinks' shows them")
-    newest = _newest(config)
-    position = _number(to, newest)
-    folder = config.state_dir / FOLDER
-    with locked_folder(folder):
-        file = ProgressFile(folder, name)
-        before = file.load() or SinkProgress(0)
-        if position > before.position:
-            file.save(before.skipping_to(position, int(time.time())))
-        else:
-            file.save(structs.replace(before, position=position, under_way=None))
+    with closing(_store_of(config, settings)) as store:
+        newest = store.newest()
+        position = _number(to, newest)
+        with locked_folder(config.state_dir / FOLDER):
+            if not store.take():
+                raise LocalProtocolError(f"another relay delivers {name}: stop all relays that have this sink first")
+            before = store.load() or SinkProgress(0)
+            if position > before.position:
+                skipped = store.between(before.position, position)
+                store.save(before.skipping_to(position, skipped, int(time.time())))
+            else:
+                store.save(structs.replace(before, position=position, under_way=None))
     click.echo(f"{name} goes on after record {position} of {newest}")
 
 
@@ -76,18 +81,13 @@ def _number(text: str, newest: int) -> int:
     return int(text)
 
 
-def _newest(config: RelayConfig) -> int:
-    with closing(RecordReader(sqlite_path(config.store, "records for sinks are"), Query())) as reader:
-        return reader.newest()
+def _store_of(config: RelayConfig, settings: SinkSettings) -> SinkStore:
+    return sink_store(config.store, settings, config.state_dir / FOLDER)
 
 
-def _saved(config: RelayConfig, settings: SinkSettings) -> SinkProgress | None:
-    return ProgressFile(config.state_dir / FOLDER, settings.name).load()
-
-
-def _told(settings: SinkSettings, progress: SinkProgress | None, newest: int) -> dict[str, Any]:
-    known = progress or SinkProgress(newest if settings.begins_newest else 0)
-    return {"name": settings.name, "kind": settings.kind.value, "backlog": max(newest - known.position, 0)} | {
+def _told(settings: SinkSettings, store: SinkStore, newest: int) -> dict[str, Any]:
+    known = store.load() or SinkProgress(newest if settings.begins_newest else 0)
+    return {"name": settings.name, "kind": settings.kind.value, "backlog": store.behind(known.position)} | {
         field: getattr(known, field) for field in SinkProgress.__struct_fields__
     }
 

@@ -25,15 +25,17 @@ from typing import Any, Final
 from msgspec import structs
 
 from cloud_relay.sinks.contract import DeliveryFailed, DeliveryRefused, Portion, SinkTarget, identity_of
-from cloud_relay.sinks.progress import ProgressFile, RefusedOrigin, SinkProgress
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.progress import RefusedOrigin, SinkProgress
 from cloud_relay.sinks.refusals import RefusedRecords, SetAside
 from cloud_relay.sinks.secrecy import scrubbed, without_secrets
 from cloud_relay.sinks.settings import SinkSettings
+from cloud_relay.sinks.stores.contract import SinkStore
 from cloud_relay.sinks.witnesses import Witnesses
 from meshnode.backoff import Backoff
 from protocols.base.errors import MeshError
 
+TAKE_S: Final = 2.0
+"""Between two looks whether a sink that another relay delivers has become free."""
 LOOK_S: Final = 0.5
 """Between two looks for what was stored. Looking costs the store's writer nothing, and a bell would."""
 FIRST_PAUSE_S: Final = 0.5
@@ -55,36 +57,39 @@ class SinkDelivery:
     """The work of one sink. ``statistics`` may be called from any thread, all else from the thread that made it."""
 
     def __init__(
-        self, settings: SinkSettings, target: SinkTarget, reader: RecordReader, file: ProgressFile,
-        refused: RefusedRecords, random: Random, end_connections: Callable[[], None],
+        self, settings: SinkSettings, target: SinkTarget, store: SinkStore, refused: RefusedRecords,
+        random: Random, end_connections: Callable[[], None],
     ) -> None:  # fmt: skip
         """``end_connections`` ends those that the target left open when it was closed."""
-        self._settings, self._target, self._reader = settings, target, reader
-        self._file, self._refused, self._random = file, refused, random
+        self._settings, self._target, self._store = settings, target, store
+        self._refused, self._random = refused, random
         self._end_connections = end_connections
         self._progress: SinkProgress | None = None
         self._on_disk: SinkProgress | None = None
         """What is saved of it."""
+        self._elsewhere: SinkProgress | None = None
+        """How far another relay has come that delivers this sink; None: it is ours."""
         self._set_aside: list[SetAside] = []
         """Refused records that are not in their file yet."""
         self._saved_s = 0.0
-        self._newest = 0
+        self._newest = self._backlog = 0
         self._trouble = ""
         """What is wrong while the progress is not known."""
         self._refused_in_a_row = 0
         self._refused_nodes: set[str] = set()
         """Whose records these are."""
-        self._witnesses = Witnesses(reader)
+        self._witnesses = Witnesses(store)
         self._delivered_since_pause = False
 
     def statistics(self) -> dict[str, Any]:
         """How far it has come."""
-        progress = self._progress or SinkProgress(0)
+        progress = self._progress or self._elsewhere or SinkProgress(0)
         return {
             "kind": self._settings.kind.value,
+            "delivering": self._elsewhere is None,
             "working": not (progress.error or self._trouble),
             "position": progress.position,
-            "backlog": max(self._newest - progress.position, 0),
+            "backlog": self._backlog,
             "delivered": progress.delivered,
             "refused": progress.refused,
             "refused_by": {node.origin: node.records for node in progress.refused_by},
@@ -115,6 +120,7 @@ class SinkDelivery:
 
     async def _deliver(self) -> None:
         """Deliver over one connection until it fails."""
+        await self._take()
         self._known()
         self._trouble = ""
         try:
@@ -132,16 +138,33 @@ class SinkDelivery:
             await self._target.close()
             self._end_connections()
 
+    async def _take(self) -> None:
+        """Wait until this sink is ours. What we knew of it may be old then."""
+        if self._store.is_held:
+            return
+        self._progress = self._on_disk = None
+        self._set_aside.clear()
+        while not self._store.take():
+            if self._elsewhere is None:
+                _log.info(
+                    "sink %s is delivered by another relay: this one takes over when that ends", self._settings.name
+                )
+            self._elsewhere = self._store.load() or SinkProgress(0)
+            self._backlog, self._trouble = self._store.behind(self._elsewhere.position), ""
+            await asyncio.sleep(TAKE_S)
+        self._elsewhere = None
+
     async def _next_portion(self, progress: SinkProgress) -> Portion:
         """The records that come next, at least one; it waits for them."""
         begins = progress.position + 1
         portion, waits_until_s = Portion(begins, progress.position, []), None
         limit = progress.under_way
         while True:
-            portion, whole, newest = self._reader.extend(portion, self._target.most_records, limit)
+            portion, whole, newest, is_thinned = self._store.extend(portion, self._target.most_records, limit)
             self._newest = max(self._newest, newest)
+            self._backlog = self._store.behind(self._known().position)
             abreast = portion.last >= newest
-            if portion.deleted and limit is not None and limit == progress.under_way:
+            if is_thinned and limit is not None and limit == progress.under_way:
                 # What has this name at the receiver may be all of it, and must not be replaced by what is left.
                 limit, portion = (limit - 1 if limit > begins else None), Portion(begins, begins - 1, [])
                 continue
@@ -212,14 +235,15 @@ class SinkDelivery:
     def _known(self) -> SinkProgress:
         """The progress, from its file at first."""
         if self._progress is None:
-            self._newest = self._reader.newest()
-            known = self._file.load()
+            self._newest = self._store.newest()
+            known = self._store.load()
             if known is None:
                 known = SinkProgress(self._newest if self._settings.begins_newest else 0)
                 self._save(known)
             self._progress = self._on_disk = known
+            self._backlog = self._store.behind(known.position)
         if self._progress.position > self._newest:
-            self._newest = self._reader.newest()
+            self._newest = self._store.newest()
             if self._progress.position > self._newest:
                 raise DeliveryFailed(
                     f"its position {self._progress.position} is above {self._newest}, the newest that there is, so it "
@@ -270,13 +294,12 @@ class SinkDelivery:
     def _skip_if_too_far_behind(self, progress: SinkProgress) -> None:
         if self._settings.max_backlog is None:
             return
-        self._newest = max(self._reader.newest(), self._newest)
-        first_kept = self._newest - self._settings.max_backlog
-        if progress.position < first_kept:
-            fresh = progress.skipping_to(first_kept, int(time.time()))
+        skip = self._store.skip(progress.position, self._settings.max_backlog)
+        if skip is not None:
+            fresh = progress.skipping_to(skip.number, skip.records, int(time.time()))
             _log.warning(
-                "sink %s is %d records behind: the numbers %d to %d are skipped", self._settings.name,
-                self._newest - progress.position, fresh.gaps[-1].first, fresh.gaps[-1].last,
+                "sink %s is more than %d records behind: %d with numbers from %d to %d are skipped",
+                self._settings.name, self._settings.max_backlog, skip.records, fresh.gaps[-1].first, skip.number,
             )  # fmt: skip
             self._save(fresh)
 
@@ -290,7 +313,7 @@ class SinkDelivery:
                 identity_of(first.record), identity_of(last.record), last.reason,
             )  # fmt: skip
             self._set_aside.clear()
-        self._file.save(progress)
+        self._store.save(progress)
         self._progress = self._on_disk = progress
         self._saved_s = time.monotonic()
 
@@ -308,7 +331,7 @@ class SinkDelivery:
             self._trouble = ""
             self._progress = fresh
             try:
-                self._newest = max(self._reader.newest(), self._newest)
+                self._backlog = self._store.behind(fresh.position)
                 self._save(fresh)
             except MeshError:  # it is the disk that fails; what was noted is shown as long as this runs
                 pass

@@ -67,7 +67,7 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
     refused_by: tuple[RefusedOrigin, ...] = ()
     """Which nodes sent them; the one that was refused last is the last."""
     skipped: int = 0
-    """Numbers in gaps, whether or not the sink's query selects their records."""
+    """Records in gaps, whether or not the sink's query selects them; in SQLite the numbers."""
     deleted: int = 0
     """Numbers whose records retention deleted before the sink came to them, whether or not its query selects them."""
     failures: int = 0
@@ -79,11 +79,11 @@ class SinkProgress(Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
     """What the last failure was; empty: something has been delivered since."""
 
-    def skipping_to(self, position: int, utc_s: int) -> "SinkProgress":
-        """The progress that goes on after the number ``position``, with what lies between as a gap."""
+    def skipping_to(self, position: int, records: int, utc_s: int) -> "SinkProgress":
+        """The progress that goes on after the number ``position``, with so many records between as a gap."""
         gap = SkippedRecords(self.position + 1, position, utc_s)
         return msgspec.structs.replace(
-            self, position=position, under_way=None, skipped=self.skipped + gap.last - gap.first + 1,
+            self, position=position, under_way=None, skipped=self.skipped + records,
             gaps=(*self.gaps, gap)[-MAX_GAPS:],
         )  # fmt: skip
 

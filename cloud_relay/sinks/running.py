@@ -17,11 +17,12 @@ from weakref import WeakSet
 
 from cloud_relay.sinks.contract import SinkTarget
 from cloud_relay.sinks.delivering import SinkDelivery
-from cloud_relay.sinks.progress import FOLDER, ProgressFile, SinkProgress, locked_folder
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.progress import FOLDER, locked_folder
 from cloud_relay.sinks.refusals import RefusedRecords
 from cloud_relay.sinks.settings import SinkKind, SinkSettings
-from cloud_relay.store.places import StorePlace, sqlite_path
+from cloud_relay.sinks.stores.contract import SinkStore
+from cloud_relay.sinks.stores.opening import sink_store
+from cloud_relay.store.places import StorePlace
 from protocols.base.errors import ConfigError
 
 PATIENCE_S: Final = 5.0
@@ -41,9 +42,9 @@ class Sinks:
         self._closing = ExitStack()
         self._threads: list[_SinkThread] = []
         if settings:
-            store = sqlite_path(place, "records for sinks are")
-            self._closing.enter_context(locked_folder(state_dir / FOLDER))
-            self._threads = [_SinkThread(one, target, store, state_dir / FOLDER) for one, target in targets]
+            folder = state_dir / FOLDER
+            self._closing.enter_context(locked_folder(folder))
+            self._threads = [_SinkThread(one, target, place, folder) for one, target in targets]
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """How far each sink has come, by name. May be called from any thread."""
@@ -86,14 +87,13 @@ class SinkLoop(asyncio.SelectorEventLoop):
 
 
 class _SinkThread:
-    def __init__(self, settings: SinkSettings, target: SinkTarget, store: Path, folder: Path) -> None:
+    def __init__(self, settings: SinkSettings, target: SinkTarget, place: StorePlace, folder: Path) -> None:
         self.name = settings.name
-        self._reader = RecordReader(store, settings.query)
-        self._delivery = SinkDelivery(
-            settings, target, self._reader, ProgressFile(folder, settings.name),
-            RefusedRecords(folder, settings.name), Random(), self._end_connections,
-        )  # fmt: skip
         self._stopping = threading.Event()
+        self._store: SinkStore = sink_store(place, settings, folder)
+        self._delivery = SinkDelivery(
+            settings, target, self._store, RefusedRecords(folder, settings.name), Random(), self._end_connections
+        )
         self._loop = SinkLoop()
         self._thread = threading.Thread(target=self._run, name=f"sink {settings.name}"[:15], daemon=True)
         self._thread.start()
@@ -121,7 +121,7 @@ class _SinkThread:
         except asyncio.CancelledError:
             pass
         finally:
-            self._reader.close()
+            self._store.close()
 
     async def _until_stopped(self) -> None:
         self._task = asyncio.current_task()
@@ -162,8 +162,3 @@ def target_of(settings: SinkSettings) -> SinkTarget:
             f"sink {settings.name!r} of kind {settings.kind} needs a library that can't be imported ({error}): run "
             "pip install 'meshnode[sinks]'"
         ) from error
-
-
-def known_progress(settings: SinkSettings, state_dir: Path) -> SinkProgress | None:
-    """The progress of a sink that is on disk; None: it never ran. :raises StorageError: it can't be read."""
-    return ProgressFile(state_dir / FOLDER, settings.name).load()

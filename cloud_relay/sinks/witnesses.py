@@ -12,7 +12,7 @@ from typing import Final
 
 from cloud_relay.query.searching import StoredRecord
 from cloud_relay.sinks.contract import Portion
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.stores.contract import SinkStore
 
 MAX_WITNESSES: Final = 64
 """Nodes whose first waiting record is kept. More than there are nodes that a sink asks about in one go."""
@@ -20,10 +20,10 @@ _LOOK_RECORDS: Final = 256
 
 
 class Witnesses:
-    """Belongs to the thread of its reader."""
+    """Belongs to the thread of its store."""
 
-    def __init__(self, reader: RecordReader) -> None:
-        self._reader = reader
+    def __init__(self, store: SinkStore) -> None:
+        self._store = store
         self._found: dict[str, tuple[int, StoredRecord]] = {}
         """The first record of each node after the sink's position, with its number."""
         self._reached = 0
@@ -38,12 +38,12 @@ class Witnesses:
             self._found.clear()
             self._reached = position
         while (witness := self._known(but)) is None:
-            looked, _, newest = self._reader.extend(Portion(self._reached + 1, self._reached, []), _LOOK_RECORDS, None)
-            for number, record in looked.records:
+            look = self._store.extend(Portion(self._reached + 1, self._reached, []), _LOOK_RECORDS, None)
+            for number, record in look.portion.records:
                 if len(self._found) < MAX_WITNESSES:
                     self._found.setdefault(record.fields["origin"], (number, record))
-            self._reached = looked.last
-            if self._reached >= newest:
+            self._reached = look.portion.last
+            if self._reached >= look.newest:
                 return self._known(but)
             await asyncio.sleep(0)
         return witness

@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from cloud_relay.query.selection import Query
 from cloud_relay.sinks.contract import DeliveryRefused, Portion
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.stores.sqlite import RecordReader
 from cloud_relay.sinks.targets import mqtt
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cloud_relay.query.selection import Query
-from cloud_relay.sinks import reading, refusals
+from cloud_relay.sinks import refusals
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import MAX_GAPS, MAX_REFUSED_NODES, ProgressFile, RefusedOrigin, SinkProgress
-from cloud_relay.sinks.reading import RecordReader
 from cloud_relay.sinks.refusals import RefusedRecords, SetAside
+from cloud_relay.sinks.stores import contract
+from cloud_relay.sinks.stores.sqlite import RecordReader
 from cloud_relay.sinks.targets import parquet
 from protocols.base.errors import StorageError
 from tests.tools.eventually import eventually
@@ -59,7 +60,7 @@ def test_portion_ends_where_its_bytes_or_records_do(tmp_path: Path, monkeypatch:
         assert (found.portion.last, found.whole) == (22, True)
         found = reader.extend(nothing, 1_000, None)
         assert (found.portion.last, found.whole, found.newest) == (40, False, 40)
-        monkeypatch.setattr(reading, "MAX_PORTION_BYTES", 10_000)
+        monkeypatch.setattr(contract, "MAX_PORTION_BYTES", 10_000)
         found = reader.extend(nothing, 1_000, None)
         assert found.whole
         assert 0 < found.portion.last < 10
@@ -121,7 +122,7 @@ def test_gaps_that_are_listed_are_bounded_and_all_are_counted() -> None:
     """A sink that is always too slow skips again and again."""
     progress = SinkProgress(0)
     for number in range(10, 10 * MAX_GAPS * 3, 10):
-        progress = progress.skipping_to(number, 0)
+        progress = progress.skipping_to(number, 10, 0)
     assert len(progress.gaps) == MAX_GAPS
     assert progress.skipped == progress.position
 

@@ -10,7 +10,7 @@ import pytest
 from cloud_relay.query.selection import Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import FOLDER, MAX_GAPS, ProgressFile, SinkProgress, SkippedRecords
-from cloud_relay.sinks.reading import RecordReader
+from cloud_relay.sinks.stores.sqlite import RecordReader
 from cloud_relay.store.packs.tables import FIRST_BODY, place_of
 from cloud_relay.store.retaining import RetentionPolicy, RetentionRule
 from tests.tools.eventually import eventually
@@ -127,7 +127,7 @@ def test_sink_waits_at_a_damaged_pack_and_says_so(tmp_path: Path, receiver: Http
 
 def test_gaps_of_deleted_records_that_follow_one_another_are_one() -> None:
     """A million deleted records must not push all other gaps out of the list."""
-    progress = SinkProgress(0).skipping_to(10, 1)
+    progress = SinkProgress(0).skipping_to(10, 10, 1)
     for first in range(11, 11 + 100 * MAX_GAPS, 100):
         progress = progress.past_deleted(first, first + 99, 7, 2)
     assert progress.gaps == (SkippedRecords(1, 10, 1), SkippedRecords(11, 10 + 100 * MAX_GAPS, 2, 7 * MAX_GAPS))

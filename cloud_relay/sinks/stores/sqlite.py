@@ -1,34 +1,24 @@
-"""The records of one sink, in the order in which they were stored.
+"""The store of one sink in SQLite, which one relay has for itself. The progress is a file beside it.
 
-A sink has no queue: what comes next is read from the store, so one that was away for a week takes as much memory as one
-that is abreast. This is the only module of the package that reads the store.
+Numbers have no gaps but those that retention leaves, so a difference of two is about the number of records.
 """
 
 import sqlite3
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
+from cloud_relay.sinks.progress import ProgressFile, SinkProgress
+from cloud_relay.sinks.stores import contract
+from cloud_relay.sinks.stores.contract import Extended, Skip
 from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
 
-MAX_PORTION_BYTES: Final = 16 * 1024 * 1024
-"""Of the records of one portion as the store has them. In Python's memory they take about four times as much."""
 _CACHE_BYTES: Final = 8 * 1024 * 1024
 """Of packs that are kept from one look to the next, which mostly is at the same pack."""
-
-
-class Extended(NamedTuple):
-    """A portion after a look."""
-
-    portion: Portion
-    whole: bool
-    """It takes no more: it has as many records or bytes as it may, or it reached its limit."""
-    newest: int
-    """The highest number that there is."""
 
 
 class RecordReader:
@@ -50,19 +40,21 @@ class RecordReader:
             self.close()
             raise storage_error(self._store, error) from error
 
-    def extend(self, portion: Portion, most_records: int, limit: int | None) -> "Extended":
+    def extend(self, portion: Portion, most_records: int, limit: int | None) -> Extended:
         """The portion with the records that one look finds after it, up to the number ``limit``, if there is one.
 
         :raises StorageError: the store can't be read.
         """
         size_bytes = sum(record.size_bytes for _, record in portion.records)
         up_to = LAST_UTC_NS if limit is None else limit
-        found = self._look(portion.last, up_to, most_records - len(portion.records), MAX_PORTION_BYTES - size_bytes)
+        found = self._look(
+            portion.last, up_to, most_records - len(portion.records), contract.MAX_PORTION_BYTES - size_bytes
+        )
         records = portion.records + found.records
         size_bytes += sum(record.size_bytes for _, record in found.records)
         extended = Portion(portion.first, found.reached, records, portion.deleted + found.deleted)
-        is_whole = len(records) >= most_records or size_bytes >= MAX_PORTION_BYTES or found.reached >= up_to
-        return Extended(extended, is_whole, found.newest)
+        is_whole = len(records) >= most_records or size_bytes >= contract.MAX_PORTION_BYTES or found.reached >= up_to
+        return Extended(extended, is_whole, found.newest, found.deleted > 0)
 
     def close(self) -> None:
         """Let go of the store. It is opened again when something is read."""
@@ -85,3 +77,38 @@ class RecordReader:
         if self._db is None:
             self._db = open_for_reading(self._store)
         return self._db
+
+
+class SqliteSinkStore(RecordReader):
+    """A :class:`~cloud_relay.sinks.stores.contract.SinkStore`. The sink is ours: the folder of ``file`` is locked."""
+
+    is_held = True
+
+    def __init__(self, store: Path, query: Query, file: ProgressFile) -> None:
+        super().__init__(store, query)
+        self._file = file
+
+    def load(self) -> SinkProgress | None:
+        """What is in the file."""
+        return self._file.load()
+
+    def save(self, progress: SinkProgress) -> None:
+        """Have it in the file."""
+        self._file.save(progress)
+
+    def take(self) -> bool:
+        """It is ours already."""
+        return True
+
+    def behind(self, position: int) -> int:
+        """How many numbers were given after one."""
+        return max(self.newest() - position, 0)
+
+    def between(self, position: int, up_to: int) -> int:
+        """How many numbers there are."""
+        return up_to - position
+
+    def skip(self, position: int, most_behind: int) -> Skip | None:
+        """What has to be left out."""
+        number = self.newest() - most_behind
+        return Skip(number, number - position) if number > position else None
