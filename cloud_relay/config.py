@@ -101,13 +101,8 @@ _LISTS = ("aggregate", "retention", "sink", "training")
 """Tables that may be there several times. Whoever uses them checks them."""
 _CHECKED_LATER = ("models", "inference")
 """Tables that whoever uses them checks, too."""
-_NO_PACKS = "PostgreSQL compresses large rows by itself: remove it, or store.url"
-ONLY_IN_SQLITE = {
-    "pack_after_s": ("store", _NO_PACKS),
-    "pack_beyond": ("store", _NO_PACKS),
-    "sink": ("", "follow /v1/stream of one of the relays and send on what it shows, and remove it, or store.url"),
-}
-"""What a configuration can't have beside ``store.url``: its table, or none if it is one, and the way out."""
+_ONLY_IN_SQLITE = ("pack_after_s", "pack_beyond")
+"""What ``[store]`` can't have beside ``url``."""
 _RETENTION_KEYS = ("keys", "max_age_s")
 MAX_RETENTION_RULES = 256
 """Each is compared with each key that a pack has."""
@@ -307,10 +302,12 @@ class _Parser:
             return self._file("store", "path", str(state_dir / "relay.sqlite"))
         if "path" in given:
             raise ConfigError(f"{self._path}: store has both path and url: keep one of them")
-        for name, (table, way_out) in ONLY_IN_SQLITE.items():
-            if name in (given if table else self._tables):
-                shown = f"store.{name}" if table else f"[[{name}]]"
-                raise ConfigError(f"{self._path}: {shown} is for a store in SQLite only: {way_out}")
+        for name in _ONLY_IN_SQLITE:
+            if name in given:
+                raise ConfigError(
+                    f"{self._path}: store.{name} is for a store in SQLite only: PostgreSQL compresses large rows by "
+                    "itself: remove it, or store.url"
+                )
         password_file = self._file("store", "password_file", "") if "password_file" in given else None
         try:
             return postgres_place(self._value("store", "url", ""), self._path.parent, password_file)

@@ -90,7 +90,7 @@ class _SinkThread:
     def __init__(self, settings: SinkSettings, target: SinkTarget, place: StorePlace, folder: Path) -> None:
         self.name = settings.name
         self._stopping = threading.Event()
-        self._store: SinkStore = sink_store(place, settings, folder)
+        self._store: SinkStore = sink_store(place, settings, folder, self._stopping.is_set)
         self._delivery = SinkDelivery(
             settings, target, self._store, RefusedRecords(folder, settings.name), Random(), self._end_connections
         )

@@ -56,19 +56,6 @@ class PostgresPlace:
 StorePlace = Path | PostgresPlace
 
 
-def sqlite_path(place: StorePlace, what: str) -> Path:
-    """The file of a store that has to be SQLite, because ``what`` ("datasets are") made from it only.
-
-    :raises ConfigError: it is another store.
-    """
-    if not isinstance(place, Path):
-        raise ConfigError(
-            f"{what} to be had of a store in SQLite only, and this one is {place}: name the configuration of a "
-            "relay that has one by --config"
-        )
-    return place
-
-
 def is_url(text: str) -> bool:
     """Whether a text names a database and not a file."""
     return text.partition("://")[0].lower() in SCHEMES and "://" in text

@@ -12,6 +12,7 @@ from cloud_relay.sinks import delivering
 from cloud_relay.sinks.progress import FOLDER
 from cloud_relay.sinks.running import Sinks
 from cloud_relay.sinks.settings import SinkSettings, sinks_of
+from cloud_relay.store.places import StorePlace
 from tests.tools.eventually import eventually
 from tests.tools.relay_fixture import RelayInProcess, batch
 
@@ -36,10 +37,11 @@ def settings_from(folder: Path, *tables: str) -> list[SinkSettings]:
 class SinkBench:
     """A store with records, and the sinks of some tables, which can be started and stopped."""
 
-    def __init__(self, folder: Path, *tables: str) -> None:
+    def __init__(self, folder: Path, *tables: str, place: StorePlace | None = None) -> None:
+        """``place``: where the store is; default: SQLite in the state folder."""
         self.folder, self.state_dir = folder, folder / "state"
-        self.state_dir.mkdir(mode=0o700, exist_ok=True)
-        self.relay = RelayInProcess(self.state_dir / "relay.sqlite")
+        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.relay = RelayInProcess(place or self.state_dir / "relay.sqlite")
         self.settings = settings_from(folder, *tables)
 
     def store(self, first: int, last: int, **of: Any) -> None:

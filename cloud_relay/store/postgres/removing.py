@@ -27,6 +27,8 @@ first; what is beyond becomes ranges that are not joined."""
 MAX_SAME_KEY: Final = 100_000
 """Newer records that one slice looks through for one of the same key, origin and rule, in equal parts for each stream.
 Nodes may invent rules, and a slice that takes too long would be tried for ever."""
+MAX_SINK_DELETIONS: Final = 1_000
+"""Slices that are listed for a sink that has not come to what they deleted. Beyond, the last one takes in the next."""
 _FREE: Final = "SELECT lock FROM unnest($2::int[]) AS lock WHERE pg_try_advisory_xact_lock($1, lock)"
 _DELETE: Final = (
     "DELETE FROM records WHERE number = ANY ($1::bigint[]) RETURNING number, origin, sequence, key, rule, event_utc_ns,"  # noqa: S608 - constants only
@@ -80,6 +82,16 @@ _LEAVE_ORIGINS: Final = (
     " FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS told (origin, records, ranges)"
     " WHERE origins.origin = told.origin"
 )
+_TELL_SINKS: Final = """
+INSERT INTO sink_deletions AS known (sink, slot, first, last, records)
+SELECT sinks.number,
+    least((SELECT coalesce(max(slot) + 1, 0) FROM sink_deletions WHERE sink = sinks.number), $2),
+    min(gone.number), max(gone.number), count(*)
+FROM sinks JOIN unnest($1::bigint[]) AS gone (number) ON gone.number > sinks.position GROUP BY sinks.number
+ON CONFLICT (sink, slot) DO UPDATE SET
+    first = least(known.first, excluded.first), last = greatest(known.last, excluded.last),
+    records = known.records + excluded.records
+"""
 _NOTE: Final = "UPDATE store SET deleted = deleted + $1, newest_deleted = greatest(newest_deleted, $2)"
 
 
@@ -136,6 +148,7 @@ def remove_slice(session: PostgresSession, choose: Callable[[], Sequence[DueReco
             _leave_streams(session, gone)
             _leave_receipts(session, gone)
             _leave_origins(session, gone)
+            session.execute(_TELL_SINKS, [one.number for one in gone], MAX_SINK_DELETIONS - 1)
             session.execute(_NOTE, len(gone), max(one.number for one in gone))
         times = [one.received_utc_ns for one in gone]
         held = tuple(one for one in chosen if locks[one.origin] not in free)

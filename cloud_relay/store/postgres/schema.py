@@ -13,6 +13,8 @@ They hold what those of SQLite hold, see :mod:`cloud_relay.store.schema`. Texts 
   receipt are left, and ``store.newest_deleted`` is the highest number of a record that is gone.
 - ``aggregates.filled_to`` is the number up to which records are in an aggregate, at any time, see
   :mod:`cloud_relay.store.postgres.aggregates.following`.
+- ``sinks`` has how far each sink has come, and ``sink_deletions`` what retention deleted before it, see
+  :mod:`cloud_relay.sinks.stores.postgres`.
 
 Relays change rows of an origin only while they hold its lock, and take the locks of several in one order.
 """
@@ -104,6 +106,14 @@ CREATE UNIQUE INDEX aggregate_groups_by_change ON aggregate_groups (aggregate, c
 CREATE INDEX aggregate_groups_by_opener ON aggregate_groups (aggregate, opened_by, bucket_utc_ns);
 CREATE TABLE aggregate_changes (last bigint NOT NULL);
 INSERT INTO aggregate_changes VALUES (0)
+""",
+    """
+CREATE TABLE sinks (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE, holder bigint NOT NULL DEFAULT 0,
+    position bigint NOT NULL DEFAULT 0, progress bytea) WITH (fillfactor = 50);
+CREATE TABLE sink_deletions (
+    sink bigint NOT NULL, slot bigint NOT NULL, first bigint NOT NULL, last bigint NOT NULL, records bigint NOT NULL,
+    PRIMARY KEY (sink, slot))
 """,
 )
 """What makes a store of each version from one of the version before. The first one makes it of nothing."""

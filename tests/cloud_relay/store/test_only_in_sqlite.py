@@ -15,7 +15,6 @@ URL = 'url = "postgresql://localhost/records"\n'
     [
         ("pack_after_s = 60\n", "store.pack_after_s"),
         ("pack_beyond = 60\n", "store.pack_beyond"),
-        ('[[sink]]\nname = "lake"\nkind = "parquet"\nurl = "lake"\n', r"\[\[sink\]\]"),
     ],
 )
 def test_setting_for_sqlite_beside_a_url_is_refused_with_the_way_out(tmp_path: Path, rest: str, name: str) -> None:

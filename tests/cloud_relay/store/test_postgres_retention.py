@@ -458,7 +458,7 @@ def test_store_of_the_version_before_is_changed_with_its_records(
     mesh.relay.send(batch(12, 13, fates=(Fate(11, 11, "expired"),), key="veh/v-1/é"))
     mesh.relay.store.close()
     session.execute(
-        "DROP TABLE known_ranges, aggregates, aggregate_groups, aggregate_changes;"
+        "DROP TABLE known_ranges, aggregates, aggregate_groups, aggregate_changes, sinks, sink_deletions;"
         " ALTER TABLE origins DROP COLUMN deleted, DROP COLUMN known_ranges;"
         " ALTER TABLE store DROP COLUMN deleted, DROP COLUMN newest_deleted;"
         " ALTER TABLE streams DROP COLUMN size_bytes; ALTER TABLE receipts DROP COLUMN records;"

@@ -18,7 +18,7 @@ from cloud_relay.query.readers.postgres.conditions import SqlStatement, record_f
 from cloud_relay.query.readers.postgres.groups import PostgresGroups
 from cloud_relay.query.readers.postgres.walking import walk
 from cloud_relay.query.searching import COLUMNS, MAX_PAGE_BYTES, PATIENCE_S, RecordPage, StoredRecord
-from cloud_relay.query.selection import MAX_PAGE_RECORDS, Query, cursor_of
+from cloud_relay.query.selection import LAST_UTC_NS, MAX_PAGE_RECORDS, Query, cursor_of
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.schema import NUMBER_BITS, SETTLED, check_version
 from cloud_relay.store.postgres.session import ERRORS, LOST, PostgresSession, postgres_error
@@ -36,11 +36,9 @@ MAX_BEHIND: Final = 16_384
 _SLICE: Final = 64
 """Records that are fetched at once: of the largest ones, 16 MiB."""
 _EXAMINED_STREAMS: Final = 20_000
-_SETTINGS: Final = {
-    "default_transaction_read_only": "on",
-    # A statement is made for one index, in whose order it stops early. Statistics may not talk the server out of it.
-    "enable_sort": "off", "enable_seqscan": "off", "enable_bitmapscan": "off",
-}  # fmt: skip
+IN_ORDER: Final = {"enable_sort": "off", "enable_seqscan": "off", "enable_bitmapscan": "off"}
+"""A statement is made for one index, in whose order it stops early. Statistics may not talk the server out of it."""
+_SETTINGS: Final = {"default_transaction_read_only": "on", **IN_ORDER}
 _TEXTS: Final = ("rule", "sensor", "unit", "calibration")
 """Columns that may stand for something else, see :mod:`cloud_relay.store.postgres.texts`."""
 _COLUMNS: Final = f"{', '.join(COLUMNS[:-1])}, receipt IS NOT NULL AS has_receipt, encoded"
@@ -119,9 +117,19 @@ class PostgresReader:
 
     def arrivals(self, query: Query, number: int) -> RecordArrivals:
         """What was stored after a number."""
+        found = self.next_arrivals(query, number)
+        return found._replace(behind=self._behind(found.reached, found.newest))
+
+    def next_arrivals(
+        self, query: Query, number: int, *, up_to: int = LAST_UTC_NS, most_records: int = MAX_ARRIVALS,
+        most_bytes: int = MAX_BYTES,
+    ) -> RecordArrivals:  # fmt: skip
+        """What was stored after a number and up to another one, without how much is behind it."""
+        most_records, most_bytes = min(most_records, MAX_ARRIVALS), min(most_bytes, MAX_BYTES)
         newest = self.newest_number()
+        end = min(newest, up_to)
         made = SqlStatement()
-        after, upto = made.value(number), made.value(newest)
+        after, upto = made.value(number), made.value(end)
         wanted, most = made.put(record_filters(query)), made.value(MAX_EXAMINED)
         rows = self.session.rows(
             f"SELECT number, wanted, at FROM (SELECT number, ({wanted}) AS wanted, row_number() OVER (ORDER BY number)"  # noqa: S608 - our texts
@@ -129,18 +137,17 @@ class PostgresReader:
             f" WHERE wanted OR at = {most}",
             *made.values,
         )
-        reached = next((row[0] for row in rows if row[2] == MAX_EXAMINED), newest)
+        reached = next((row[0] for row in rows if row[2] == MAX_EXAMINED), end)
         numbers = sorted(row[0] for row in rows if row[1])
         records: list[tuple[int, StoredRecord]] = []
         size_bytes = 0
-        for found, record in self._records(numbers[:MAX_ARRIVALS]):
+        for found, record in self._records(numbers[:most_records]):
             records.append((found, record))
             size_bytes += record.size_bytes
-            if size_bytes >= MAX_BYTES or len(records) == MAX_ARRIVALS:
+            if size_bytes >= most_bytes or len(records) == most_records:
                 reached = found
                 break
-        reached = max(reached, number)
-        return RecordArrivals(records, reached, newest, self._behind(reached, newest))
+        return RecordArrivals(records, max(reached, number), newest, 0)
 
     def state(self) -> str:
         """How much retention has deleted, and which transactions are over, of those that have begun before the newest
