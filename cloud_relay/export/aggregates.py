@@ -25,6 +25,7 @@ from cloud_relay.query.kept import (
     untrusted_kept,
 )
 from cloud_relay.query.readers.opening import open_reader
+from cloud_relay.sizes import shown_size
 from cloud_relay.store.places import store_place
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -128,7 +129,7 @@ def export(
         about = {"form": 1, "query": asked | {"name": name}, "made_utc_s": int(time.time())}
         count = _write(_writer(form, out, definition, about), rows)
         size_bytes = out.tell()
-    click.echo(f"{count} groups, {size_bytes / 1e6:.1f} MB in {file}")
+    click.echo(f"{count} groups, {shown_size(size_bytes)} in {file}")
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def test_retention_command_says_what_would_go_from_postgresql(place: PostgresPla
     ran = CliRunner().invoke(main, ["retention", "--config", str(path)])
     assert ran.exit_code == 0, ran.output
     assert ran.output.splitlines() == [
-        "4 of 4 records, 0.0 MB: older than their rule says: veh/v-1/debug/x",
-        "4 records, about 0.0 MB, would be deleted now",
+        "4 of 4 records, 2.6 kB: older than their rule says: veh/v-1/debug/x",
+        "4 records, about 2.6 kB, would be deleted now",
     ]
     value = "x" * 200_000
     for number in range(13, 21):
