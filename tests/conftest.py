@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ which reach no line that the tests of pace and queues don't reach."""
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: about half of the time is spent waiting for processes, timers and links."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_sessionfinish() -> None:
+    """A test that failed may have left the store of a relay open, whose threads would keep this process for ever."""
+    if (relays := sys.modules.get("tests.tools.relay_fixture")) is not None:
+        relays.close_stores()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

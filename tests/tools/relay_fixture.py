@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 import pytest
 from msgspec import Raw
@@ -67,6 +68,15 @@ def batch(
     return Batch(MAJOR, MINOR, node, 1, following, records, fates)
 
 
+_MADE: WeakSet[Any] = WeakSet()
+
+
+def close_stores() -> None:
+    """Close what tests left open that failed: threads of a store would keep the process from ending."""
+    for store in list(_MADE):
+        store.close()
+
+
 class RelayProcess:
     """A real relay with a mesh of its own in ``folder``. ``with RelayProcess(folder) as relay:``"""
 
@@ -118,6 +128,7 @@ class RelayInProcess:
         self.path: Any = path
         opened = Store if isinstance(path, Path) else _postgres
         self.store: Any = opened(path, clock=lambda: BASE_NS, aggregates=aggregates)
+        _MADE.add(self.store)
         anchor = (authority() if trusted is None else trusted).certificate
         self.ingest = Ingest(self.store, access, ReceiptCheck(anchor, required=required))
 
