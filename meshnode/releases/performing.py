@@ -22,6 +22,7 @@ from meshnode.releases.audit import AuditLog
 from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.journal import FACTORY
 from meshnode.releases.install.kind import name_of
+from meshnode.releases.install.models import rehearsed_beside
 from meshnode.releases.install.observing import Shadow, Watched
 from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
 from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete, refusal_of
@@ -458,7 +459,7 @@ class ReleasePerformer:
             return
         try:
             self._save_plan()
-            model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
+            model = rehearsed_beside(self._compute, self._installer.spec_of(effect.path, effect.counter))
         except Exception as error:  # noqa: BLE001 - as above
             failure = _refusal(error).told
             if not self._is_closing:

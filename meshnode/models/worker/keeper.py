@@ -111,6 +111,12 @@ class ModelKeeper:
         process = self._process
         return process.process_id if process is not None else None
 
+    def become_idle(self) -> None:
+        """From now on its processes get only the processor time that nobody else wants. There is no way back."""
+        self._idle = True
+        if self._process is not None:
+            self._process.become_idle()
+
     def load(self) -> LoadedReply:
         """Start the first process and load the model. :raises InferenceError: that failed; nothing is left behind."""
         process, reply = self._start()
@@ -294,6 +300,10 @@ class WorkerModel(LoadedModel):
     def process_id(self) -> int | None:
         """The id of its process; None while it has none."""
         return self._keeper.process_id
+
+    def become_idle(self) -> None:
+        """From now on its process gets only the processor time that nobody else wants. There is no way back."""
+        self._keeper.become_idle()
 
     def run(
         self, inputs: Inputs, outputs: Iterable[str] = (), cancel: Cancellation | None = None

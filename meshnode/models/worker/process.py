@@ -1,10 +1,12 @@
 """One worker process as the node sees it: started, asked to load its model, asked to compute, ended."""
 
+import os
 import select
 import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.children import how_it_exited
@@ -67,6 +69,15 @@ class WorkerProcess:
     def process_id(self) -> int:
         """The id of the process."""
         return self._process.process_id
+
+    def become_idle(self) -> None:
+        """From now on it gets only the processor time that nobody else wants. There is no way back."""
+        if self._idle:
+            return
+        self._idle = True
+        with suppress(OSError):  # it has ended, or the system has no such thing
+            for thread in Path(f"/proc/{self.process_id}/task").iterdir():
+                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
     def load(self, order: LoadOrder, limit_s: float) -> LoadedReply:
         """Have the model loaded, blocking.

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from meshnode.models import LoadedModel, ModelSpec
 from meshnode.models.model import read_model
+from meshnode.models.worker import WorkerModel
 from meshnode.releases.install.kind import name_of
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import check_runtime
@@ -22,6 +23,43 @@ busy there is none, and its release would wait in vain."""
 _CARD_BYTES_PER_S: Final = 20e6
 """What a slow memory card gives."""
 _BREAKS_SHOWN: Final = 8
+_T = TypeVar("_T")
+
+
+class Rehearsal(Protocol):
+    """What loads a model beside those that serve."""
+
+    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
+        """See :meth:`meshnode.inference.compute.ComputeService.rehearse`."""
+        ...
+
+
+def rehearsed_beside(stand: Rehearsal, spec: ModelSpec) -> WorkerModel:
+    """A model that runs beside those that serve, with the processor time that nobody else wants. Where that is too
+    little to load it in time, it is loaded like any other first: being busy is no fault of a release.
+
+    :raises InferenceError: it can't be loaded, or can't compute zeros.
+    """
+    model = _in_idle_time(lambda idle: _rehearsed(stand, spec, idle))
+    model.become_idle()
+    return model
+
+
+def _rehearsed(stand: Rehearsal, spec: ModelSpec, idle: bool) -> WorkerModel:
+    load_s = IDLE_LOAD_S + spec.path.stat().st_size / _CARD_BYTES_PER_S if idle else None
+    return stand.rehearse(spec, idle=idle, load_s=load_s)
+
+
+def _in_idle_time(attempt: Callable[[bool], _T]) -> _T:
+    """What ``attempt`` gives with idle time, or if that was too little, with as much as any other."""
+    try:
+        return attempt(True)
+    except BudgetExhausted:
+        pass
+    except ModelInvalid as error:
+        if refusal_of(error).code != "hung":
+            raise
+    return attempt(False)
 
 
 class ModelKind:
@@ -42,21 +80,13 @@ class ModelKind:
         It is tried with the processor time that nobody else wants, or if that was too little, with as much as any
         other.
         """
-        try:
-            return self._tried(description, file, current, idle=True)
-        except BudgetExhausted:
-            pass
-        except ModelInvalid as error:
-            if refusal_of(error).code != "hung":
-                raise
-        return self._tried(description, file, current, idle=False)
+        return _in_idle_time(lambda idle: self._tried(description, file, current, idle=idle))
 
     def _tried(self, description: Description, file: Path, current: int, *, idle: bool) -> str:
         name = name_of(description.path)
         spec = self._stand.spec(name, file)
         assert spec is not None, "it has a file"
-        load_s = IDLE_LOAD_S + file.stat().st_size / _CARD_BYTES_PER_S if idle else None
-        model = self._stand.rehearse(spec, idle=idle, load_s=load_s)
+        model = _rehearsed(self._stand, spec, idle)
         try:
             serving = self._stand.models.get(name)
             if serving is not None:

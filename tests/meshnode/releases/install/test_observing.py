@@ -1,6 +1,8 @@
 """What is measured of releases: live runs, and runs beside them that nobody waits for."""
 
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from benchmarks.misbehaving import LIMIT_MIB, Kind, trigger, write_misbehaving
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.section import InferenceSection
 from meshnode.models import Failed, Job, ModelSpec, RunDone
+from meshnode.models.worker import WorkerModel
+from meshnode.releases.install import models
 from meshnode.releases.install.askers import p95s_ns
 from meshnode.releases.install.observing import LiveRuns, Shadow, Watched, agree
 from meshnode.troubles import Troubles
@@ -77,6 +81,10 @@ class Bench:
         self.compute.watch_runs("adder", watched.ended)
         return watched
 
+    def beside(self, spec: ModelSpec) -> WorkerModel:
+        """A release beside, which gets processor time also while other tests want all of it."""
+        return self.compute.rehearse(spec, idle=False)
+
     def run(self, watched: Watched) -> None:
         """One live run, told to those who watch."""
         model = self.compute.models["adder"]
@@ -135,7 +143,7 @@ def test_release_beside_is_compared_on_live_inputs(
 ) -> None:
     """One that says the same, one that says something else, and one that says nothing."""
     watched = bench.serve(1.0)
-    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(beside))))
+    watched.begin_shadow(Shadow(2, bench.beside(bench.spec(beside))))
     bench.run(watched)
     assert runs_of(watched, 2, 1) == expected
     watched.end_shadow()
@@ -147,10 +155,10 @@ def test_release_that_breaks_its_signature_is_not_run_on_live_inputs(bench: Benc
     """They are inputs of the release before. Each was an error, and no canary could call such a release healthy."""
     watched = bench.serve(1.0)
     spec = ModelSpec("adder", write_model(tmp_path / "other.onnx", [1, 2], input_name="image"))
-    watched.begin_shadow(Shadow(2, bench.compute.rehearse(spec)))
+    watched.begin_shadow(Shadow(2, bench.beside(spec)))
     bench.run(watched)
     assert runs_of(watched, 2, 1) == (1, 1, 0, 0)
-    shadow = Shadow(2, bench.compute.rehearse(spec), takes_live_inputs=False)
+    shadow = Shadow(2, bench.beside(spec), takes_live_inputs=False)
     watched.begin_shadow(shadow)
     bench.run(watched)
     shadow.close()
@@ -163,7 +171,7 @@ def test_release_that_breaks_its_signature_is_not_run_on_live_inputs(bench: Benc
 def test_what_was_compared_beside_counts_while_it_serves(bench: Bench) -> None:
     """The gate on agreement is looked at when the release serves, and then there is nothing beside it."""
     watched = bench.serve(1.0)
-    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(1.01))))
+    watched.begin_shadow(Shadow(2, bench.beside(bench.spec(1.01))))
     bench.run(watched)
     runs_of(watched, 2, 1)
     bench.compute.serve_version(bench.spec(1.01), 1)
@@ -181,12 +189,25 @@ def test_release_that_came_to_serve_while_it_was_loaded_to_run_beside_does_not(b
     watched = bench.serve(1.0)
     bench.compute.serve_version(bench.spec(1.01), 1)
     watched.serves(2)
-    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(1.01))))
+    watched.begin_shadow(Shadow(2, bench.beside(bench.spec(1.01))))
     assert watched.shadow is None
     bench.run(watched)
     measures = watched.measures(2)
     assert measures is not None
     assert measures.p95_ns == 1_000_000
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("idle_load_s", [0.0, 60.0])
+def test_release_beside_has_idle_time_only_and_is_loaded_where_there_is_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, idle_load_s: float
+) -> None:
+    """A canary on a computer that is always busy called every good release one that hangs."""
+    monkeypatch.setattr(models, "IDLE_LOAD_S", idle_load_s)
+    with closing(models.rehearsed_beside(bench.compute, bench.spec(1.0))) as model:
+        assert model.process_id is not None
+        threads = [int(path.name) for path in Path(f"/proc/{model.process_id}/task").iterdir()]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
 
 
 @pytest.mark.processes
@@ -197,7 +218,7 @@ def test_release_beside_that_hangs_or_grows_delays_nobody(bench: Bench, tmp_path
     bench.compute.serve_version(ModelSpec("adder", served), 1)
     watched = Watched(1, lambda: bench.compute.models.get("adder"))
     path = write_misbehaving(tmp_path / "bad.onnx", kind)
-    watched.begin_shadow(Shadow(2, bench.compute.rehearse(ModelSpec("adder", path, memory_limit_mib=LIMIT_MIB))))
+    watched.begin_shadow(Shadow(2, bench.beside(ModelSpec("adder", path, memory_limit_mib=LIMIT_MIB))))
     model, bad = bench.compute.models["adder"], trigger(kind)
     for _ in range(50):
         watched.ended(Job(model, bad), RunDone(tuple(model.run(bad)), 0, 1_000_000))
