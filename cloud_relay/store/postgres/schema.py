@@ -158,7 +158,19 @@ def _migrate(session: PostgresSession) -> None:
 
 
 def check_version(session: PostgresSession) -> None:
-    """:raises StorageError: the database has no store, or one of another program."""
+    """Whoever connects calls this before anything else.
+
+    :raises StorageError: the database has no store, or one of another program. The session is disconnected then, so
+        that nobody takes it for one that was checked.
+    """
+    try:
+        _check_version(session)
+    except StorageError:
+        session.drop()
+        raise
+
+
+def _check_version(session: PostgresSession) -> None:
     version = _version(session)
     if version == 0:
         raise StorageError(

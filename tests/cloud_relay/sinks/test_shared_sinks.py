@@ -286,6 +286,20 @@ def test_command_shows_sinks_of_a_database_and_moves_one_that_nobody_delivers(
     assert json.loads(said("--json"))["sinks"][0]["skipped"] == 50
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_store_of_another_program_is_left_alone_each_time(
+    tmp_path: Path, place: PostgresPlace, session: PostgresSession, change: int
+) -> None:
+    """A sink tries again and again: the second try must not work on tables that it does not know."""
+    with closing(SinkBench(tmp_path, place=place)), closing(PostgresSinkStore(place, Query(), "out", bool)) as store:
+        session.execute("UPDATE store SET version = version + $1", change)
+        for _ in range(2):
+            with pytest.raises(StorageError, match="has version"):
+                store.take()
+        session.execute("UPDATE store SET version = version - $1", change)
+        assert store.take()
+
+
 def test_damaged_progress_is_named_with_the_way_out(
     tmp_path: Path, place: PostgresPlace, session: PostgresSession, receiver: HttpReceiver
 ) -> None:

@@ -440,6 +440,20 @@ def test_database_without_a_store_is_told_apart(place: PostgresPlace) -> None:
         pass
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_store_of_another_program_is_refused_each_time(
+    place: PostgresPlace, session: PostgresSession, change: int
+) -> None:
+    """A connection that found it once must not be taken for a good one by whoever comes next."""
+    relay = RelayInProcess(place)
+    relay.store.close()
+    session.execute("UPDATE store SET version = version + $1", change)
+    with closing(PostgresReaders(place, 1)) as readers:
+        for _ in range(2):
+            with pytest.raises(StorageError, match="has version"), readers.reader() as reader:
+                reader.newest_number()
+
+
 @pytest.mark.parametrize("text", ["", "plain", "\0", "\ue000", "\ue000\ue002", "a\0\ue000b", "\ue001\ue002\0\ue001"])
 def test_text_that_postgresql_cannot_hold_comes_back(text: str) -> None:
     assert "\0" not in stored_text(text)
