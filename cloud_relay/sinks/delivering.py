@@ -67,14 +67,16 @@ class SinkDelivery:
         self._progress: SinkProgress | None = None
         self._on_disk: SinkProgress | None = None
         """What is saved of it."""
-        self._elsewhere: SinkProgress | None = None
-        """How far another relay has come that delivers this sink; None: it is ours."""
+        self._seen = SinkProgress(0)
+        """What is shown as long as the progress is not known: what it was last, or what another relay has saved."""
+        self._waits = False
+        """Another relay delivers this sink."""
         self._set_aside: list[SetAside] = []
         """Refused records that are not in their file yet."""
         self._saved_s = 0.0
         self._newest = self._backlog = 0
         self._trouble = ""
-        """What is wrong while the progress is not known."""
+        """What is wrong while the progress is not known, or not ours to save."""
         self._refused_in_a_row = 0
         self._refused_nodes: set[str] = set()
         """Whose records these are."""
@@ -83,10 +85,10 @@ class SinkDelivery:
 
     def statistics(self) -> dict[str, Any]:
         """How far it has come."""
-        progress = self._progress or self._elsewhere or SinkProgress(0)
+        progress = self._progress or self._seen
         return {
             "kind": self._settings.kind.value,
-            "delivering": self._elsewhere is None,
+            "delivering": not self._waits,
             "working": not (progress.error or self._trouble),
             "position": progress.position,
             "backlog": self._backlog,
@@ -97,7 +99,7 @@ class SinkDelivery:
             "deleted": progress.deleted,
             "failures": progress.failures,
             "delivered_utc_s": progress.delivered_utc_s,
-            "error": progress.error or self._trouble,
+            "error": self._trouble or progress.error,
         }
 
     async def run(self) -> None:
@@ -142,17 +144,19 @@ class SinkDelivery:
         """Wait until this sink is ours. What we knew of it may be old then."""
         if self._store.is_held:
             return
+        self._seen = self._progress or self._seen
         self._progress = self._on_disk = None
         self._set_aside.clear()
         while not self._store.take():
-            if self._elsewhere is None:
+            if not self._waits:
                 _log.info(
                     "sink %s is delivered by another relay: this one takes over when that ends", self._settings.name
                 )
-            self._elsewhere = self._store.load() or SinkProgress(0)
-            self._backlog, self._trouble = self._store.behind(self._elsewhere.position), ""
+            saved = self._store.load() or SinkProgress(0)
+            self._backlog = self._store.behind(saved.position)
+            self._waits, self._seen, self._trouble = True, saved, ""
             await asyncio.sleep(TAKE_S)
-        self._elsewhere = None
+        self._waits = False
 
     async def _next_portion(self, progress: SinkProgress) -> Portion:
         """The records that come next, at least one; it waits for them."""
@@ -236,12 +240,12 @@ class SinkDelivery:
         """The progress, from its file at first."""
         if self._progress is None:
             self._newest = self._store.newest()
-            known = self._store.load()
-            if known is None:
-                known = SinkProgress(self._newest if self._settings.begins_newest else 0)
+            saved = self._store.load()
+            known = saved or SinkProgress(self._newest if self._settings.begins_newest else 0)
+            self._backlog = self._store.behind(known.position)  # first, or a backlog of none would be shown meanwhile
+            if saved is None:
                 self._save(known)
             self._progress = self._on_disk = known
-            self._backlog = self._store.behind(known.position)
         if self._progress.position > self._newest:
             self._newest = self._store.newest()
             if self._progress.position > self._newest:
@@ -321,14 +325,14 @@ class SinkDelivery:
     def _failed(self, error: MeshError) -> float:
         """Note a failure. Returns the pause that the receiver asked for."""
         told = self._told(error)
-        before = self._progress or SinkProgress(0)
-        fresh = structs.replace(before, failures=before.failures + 1, failed_utc_s=int(time.time()), error=told)
-        if told != (before.error or self._trouble):
+        before = self._progress or self._seen
+        if told not in (before.error, self._trouble):
             _log.warning("sink %s waits: %s", self._settings.name, told)
-        if self._progress is None:
+        if self._progress is None or not self._store.is_held:  # it can't be saved, so it must not be counted either
             self._trouble = told
         else:
             self._trouble = ""
+            fresh = structs.replace(before, failures=before.failures + 1, failed_utc_s=int(time.time()), error=told)
             self._progress = fresh
             try:
                 self._backlog = self._store.behind(fresh.position)

@@ -82,6 +82,7 @@ def test_one_of_two_relays_delivers_and_the_other_one_takes_over(
             assert receiver.ids() == ids(1, 700)
         two.store(701, 900)
         eventually(lambda: len(receiver.ids()) == 900)
+        two.delivered_all(waiting)  # and has saved it, or it would come again
         assert waiting.statistics()["out"]["delivering"]
     with one.running() as sinks:
         one.delivered_all(sinks)
@@ -125,6 +126,12 @@ def test_server_that_restarts_is_waited_for(tmp_path: Path, receiver: HttpReceiv
             bench.delivered_all(sinks)
             server.stop()
             eventually(lambda: "can't be used" in sinks.statistics()["out"]["error"])
+            for _ in range(50):  # over some tries to connect
+                shown = sinks.statistics()["out"]
+                assert (shown["delivered"], shown["working"], shown["failures"]) == (300, False, 0), (
+                    "an alarm hears of it, and no counter goes back"
+                )
+                time.sleep(0.02)
             server.start()
             bench.delivered_all(sinks)
             eventually(lambda: _stored(bench, 301, 400))
