@@ -19,7 +19,7 @@ MAX_NAMES: Final = 64
 GAUGES: Final = frozenset({
     "requesters", "batches_waiting", "store_bytes", "waiting", "backlog", "backlog_bytes", "behind", "open", "releases",
     "orders_running", "orders_paused", "orders_aborted", "orders_promoted", "oldest_waits_s",
-    "working", "delivered_utc_s", "held",
+    "working", "delivering", "delivered_utc_s", "held",
 })  # fmt: skip
 """Names in statistics that go up and down, in whichever part; all others only grow."""
 

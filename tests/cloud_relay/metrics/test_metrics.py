@@ -90,6 +90,7 @@ def test_page_tells_what_nodes_and_programs_did(scraped: tuple[str, str]) -> Non
     assert found["cloud_relay_sinks_now", (("part", "down"), ("what", "working"))] in (0, 1), (
         "it may not have tried yet"
     )
+    assert found["cloud_relay_sinks_now", (("part", "down"), ("what", "delivering"))] == 1, "it may change hands"
     about = next(dict(labels) for name, labels in found if name == "cloud_relay_info")
     assert (about["relay"], about["mesh"]) == ("relay-1", "demo")
     assert found["process_resident_memory_bytes", ()] > 0
