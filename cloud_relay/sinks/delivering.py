@@ -46,10 +46,9 @@ MAX_REFUSED_IN_A_ROW: Final = 20
 """Records. A few bad ones may come together; a receiver that wants a column, a right or a topic refuses all."""
 MAX_WITNESSES_ASKED: Final = 20
 """Nodes. If records of so many are refused one after another, it is the receiver."""
-SAVE_EACH: Final = 100_000
-"""Numbers that a sink may pass without its position being saved, if none of their records is for it."""
 SAVE_AFTER_S: Final = 10.0
-"""After so long it is saved all the same, so that ``cloud-relay sinks`` shows no backlog that is not owed."""
+"""The time between two savings of the position while a sink passes records of which none is for it. After a crash it
+passes these once more, and ``cloud-relay sinks`` shows no backlog that is older."""
 _log = logging.getLogger(__name__)
 
 
@@ -279,9 +278,7 @@ class SinkDelivery:
             fresh = structs.replace(fresh, error="")  # it is connected, and owes nothing
         saved = -1 if self._on_disk is None else self._on_disk.position
         late = position > saved and time.monotonic() - self._saved_s >= SAVE_AFTER_S
-        if late or portion.deleted or position - saved >= SAVE_EACH or (fresh.under_way, fresh.error) != (
-            progress.under_way, progress.error,
-        ):  # fmt: skip
+        if late or portion.deleted or (fresh.under_way, fresh.error) != (progress.under_way, progress.error):
             self._save(fresh)
         else:
             self._progress = fresh

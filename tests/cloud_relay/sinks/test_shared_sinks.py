@@ -226,6 +226,27 @@ def test_sink_too_far_behind_skips_the_oldest_with_the_count_of_records(
         assert (counted["skipped"], counted["delivered"]) == (850, 100)
 
 
+def test_sink_that_is_sent_nothing_saves_its_position_once_in_a_while(
+    tmp_path: Path, place: PostgresPlace, receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of two transactions are far apart: none of a thousand sinks may write at each of its looks."""
+    saved = list[SinkProgress]()
+    save = PostgresSinkStore.save
+
+    def note(store: PostgresSinkStore, progress: SinkProgress) -> None:
+        saved.append(progress)
+        save(store, progress)
+
+    monkeypatch.setattr(PostgresSinkStore, "save", note)
+    nothing = table(receiver.url, 'select = { key = "other/**" }')
+    with closing(SinkBench(tmp_path, nothing, place=place)) as bench, bench.running() as sinks:
+        for number in range(1, 11):
+            bench.store(number, number)
+            before = sinks.statistics()["out"]["position"]
+            eventually(lambda before=before: sinks.statistics()["out"]["position"] > before)
+    assert len(saved) < 5
+
+
 def test_portion_ends_where_its_limit_is_and_records_behind_are_counted(tmp_path: Path, place: PostgresPlace) -> None:
     """Each look is bounded, so that a month of backlog is worked off in the memory of a minute."""
     with closing(SinkBench(tmp_path, place=place)) as bench:
