@@ -31,7 +31,7 @@ class Skip(NamedTuple):
     number: int
     """The last number that is left out."""
     records: int
-    """How many records that are."""
+    """How many records that are, with those that retention had deleted."""
 
 
 class SinkStore(Protocol):
@@ -67,7 +67,8 @@ class SinkStore(Protocol):
         ...
 
     def between(self, position: int, up_to: int) -> int:
-        """How many records there are after a number and up to another one; in SQLite how many numbers."""
+        """How many records there are after a number and up to another one, with those that retention deleted; in SQLite
+        how many numbers. The sink has to be ours."""
         ...
 
     def skip(self, position: int, most_behind: int) -> Skip | None:

@@ -105,8 +105,8 @@ class PostgresSinkStore:
         return self._counted
 
     def between(self, position: int, up_to: int) -> int:
-        """How many records there are."""
-        return self._call(lambda session: self._count(session, position, up_to, LAST_UTC_NS))
+        """How many records there are, or were."""
+        return self._call(lambda session: self._between(session, position, up_to))
 
     def skip(self, position: int, most_behind: int) -> Skip | None:
         """What has to be left out. It is looked at with a fiftieth of the time."""
@@ -204,7 +204,12 @@ class PostgresSinkStore:
             if left and count < _SLICE:
                 return None
             self._check_stopping()
-        return Skip(before, self._count(session, position, before, LAST_UTC_NS))
+        return Skip(before, self._between(session, position, before))
+
+    def _between(self, session: PostgresSession, position: int, up_to: int) -> int:
+        """Retention's notes go when the position passes them, so what they say is counted here or nowhere."""
+        deleted = session.row(_DELETED, self._number, position, up_to)[0]
+        return int(self._count(session, position, up_to, LAST_UTC_NS) + deleted)
 
     def _count(self, session: PostgresSession, position: int, up_to: int, most: int) -> int:
         """How many records there are after a number and up to another one, at most so many."""

@@ -247,6 +247,22 @@ def test_sink_that_is_sent_nothing_saves_its_position_once_in_a_while(
     assert len(saved) < 5
 
 
+def test_what_retention_deleted_of_a_gap_counts_as_skipped(
+    tmp_path: Path, place: PostgresPlace, receiver: HttpReceiver
+) -> None:
+    """Whoever adds up what was delivered, skipped and deleted must not miss any."""
+    with closing(SinkBench(tmp_path, table(receiver.url, "max_backlog = 10"), place=place)) as bench:
+        bench.store(1, 4)
+        with bench.running() as sinks:
+            bench.delivered_all(sinks)
+        bench.store(5, 14, key="veh/v-1/debug/x")
+        bench.store(15, 40)
+        assert bench.relay.retain(DEBUG, 61.0) == 10
+        with bench.running() as sinks:
+            counted = bench.delivered_all(sinks)
+    assert (counted["delivered"], counted["skipped"], counted["deleted"]) == (4 + 10, 10 + 16, 0)
+
+
 def test_portion_ends_where_its_limit_is_and_records_behind_are_counted(tmp_path: Path, place: PostgresPlace) -> None:
     """Each look is bounded, so that a month of backlog is worked off in the memory of a minute."""
     with closing(SinkBench(tmp_path, place=place)) as bench:
