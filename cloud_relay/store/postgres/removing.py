@@ -85,7 +85,7 @@ _LEAVE_ORIGINS: Final = (
 _TELL_SINKS: Final = """
 INSERT INTO sink_deletions AS known (sink, slot, first, last, records)
 SELECT sinks.number,
-    least((SELECT coalesce(max(slot) + 1, 0) FROM sink_deletions WHERE sink = sinks.number), $2),
+    (SELECT coalesce(max(slot), 0) + (count(*) < $2)::int FROM sink_deletions WHERE sink = sinks.number),
     min(gone.number), max(gone.number), count(*)
 FROM sinks JOIN unnest($1::bigint[]) AS gone (number) ON gone.number > sinks.position GROUP BY sinks.number
 ON CONFLICT (sink, slot) DO UPDATE SET
@@ -148,7 +148,7 @@ def remove_slice(session: PostgresSession, choose: Callable[[], Sequence[DueReco
             _leave_streams(session, gone)
             _leave_receipts(session, gone)
             _leave_origins(session, gone)
-            session.execute(_TELL_SINKS, [one.number for one in gone], MAX_SINK_DELETIONS - 1)
+            session.execute(_TELL_SINKS, [one.number for one in gone], MAX_SINK_DELETIONS)
             session.execute(_NOTE, len(gone), max(one.number for one in gone))
         times = [one.received_utc_ns for one in gone]
         held = tuple(one for one in chosen if locks[one.origin] not in free)

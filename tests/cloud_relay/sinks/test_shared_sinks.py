@@ -189,6 +189,23 @@ def test_slices_that_are_listed_for_a_sink_are_bounded_and_all_records_are_count
         assert session.row("SELECT count(*) FROM sink_deletions")[0] == 0
 
 
+def test_slices_are_listed_one_by_one_again_once_a_sink_has_passed_some(
+    tmp_path: Path, place: PostgresPlace, session: PostgresSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink that is always a little behind would never come to the end of a last one that takes in all to come."""
+    monkeypatch.setattr(removing, "MAX_SINK_DELETIONS", 3)
+    with closing(SinkBench(tmp_path, place=place)) as bench:
+        with closing(PostgresSinkStore(place, Query(), "out", bool)) as store:
+            assert store.take()
+            for number in range(1, 6):
+                bench.store(number, number, key="veh/v-1/debug/x")
+                assert bench.relay.retain(DEBUG, 61.0) == 1
+                if number == 3:
+                    store.save(SinkProgress(session.row("SELECT min(last) + 1 FROM sink_deletions")[0]))
+        assert session.row("SELECT count(*), max(records) FROM sink_deletions")[:] == (3, 2)
+        assert session.row("SELECT count(*) FROM sink_deletions WHERE first = last")[0] == 2
+
+
 def test_file_under_way_is_not_replaced_by_what_retention_left_of_it(tmp_path: Path, place: PostgresPlace) -> None:
     """The relay died after the file was written and before it noted that; another one goes on a month later."""
     out = tmp_path / "lake"
