@@ -140,10 +140,15 @@ class PostgresSinkStore:
         if self._session is None:
             self._session = PostgresSession(self._place, STATEMENT_S, _SETTINGS, writes=True)
         if not self._session.is_connected:
-            self._holder = 0  # the lock went with the connection before
+            if self._holder:  # the lock went with the connection: who reads on would deliver what is not his
+                raise self._lost()
             self._session.connect()
             check_version(self._session)
         return self._session
+
+    def _lost(self) -> StorageError:
+        self._drop()
+        return StorageError(f"the connection of sink {self._name!r} to {self._place} was lost: it is taken anew")
 
     def _drop(self) -> None:
         self._holder = 0
@@ -177,8 +182,7 @@ class PostgresSinkStore:
             _SAVE, self._number, self._holder, msgspec.json.encode(progress), progress.position
         )[0]  # fmt: skip
         if not saved:
-            self._drop()
-            raise StorageError(f"the connection of sink {self._name!r} to {self._place} was lost: it is taken anew")
+            raise self._lost()
 
     def _extend(self, session: PostgresSession, portion: Portion, most_records: int, limit: int | None) -> Extended:
         size_bytes = sum(record.size_bytes for _, record in portion.records)

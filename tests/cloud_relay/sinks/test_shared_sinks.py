@@ -116,6 +116,30 @@ def test_relay_that_is_cut_off_saves_nothing_more_and_what_was_under_way_comes_a
     assert len(set(keys)) == 1
 
 
+def test_sink_whose_connection_is_gone_reads_nothing_until_it_is_taken_anew(
+    tmp_path: Path, place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another relay has it by then, and each record would go out twice."""
+    made = list[PostgresSession]()
+    connect = PostgresSession.connect
+
+    def note(session: PostgresSession) -> None:
+        made.append(session)
+        connect(session)
+
+    with closing(SinkBench(tmp_path, place=place)) as bench:
+        bench.store(1, 5)
+        monkeypatch.setattr(PostgresSession, "connect", note)
+        with closing(PostgresSinkStore(place, Query(), "out", bool)) as store:
+            assert store.take()
+            made[-1].drop()
+            with pytest.raises(StorageError, match="taken anew"):
+                store.extend(Portion(1, 0, []), 10, None)
+            assert not store.is_held
+            eventually(store.take)
+            assert len(store.extend(Portion(1, 0, []), 10, None).portion.records) == 5
+
+
 def test_server_that_restarts_is_waited_for(tmp_path: Path, receiver: HttpReceiver) -> None:
     """A database has its maintenance; the sink goes on where it was."""
     with ExitStack() as open_now:
