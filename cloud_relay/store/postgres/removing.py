@@ -28,7 +28,8 @@ MAX_SAME_KEY: Final = 100_000
 """Newer records that one slice looks through for one of the same key, origin and rule, in equal parts for each stream.
 Nodes may invent rules, and a slice that takes too long would be tried for ever."""
 MAX_SINK_DELETIONS: Final = 1_000
-"""Slices that are listed for a sink that has not come to what they deleted. Beyond, the last one takes in the next."""
+"""Slices that are listed for a sink that has not come to what they deleted. While there are so many, the last one takes
+in the next."""
 _FREE: Final = "SELECT lock FROM unnest($2::int[]) AS lock WHERE pg_try_advisory_xact_lock($1, lock)"
 _DELETE: Final = (
     "DELETE FROM records WHERE number = ANY ($1::bigint[]) RETURNING number, origin, sequence, key, rule, event_utc_ns,"  # noqa: S608 - constants only
