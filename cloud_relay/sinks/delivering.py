@@ -36,6 +36,8 @@ from protocols.base.errors import MeshError
 
 TAKE_S: Final = 2.0
 """Between two looks whether a sink that another relay delivers has become free."""
+MAX_FAILURES_IN_A_TURN: Final = 5
+"""In a row, over some 15 s. It may be this host alone that can't reach the receiver, so another relay gets its turn."""
 LOOK_S: Final = 0.5
 """Between two looks for what was stored. Looking costs the store's writer nothing, and a bell would."""
 FIRST_PAUSE_S: Final = 0.5
@@ -81,6 +83,7 @@ class SinkDelivery:
         """Whose records these are."""
         self._witnesses = Witnesses(store)
         self._delivered_since_pause = False
+        self._failures_in_a_turn = 0
 
     def statistics(self) -> dict[str, Any]:
         """How far it has come."""
@@ -115,8 +118,13 @@ class SinkDelivery:
                 told = without_secrets(traceback.format_exc(), self._settings.secrets.values())
                 _log.error("sink %s: an error that was not expected\n%s", self._settings.name, told)
                 waits_s = self._failed(DeliveryFailed(f"{type(error).__name__}: {error}"))
+            self._failures_in_a_turn += 1
             if self._delivered_since_pause:
                 pause.reset()
+                self._failures_in_a_turn = 0
+            elif self._failures_in_a_turn >= MAX_FAILURES_IN_A_TURN and not waits_s:
+                self._store.give_way()
+                self._failures_in_a_turn = 0
             await asyncio.sleep(max(pause.next_s(), waits_s))
 
     async def _deliver(self) -> None:

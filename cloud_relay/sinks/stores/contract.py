@@ -46,6 +46,10 @@ class SinkStore(Protocol):
         """Become the one who delivers, if nobody else is. What is known of the progress has to be loaded again then."""
         ...
 
+    def give_way(self) -> None:
+        """Let another relay take the sink, if there is one that has it."""
+        ...
+
     def load(self) -> SinkProgress | None:
         """The progress that was saved last, by whichever relay; None: none was."""
         ...

@@ -32,8 +32,8 @@ SINKS: Final = 0x6D6E7276
 STATEMENT_S: Final = 5.0
 MAX_BEHIND: Final = 1_000_000
 """Records that are counted behind a position; there may be more."""
-_SLICE: Final = 50_000
-"""Records that one statement counts, in some 10 ms."""
+_SLICE: Final = 16_384
+"""Records that one statement counts, in some 5 ms."""
 _REST: Final = 49
 """After counting there are so many times as long until the next time."""
 _SETTINGS: Final = {"lock_timeout": "4s", **IN_ORDER}
@@ -79,6 +79,10 @@ class PostgresSinkStore:
     def take(self) -> bool:
         """Become the one who delivers."""
         return self._call(self._take)
+
+    def give_way(self) -> None:
+        """Let another relay take the sink."""
+        self._calls.submit(self._drop).result()
 
     def load(self) -> SinkProgress | None:
         """The progress that was saved last."""

@@ -88,6 +88,9 @@ class SqliteSinkStore(RecordReader):
         super().__init__(store, query)
         self._file = file
 
+    def give_way(self) -> None:
+        """There is no other relay."""
+
     def load(self) -> SinkProgress | None:
         """What is in the file."""
         return self._file.load()

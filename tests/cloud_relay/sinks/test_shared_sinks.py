@@ -27,7 +27,7 @@ from protocols.base.errors import StorageError
 from tests.tools.eventually import eventually
 from tests.tools.postgres_fixture import fresh_place, given_empty_place, given_postgres, given_session
 from tests.tools.relay_fixture import RelayInProcess, RelayProcess
-from tests.tools.sink_fixture import SinkBench, given_quick_pauses
+from tests.tools.sink_fixture import SinkBench, given_quick_pauses, settings_from
 from tests.tools.sink_servers import HttpReceiver, given_receiver
 
 __all__ = ["given_empty_place", "given_postgres", "given_quick_pauses", "given_receiver", "given_session"]
@@ -138,6 +138,20 @@ def test_sink_whose_connection_is_gone_reads_nothing_until_it_is_taken_anew(
             assert not store.is_held
             eventually(store.take)
             assert len(store.extend(Portion(1, 0, []), 10, None).portion.records) == 5
+
+
+def test_relay_that_alone_can_not_reach_the_receiver_lets_another_one_try(
+    benches: list[SinkBench], receiver: HttpReceiver
+) -> None:
+    """A firewall of one host must not keep records of all hosts back."""
+    one, two = benches
+    one.settings = settings_from(one.folder, table("http://127.0.0.1:1/"))
+    one.store(1, 300)
+    with one.running() as cut_off:
+        eventually(lambda: cut_off.statistics()["out"]["failures"] > 0)
+        with two.running() as sinks:
+            two.delivered_all(sinks)
+    assert receiver.ids() == ids(1, 300)
 
 
 def test_server_that_restarts_is_waited_for(tmp_path: Path, receiver: HttpReceiver) -> None:
