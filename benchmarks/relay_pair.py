@@ -6,7 +6,8 @@ node that is refused or gets no answer sends the same batch again, to the other 
 relay is killed with SIGKILL and started again a second later; in the middle PostgreSQL is, too. At the end the database
 is asked: each sequence that was acknowledged is a row, its reading is the one that was sent, no reading is in two rows,
 and the accounts of all nodes add up. Every tenth record is for debugging, which retention deletes after a second, while
-relays die; it has to count as deleted. And an aggregate has to have each record once, deleted or not.
+relays die; it has to count as deleted. And an aggregate has to have each record once, deleted or not. Both relays have
+the same sink, which sends on the records of one node: all that are kept have to arrive, whichever relay delivers.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from msgspec import Raw
 
@@ -63,11 +65,18 @@ max_age_s = 1
 name = "all"
 key = "veh/**"
 by = ["origin"]
+[[sink]]
+name = "out"
+kind = "http"
+url = "http://127.0.0.1:{sink_port}/"
+select = {{ origin = "veh-0" }}
 """
 _DEBUG: Final = 10
 """One record in so many is for debugging."""
 _FILL_S: Final = 120.0
 """How long the aggregates are waited for at the end."""
+_DELIVER_S: Final = 120.0
+"""How long the sink is waited for at the end."""
 _UNFILLED: Final = "SELECT count(*) FROM meshnode.records WHERE number > (SELECT filled_to FROM meshnode.aggregates)"
 
 
@@ -86,11 +95,46 @@ class Uploads:
     faults: list[str] = field(default_factory=list)
 
 
+class Receiver:
+    """What the sink delivers to. ``with Receiver() as receiver:``"""
+
+    def __init__(self) -> None:
+        self.arrived: Counter[int] = Counter()
+        """How often each sequence came."""
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                receiver.arrived.update(int(record["id"].partition("/")[2]) for record in body["records"])
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class Pair:
     """Two relays, their PostgreSQL, and the nodes that upload."""
 
-    def __init__(self, folder: Path, server: PostgresServer, nodes: int, records: int, answer_s: float) -> None:
+    def __init__(
+        self, folder: Path, server: PostgresServer, receiver: Receiver, nodes: int, records: int, answer_s: float
+    ) -> None:
         self._folder, self._server, self._records, self._answer_s = folder, server, records, answer_s
+        self._receiver = receiver
         self._url = server.create("records")
         place = store_place(self._url)
         assert isinstance(place, PostgresPlace)
@@ -101,7 +145,9 @@ class Pair:
         for number, port in enumerate(self._ports):
             home = folder / f"relay-{number}"
             issue(folder / "authority", Role.RELAY, f"relay-{number}", home)
-            (home / "relay.toml").write_text(_RELAY.format(id=f"relay-{number}", port=port, url=self._url))
+            (home / "relay.toml").write_text(
+                _RELAY.format(id=f"relay-{number}", port=port, url=self._url, sink_port=receiver.port)
+            )
         self.uploads = [self._node(f"veh-{number}") for number in range(nodes)]
         self._stop = threading.Event()
         self.kills = {"relay": 0, "postgresql": 0}
@@ -136,10 +182,21 @@ class Pair:
             self._stop.set()
             for thread in threads:
                 thread.join()
+            self._wait_for_sink()
             for relay in self._relays:
                 if relay is not None:
                     relay.send_signal(signal.SIGTERM)
                     relay.wait(30)
+
+    def _not_delivered(self) -> int:
+        """How many records that are kept have not come to the receiver of the sink."""
+        arrived = self._receiver.arrived
+        return sum(one not in arrived for one in self.uploads[0].acknowledged if one % _DEBUG)
+
+    def _wait_for_sink(self) -> None:
+        ends_s = time.monotonic() + _DELIVER_S
+        while self._not_delivered() and time.monotonic() < ends_s:
+            time.sleep(0.1)
 
     def account(self) -> dict[str, Any]:
         """What is in the database, and what is wrong with it."""
@@ -165,9 +222,15 @@ class Pair:
         odd_ones = [one for one in accounts if not one.adds_up or one.outstanding]
         wrong += [f"the account of {one.origin} does not add up: {one}" for one in odd_ones]
         wrong += self._wrong_groups()
+        if left := self._not_delivered():
+            wrong.append(f"{left} records did not arrive at the receiver of the sink within {_DELIVER_S:g} s")
+        arrived = self._receiver.arrived
+        if strange := set(arrived) - set(range(1, self.uploads[0].issued + 1)):
+            wrong.append(f"{len(strange)} records arrived at the receiver of the sink that nobody sent: {min(strange)}")
         return {
             "kills": self.kills, "issued": sum(node.issued for node in self.uploads), "acknowledged": acknowledged,
             "rows": rows, "deleted": sum(one.deleted for one in accounts),
+            "sink_arrived": len(arrived), "sink_twice": arrived.total() - len(arrived),
             "sent_again": sum(node.again for node in self.uploads),
             "postgresql_away_s": round(self.away_s, 2),
             "longest_gap_s": round(max(node.longest_s for node in self.uploads), 2), "wrong": wrong,
@@ -280,8 +343,10 @@ def main() -> int:
     if programs() is None:
         print("PostgreSQL is not installed: .ci/servers installs it", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="mesh-pair-") as name, PostgresServer() as server:
-        pair = Pair(Path(name), server, options.nodes, options.records, options.answer)
+    with (
+        tempfile.TemporaryDirectory(prefix="mesh-pair-") as name, PostgresServer() as server, Receiver() as receiver,
+    ):  # fmt: skip
+        pair = Pair(Path(name), server, receiver, options.nodes, options.records, options.answer)
         pair.run(options.seconds, options.every, options.seed)
         account = pair.account()
     if options.json:
@@ -291,6 +356,8 @@ def main() -> int:
         print(f"{kills['relay']} kills of a relay, {kills['postgresql']} of PostgreSQL")
         print(f"{account['issued']:,} records sent, {account['acknowledged']:,} acknowledged, {account['rows']:,} rows")
         print(f"{account['deleted']:,} records were deleted by retention")
+        print(f"{account['sink_arrived']:,} records of one node arrived at the receiver of the sink, "
+              f"{account['sink_twice']:,} of them again")  # fmt: skip
         print(f"{account['sent_again']:,} batches were sent again")
         print(f"PostgreSQL was away for {account['postgresql_away_s']:.1f} s; the longest time of a node without an "
               f"acknowledgement: {account['longest_gap_s']:.1f} s")  # fmt: skip

@@ -509,6 +509,8 @@ def test_relay_pair_short_run_has_each_acknowledged_record_once() -> None:
     assert account["kills"]["relay"] > 1
     assert account["kills"]["postgresql"] == 1
     assert account["rows"] + account["deleted"] == account["acknowledged"] > 0
+    assert account["sink_arrived"] > 0
+    assert account["wrong"] == []
 
 
 @pytest.mark.processes
