@@ -164,7 +164,12 @@ def _serve(config: RelayConfig, ready: Callable[[int], None], answers: Callable[
         while not stop.wait(RENEW_S):
             renew_if_due(config.releases)
         _log.info("stopping: batches under way are finished first")
-    _log.info("stopped: %s", counted())
+    done = store.statistics()
+    _log.info(
+        "stopped: %d records were stored, %d came again, %d transactions failed", done["stored"], done["repeated"],
+        done["failures"],
+    )  # fmt: skip
+    _log.debug("counted: %s", counted())
 
 
 class _Stop:
