@@ -262,7 +262,8 @@ def missed_promises(figures: SwapFigures) -> list[str]:
     missed = []
     for name, asked in (*figures.quiet.items(), *figures.swapping.items()):
         if asked.failed or asked.wrong:
-            missed.append(f"{len(asked.failed)} requests {name} failed and {len(asked.wrong)} were wrong")
+            first = (asked.failed or asked.wrong)[0]
+            missed.append(f"{len(asked.failed)} requests {name} failed and {len(asked.wrong)} were wrong: {first}")
         if not asked.count:
             missed.append(f"nothing was asked {name}")
     if len(figures.swap_ms) < figures.swaps:
