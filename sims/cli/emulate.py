@@ -13,6 +13,7 @@ from types import FrameType
 import click
 import msgspec
 
+from sims.cli.choosing import SET, chosen_scenario
 from sims.cli.output import show_checks, show_goodput, show_spreads, summary
 from sims.emulator.run import emulate
 from sims.errors import SimulationError
@@ -21,7 +22,7 @@ from sims.results import saved
 from sims.results.compare import WITHIN, Comparison, busy_host, compare, host_of
 from sims.results.result import Result
 from sims.runs.run import simulate
-from sims.scenario.file import Scenario, load
+from sims.scenario.file import Scenario
 
 INVALID = 3
 INTERRUPTED = 130
@@ -31,6 +32,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command(name="emulate")
 @click.argument("scenario")
+@SET
 @_SEED
 @_JSON
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
@@ -40,10 +42,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--linked-within", "linked_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Exit 1 unless all links were up both ways within this time after the last start.")  # fmt: skip
 def emulate_command(
-    scenario: str, seed: int | None, as_json: bool, out: Path | None, found_s: float | None, linked_s: float | None
-) -> None:
+    scenario: str, settings: tuple[str, ...], seed: int | None, as_json: bool, out: Path | None,
+    found_s: float | None, linked_s: float | None,
+) -> None:  # fmt: skip
     """Run SCENARIO with real nodes: a process and a network each, on an emulated radio. Linux, root."""
-    chosen, seed = _load(scenario, seed)
+    chosen, seed = _load(scenario, settings, seed)
     result = _emulated(chosen, seed, out)
     missed = [
         _late(result, figure, bound_s)
@@ -63,19 +66,22 @@ def emulate_command(
 
 @click.command(name="compare")
 @click.argument("scenario")
+@SET
 @_SEED
 @_JSON
 @click.option("--within", type=click.FloatRange(0.01, 10), default=WITHIN, show_default=True,
               help="How far apart emulator and simulator may be, as a share of the smaller figure.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for comparison.json and the results: emulator/, simulator/, apart/.")  # fmt: skip
-def compare_command(scenario: str, seed: int | None, as_json: bool, within: float, out: Path | None) -> None:
+def compare_command(
+    scenario: str, settings: tuple[str, ...], seed: int | None, as_json: bool, within: float, out: Path | None
+) -> None:
     """Run SCENARIO with real nodes and in virtual time, and set the figures side by side. Linux, root.
 
     The column "apart" is the simulator's figure when each node has a processor to itself, as on the road. It is shown
     and not judged.
     """
-    chosen, seed = _load(scenario, seed)
+    chosen, seed = _load(scenario, settings, seed)
     emulated = _emulated(chosen, seed, None if out is None else out / "emulator")
     if emulated.why_invalid.startswith("interrupted"):
         click.echo(f"meshsim: {emulated.why_invalid}: nothing to compare", err=True)
@@ -94,11 +100,8 @@ def compare_command(scenario: str, seed: int | None, as_json: bool, within: floa
     _exit(emulated, not comparison.agrees)
 
 
-def _load(scenario: str, seed: int | None) -> tuple[Scenario, int]:
-    try:
-        chosen = load(scenario)
-    except SimulationError as error:
-        raise click.UsageError(str(error)) from error
+def _load(scenario: str, settings: tuple[str, ...], seed: int | None) -> tuple[Scenario, int]:
+    chosen = chosen_scenario(scenario, settings)
     return chosen, chosen.seed if seed is None else seed
 
 

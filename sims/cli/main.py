@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from sims.cli.check import check_command
+from sims.cli.choosing import SET, chosen_scenario
 from sims.cli.emulate import compare_command, emulate_command
 from sims.cli.output import show_checks, show_goodput, show_left_out, show_parts, show_rules, show_spreads, summary
 from sims.cli.replay import replay, require_determinism, shrink
@@ -49,6 +50,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("scenario")
+@SET
 @click.option("--seed", type=click.IntRange(0), help="Seed that determines the whole run; default: the scenario's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without maps and time lines.")
 @click.option(
@@ -56,13 +58,16 @@ def main() -> None:
     help="Folder for result.json, tables, the report, and run.json, which `meshsim replay` repeats.",
 )  # fmt: skip
 @click.option("--check-determinism", is_flag=True, help="Also run under two PYTHONHASHSEEDs and compare digests.")
-def run(scenario: str, seed: int | None, as_json: bool, out: Path | None, check_determinism: bool) -> None:
+def run(
+    scenario: str, settings: tuple[str, ...], seed: int | None, as_json: bool, out: Path | None,
+    check_determinism: bool,
+) -> None:  # fmt: skip
     """Run SCENARIO, a file or the name of one that ships (`meshsim scenarios`); exit 1 when a check was broken.
 
     Each check is printed as kept, FAILED, or unseen: in this run there was nothing for it to judge.
     """
+    chosen = chosen_scenario(scenario, settings)
     try:
-        chosen = load(scenario)
         taped = bundle.taped(chosen, chosen.seed if seed is None else seed)
         simulation = Run(taped.scenario, taped.seed)
     except SimulationError as error:

@@ -74,6 +74,20 @@ def _value(text: str) -> Any:
         return text
 
 
+def with_settings(scenario: Scenario, texts: Sequence[str]) -> Scenario:
+    """The scenario with the value of each ``path=value`` in place of its own.
+
+    :raises SweepError: when a path leads nowhere or is given twice, or has several values.
+    :raises ScenarioError: when what comes of it can't be used; names it.
+    """
+    settings = [parse_setting(text) for text in texts]
+    for setting, text in zip(settings, texts, strict=True):
+        if len(setting.values) > 1:
+            raise SweepError(f"--set {text}: a run has one value; 'meshsim sweep' makes a run for each")
+    (cell,) = cells_of(scenario, settings, (scenario.seed,))
+    return cell.scenario
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse ``20`` (1 to 20), ``5..8``, ``1,4,9`` or several of them. :raises SweepError: names the text."""
     if re.fullmatch(r"\d+", text):

@@ -290,10 +290,6 @@ def test_benchmark_measures_and_holds_to_its_bars() -> None:
     assert len(missed(Size("pair", 4.0, 1e9, 0.0), figures)) == 2
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(digests(GOLDEN_RUNS, 1), indent=2) + "\n")
-
-
 @pytest.mark.parametrize("name", ["byzantine", "partition-heal", "intersection", "rsu-backbone"])
 def test_nothing_follows_late_from_frames_that_wake_nobody(name: str) -> None:
     """Receivers look at most frames only when something depends on them: one that made them act would act too late."""
@@ -346,3 +342,16 @@ def test_ages_of_readings_are_those_of_all_instants_of_a_period() -> None:
     quantiles = result.age.quantiles
     assert 200 < quantiles["p50"] < 320
     assert 420 < quantiles["p90"] < 520
+
+
+def test_value_that_is_set_takes_the_place_of_the_scenarios() -> None:
+    """The command has to run what was asked for, and name a value that can't be."""
+    shown = json.loads(meshsim("run", "jam", "--set", "duration_s=2", "--set", "groups.car.count=3", "--json").stdout)
+    assert (shown["virtual_s"], shown["nodes"]) == (2.0, 3)
+    wrong = meshsim("run", "pair", "--set", "groups.car.cuont=3")
+    assert wrong.exit_code == 2
+    assert "did you mean 'count'?" in wrong.output
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(digests(GOLDEN_RUNS, 1), indent=2) + "\n")

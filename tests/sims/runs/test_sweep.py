@@ -20,7 +20,7 @@ from sims.cli.main import main as meshsim
 from sims.errors import ScenarioError, SweepError
 from sims.results.saved import load as load_result
 from sims.results.sweep_table import TABLE_FILE
-from sims.runs.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
+from sims.runs.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting, with_settings
 from sims.runs.run import simulate
 from sims.runs.sweep import ROW_FILE, RunFigures, Sweep, on_this_machine
 from sims.runs.versions import versions
@@ -111,6 +111,16 @@ def test_value_that_the_scenario_refuses_stops_the_sweep_before_it_starts(settin
     """Found after an hour it would be an hour too late."""
     with pytest.raises(ScenarioError, match=f"with {setting.partition('=')[0]}"):
         cells(setting)
+
+
+def test_one_run_takes_one_value_of_each_setting() -> None:
+    """Whoever plays a scenario with thirty vehicles needs no copy of it, and is told where several values go."""
+    chosen = with_settings(load("jam"), ["groups.car.count=30", "groups.car.multicast=true"])
+    (car,) = chosen.groups
+    assert (car.count, car.multicast, chosen.traffic) == (30, True, load("jam").traffic)
+    assert with_settings(load("jam"), []) == load("jam")
+    with pytest.raises(SweepError, match="a run has one value; 'meshsim sweep' makes a run for each"):
+        with_settings(load("jam"), ["groups.car.count=12,30"])
 
 
 def test_too_many_cells_are_refused() -> None:
