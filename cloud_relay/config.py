@@ -182,7 +182,11 @@ class RelayConfig:
 
 
 def load_config(path: Path) -> RelayConfig:
-    """Read and check a configuration. :raises ConfigError: names file, key and value."""
+    """Read and check a configuration. Its relative paths are relative to its folder, wherever it is read from.
+
+    :raises ConfigError: names file, key and value.
+    """
+    path = path.absolute()
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
