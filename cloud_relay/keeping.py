@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import click
+from rich.filesize import decimal
 
 from cloud_relay.config import KeepingConfig, RelayConfig, load_config
-from cloud_relay.sizes import shown_size
 from cloud_relay.store.contract import RecordStore
 from cloud_relay.store.opening import asyncpg_is_there
 from cloud_relay.store.packs.keeper import StoreKeeper
@@ -84,7 +84,7 @@ def _foresee_in_packs(path: Path, policy: RetentionPolicy) -> None:
                 more = f" and {len(keys) - 3} more keys" if len(keys) > 3 else ""
                 click.echo(
                     f"pack {removal.entry.pack}: {removal.records} of {removal.entry.records} records, "
-                    f"{shown_size(removal.size_bytes)}: {removal.why}: {', '.join(keys[:3])}{more}"
+                    f"{decimal(removal.size_bytes)}: {removal.why}: {', '.join(keys[:3])}{more}"
                 )
             (rows,) = db.execute("SELECT count(*) FROM records").fetchone()
         except db.DatabaseError as error:
@@ -107,13 +107,11 @@ def _foresee_in_postgres(place: PostgresPlace, policy: RetentionPolicy) -> None:
                 for going in doomed(session, policy, time.time_ns()):
                     total, total_bytes = total + going.records, total_bytes + going.size_bytes
                     ends = "" if going.key is None else f": {going.key}"
-                    click.echo(
-                        f"{going.records} of {going.of} records, {shown_size(going.size_bytes)}: {going.why}{ends}"
-                    )
+                    click.echo(f"{going.records} of {going.of} records, {decimal(going.size_bytes)}: {going.why}{ends}")
         except ERRORS as error:
             raise postgres_error(place, error) from error
     click.echo(_total(total, total_bytes))
 
 
 def _total(records: int, size_bytes: int) -> str:
-    return f"{records} records, about {shown_size(size_bytes)}, would be deleted now"
+    return f"{records} records, about {decimal(size_bytes)}, would be deleted now"

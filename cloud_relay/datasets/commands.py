@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 import msgspec
+from rich.filesize import decimal
 
 from cloud_relay.config import load_config
 from cloud_relay.datasets.card import card_of, shown_time
@@ -24,7 +25,6 @@ from cloud_relay.export.opening import FORMATS, untrusted_format, untrusted_span
 from cloud_relay.export.reading import rows_in
 from cloud_relay.export.whole_file import refuse_taken
 from cloud_relay.query.readers.opening import open_reader
-from cloud_relay.sizes import shown_size
 from cloud_relay.store.places import StorePlace, store_place
 from protocols.base.errors import ConfigError, LocalProtocolError, StorageError
 from protocols.base.ids import UtcNs
@@ -157,7 +157,7 @@ def export(
             reader, wanted, version, shelf.members(wanted), file, told,
             form=form, span_ns=untrusted_span_ns(row_group), overwrite=overwrite,
         )  # fmt: skip
-    click.echo(f"{wanted}: {version.records} records, {shown_size(written.size_bytes)} in {file}, {version.digest}")
+    click.echo(f"{wanted}: {version.records} records, {decimal(written.size_bytes)} in {file}, {version.digest}")
 
 
 @dataset.command()

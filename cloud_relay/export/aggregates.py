@@ -10,6 +10,7 @@ from typing import IO, Any, Final
 
 import click
 import msgspec
+from rich.filesize import decimal
 
 from cloud_relay.aggregates.definition import AggregateDefinition
 from cloud_relay.config import load_config
@@ -25,7 +26,6 @@ from cloud_relay.query.kept import (
     untrusted_kept,
 )
 from cloud_relay.query.readers.opening import open_reader
-from cloud_relay.sizes import shown_size
 from cloud_relay.store.places import store_place
 from protocols.base.errors import ConfigError, LocalProtocolError
 from protocols.base.ids import UtcNs
@@ -129,7 +129,7 @@ def export(
         about = {"form": 1, "query": asked | {"name": name}, "made_utc_s": int(time.time())}
         count = _write(_writer(form, out, definition, about), rows)
         size_bytes = out.tell()
-    click.echo(f"{count} groups, {shown_size(size_bytes)} in {file}")
+    click.echo(f"{count} groups, {decimal(size_bytes)} in {file}")
 
 
 @contextmanager

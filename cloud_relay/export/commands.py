@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from rich.filesize import decimal
 
 from cloud_relay.config import load_config
 from cloud_relay.export.columns import row_of_record
@@ -16,7 +17,6 @@ from cloud_relay.export.whole_file import whole_file
 from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.searching import records_of_pages
 from cloud_relay.query.selection import FILTERS, untrusted_query
-from cloud_relay.sizes import shown_size
 from cloud_relay.store.places import store_place
 from protocols.base.ids import UtcNs
 from protocols.base.limits import SECOND
@@ -66,7 +66,7 @@ def export(
                 told.tell(count, record.fields["event_utc_ns"])
         size_bytes = out.tell()
         told.end()
-    click.echo(f"{count} records, {shown_size(size_bytes)} in {file}")
+    click.echo(f"{count} records, {decimal(size_bytes)} in {file}")
 
 
 class _Told:
