@@ -10,6 +10,7 @@ import msgspec
 from msgspec import structs
 
 from cloud_relay.config import RelayConfig, load_config
+from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.sinks.progress import FOLDER, SinkProgress, locked_folder
 from cloud_relay.sinks.settings import SinkSettings, sinks_of
 from cloud_relay.sinks.stores.contract import SinkStore
@@ -33,11 +34,9 @@ def sinks(context: click.Context, config_path: Path, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     config = load_config(config_path)
-    told, newest = [], 0
-    for settings in sinks_of(config):
-        with closing(_store_of(config, settings)) as store:
-            newest = store.newest()
-            told.append(_told(settings, store, newest))
+    with open_reader(config.store) as reader:
+        newest = reader.newest_number()
+    told = [_told(config, settings, newest) for settings in sinks_of(config)]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"newest": newest, "sinks": told})).decode())
     elif not told:
@@ -52,8 +51,8 @@ def sinks(context: click.Context, config_path: Path, as_json: bool) -> None:
 @click.argument("to", metavar="oldest|newest|NUMBER")
 @click.pass_obj
 def move(given: Path, config_path: Path | None, name: str, to: str) -> None:
-    """Let the sink NAME go on after the record NUMBER, before all (oldest) or after all (newest). The relay must not
-    be running. What is skipped is noted as a gap, and what is before the old position is sent once more."""
+    """Let the sink NAME go on after the record NUMBER, before all (oldest) or after all (newest). No relay that has the
+    sink may be running. What is skipped is noted as a gap, and what is before the old position is sent once more."""
     config = load_config(config_path or given)
     settings = next((settings for settings in sinks_of(config) if settings.name == name), None)
     if settings is None:
@@ -85,9 +84,11 @@ def _store_of(config: RelayConfig, settings: SinkSettings) -> SinkStore:
     return sink_store(config.store, settings, config.state_dir / FOLDER)
 
 
-def _told(settings: SinkSettings, store: SinkStore, newest: int) -> dict[str, Any]:
-    known = store.load() or SinkProgress(newest if settings.begins_newest else 0)
-    return {"name": settings.name, "kind": settings.kind.value, "backlog": store.behind(known.position)} | {
+def _told(config: RelayConfig, settings: SinkSettings, newest: int) -> dict[str, Any]:
+    with closing(_store_of(config, settings)) as store:
+        known = store.load() or SinkProgress(newest if settings.begins_newest else 0)
+        behind = store.behind(known.position)
+    return {"name": settings.name, "kind": settings.kind.value, "backlog": behind} | {
         field: getattr(known, field) for field in SinkProgress.__struct_fields__
     }
 

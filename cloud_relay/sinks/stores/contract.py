@@ -6,6 +6,8 @@ that is abreast. Of several relays with the same sink on one store, one delivers
 
 from typing import Final, NamedTuple, Protocol
 
+from cloud_relay.query.arrivals import RecordArrivals
+from cloud_relay.query.searching import StoredRecord
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import SinkProgress
 
@@ -23,6 +25,23 @@ class Extended(NamedTuple):
     """The highest number that there is."""
     is_thinned: bool
     """Retention has deleted records since, among those that this look went through."""
+
+
+def extended(
+    portion: Portion, found: RecordArrivals, most_records: int, limit: int | None, is_thinned: bool
+) -> Extended:
+    """A portion with what a look after it has found."""
+    records = portion.records + found.records
+    is_whole = (
+        len(records) >= most_records or room_bytes(records) <= 0 or (limit is not None and found.reached >= limit)
+    )
+    longer = Portion(portion.first, found.reached, records, portion.deleted + found.deleted)
+    return Extended(longer, is_whole, found.newest, is_thinned)
+
+
+def room_bytes(records: list[tuple[int, StoredRecord]]) -> int:
+    """How many bytes a portion of these records still takes."""
+    return MAX_PORTION_BYTES - sum(record.size_bytes for _, record in records)
 
 
 class Skip(NamedTuple):

@@ -12,6 +12,7 @@ position of a sink it notes in its own transaction, so it is told when the sink 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import msgspec
@@ -20,8 +21,7 @@ from cloud_relay.query.readers.postgres.reading import IN_ORDER, PostgresReader
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import SinkProgress
-from cloud_relay.sinks.stores import contract
-from cloud_relay.sinks.stores.contract import Extended, Skip
+from cloud_relay.sinks.stores.contract import Extended, Skip, extended, room_bytes
 from cloud_relay.store.places import PostgresPlace
 from cloud_relay.store.postgres.schema import SETTLED, check_version
 from cloud_relay.store.postgres.session import ERRORS, PostgresSession, postgres_error
@@ -82,7 +82,7 @@ class PostgresSinkStore:
 
     def give_way(self) -> None:
         """Let another relay take the sink."""
-        self._calls.submit(self._drop).result()
+        self._calls.submit(self._let_go).result()
 
     def load(self) -> SinkProgress | None:
         """The progress that was saved last."""
@@ -125,7 +125,7 @@ class PostgresSinkStore:
         """Let go of the sink."""
         if not self._is_closed:
             self._is_closed = True
-            self._calls.submit(self._drop).result()
+            self._calls.submit(self._let_go).result()
             self._calls.shutdown()
 
     # --- on the thread of the connection -----------------------------------------------------------------------------
@@ -153,6 +153,13 @@ class PostgresSinkStore:
     def _lost(self) -> StorageError:
         self._drop()
         return StorageError(f"the connection of sink {self._name!r} to {self._place} was lost: it is taken anew")
+
+    def _let_go(self) -> None:
+        """Free the lock at once: the server may take its time to notice that a connection has ended."""
+        if self._holder and self._session is not None and self._session.is_connected:
+            with suppress(*ERRORS):
+                self._session.rows("SELECT pg_advisory_unlock_all()")
+        self._drop()
 
     def _drop(self) -> None:
         self._holder = 0
@@ -189,20 +196,15 @@ class PostgresSinkStore:
             raise self._lost()
 
     def _extend(self, session: PostgresSession, portion: Portion, most_records: int, limit: int | None) -> Extended:
-        size_bytes = sum(record.size_bytes for _, record in portion.records)
         up_to = LAST_UTC_NS if limit is None else limit
         # What is deleted between two statements of different moments would be neither there nor counted.
         with session.transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             found = PostgresReader(session).next_arrivals(
                 self._query, portion.last, up_to=up_to, most_records=most_records - len(portion.records),
-                most_bytes=contract.MAX_PORTION_BYTES - size_bytes,
+                most_bytes=room_bytes(portion.records),
             )  # fmt: skip
             deleted, is_thinned = session.row(_DELETED, self._number, portion.last, found.reached)
-        records = portion.records + found.records
-        size_bytes += sum(record.size_bytes for _, record in found.records)
-        extended = Portion(portion.first, found.reached, records, portion.deleted + deleted)
-        is_whole = len(records) >= most_records or size_bytes >= contract.MAX_PORTION_BYTES or found.reached >= up_to
-        return Extended(extended, is_whole, found.newest, is_thinned)
+        return extended(portion, found._replace(deleted=deleted), most_records, limit, is_thinned)
 
     def _skip(self, session: PostgresSession, position: int, most_behind: int) -> Skip | None:
         before, left = LAST_UTC_NS, most_behind + 1

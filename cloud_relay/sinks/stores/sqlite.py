@@ -11,8 +11,7 @@ from cloud_relay.query.arrivals import RecordArrivals, arrivals_after
 from cloud_relay.query.selection import LAST_UTC_NS, Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import ProgressFile, SinkProgress
-from cloud_relay.sinks.stores import contract
-from cloud_relay.sinks.stores.contract import Extended, Skip
+from cloud_relay.sinks.stores.contract import Extended, Skip, extended, room_bytes
 from cloud_relay.store.packs.cache import PackCache
 from cloud_relay.store.packs.tables import newest_number
 from cloud_relay.store.schema import open_for_reading, storage_error
@@ -45,16 +44,9 @@ class RecordReader:
 
         :raises StorageError: the store can't be read.
         """
-        size_bytes = sum(record.size_bytes for _, record in portion.records)
         up_to = LAST_UTC_NS if limit is None else limit
-        found = self._look(
-            portion.last, up_to, most_records - len(portion.records), contract.MAX_PORTION_BYTES - size_bytes
-        )
-        records = portion.records + found.records
-        size_bytes += sum(record.size_bytes for _, record in found.records)
-        extended = Portion(portion.first, found.reached, records, portion.deleted + found.deleted)
-        is_whole = len(records) >= most_records or size_bytes >= contract.MAX_PORTION_BYTES or found.reached >= up_to
-        return Extended(extended, is_whole, found.newest, found.deleted > 0)
+        found = self._look(portion.last, up_to, most_records - len(portion.records), room_bytes(portion.records))
+        return extended(portion, found, most_records, limit, found.deleted > 0)
 
     def close(self) -> None:
         """Let go of the store. It is opened again when something is read."""

@@ -154,6 +154,16 @@ def test_relay_that_alone_can_not_reach_the_receiver_lets_another_one_try(
     assert receiver.ids() == ids(1, 300)
 
 
+def test_sink_that_was_let_go_can_be_taken_at_once(place: PostgresPlace, tmp_path: Path) -> None:
+    """An operator who stops a relay and moves its sink was told that another relay delivers it."""
+    with closing(SinkBench(tmp_path, place=place)):
+        for number in range(50):
+            with closing(PostgresSinkStore(place, Query(), "out", bool)) as store:
+                assert store.take(), number
+                if number % 2:
+                    store.give_way()
+
+
 def test_server_that_restarts_is_waited_for(tmp_path: Path, receiver: HttpReceiver) -> None:
     """A database has its maintenance; the sink goes on where it was."""
     with ExitStack() as open_now:
