@@ -21,11 +21,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from msgspec import Raw
 
@@ -45,6 +45,7 @@ from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement, Batch, Record
+from tests.tools.sink_servers import HttpReceiver
 
 MESH: Final = MeshName("pair")
 _AWAY_S: Final = 1.0
@@ -68,7 +69,7 @@ by = ["origin"]
 [[sink]]
 name = "out"
 kind = "http"
-url = "http://127.0.0.1:{sink_port}/"
+url = "{receiver}"
 select = {{ origin = "veh-0" }}
 """
 _DEBUG: Final = 10
@@ -95,46 +96,16 @@ class Uploads:
     faults: list[str] = field(default_factory=list)
 
 
-class Receiver:
-    """What the sink delivers to. ``with Receiver() as receiver:``"""
-
-    def __init__(self) -> None:
-        self.arrived: Counter[int] = Counter()
-        """How often each sequence came."""
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                receiver.arrived.update(int(record["id"].partition("/")[2]) for record in body["records"])
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_port
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 class Pair:
     """Two relays, their PostgreSQL, and the nodes that upload."""
 
     def __init__(
-        self, folder: Path, server: PostgresServer, receiver: Receiver, nodes: int, records: int, answer_s: float
+        self, folder: Path, server: PostgresServer, receiver: HttpReceiver, nodes: int, records: int, answer_s: float
     ) -> None:
         self._folder, self._server, self._records, self._answer_s = folder, server, records, answer_s
-        self._receiver = receiver
+        self._arrived: Counter[int] = Counter()
+        """How often each sequence came to the receiver of the sink."""
+        receiver.status, receiver.keeps = self._arrives, False
         self._url = server.create("records")
         place = store_place(self._url)
         assert isinstance(place, PostgresPlace)
@@ -146,7 +117,7 @@ class Pair:
             home = folder / f"relay-{number}"
             issue(folder / "authority", Role.RELAY, f"relay-{number}", home)
             (home / "relay.toml").write_text(
-                _RELAY.format(id=f"relay-{number}", port=port, url=self._url, sink_port=receiver.port)
+                _RELAY.format(id=f"relay-{number}", port=port, url=self._url, receiver=receiver.url)
             )
         self.uploads = [self._node(f"veh-{number}") for number in range(nodes)]
         self._stop = threading.Event()
@@ -188,10 +159,14 @@ class Pair:
                     relay.send_signal(signal.SIGTERM)
                     relay.wait(30)
 
+    def _arrives(self, body: dict[str, Any]) -> int:
+        """Note what comes to the receiver of the sink, and take it."""
+        self._arrived.update(int(record["id"].partition("/")[2]) for record in body["records"])
+        return 200
+
     def _not_delivered(self) -> int:
         """How many records that are kept have not come to the receiver of the sink."""
-        arrived = self._receiver.arrived
-        return sum(one not in arrived for one in self.uploads[0].acknowledged if one % _DEBUG)
+        return sum(one not in self._arrived for one in self.uploads[0].acknowledged if one % _DEBUG)
 
     def _wait_for_sink(self) -> None:
         ends_s = time.monotonic() + _DELIVER_S
@@ -224,13 +199,12 @@ class Pair:
         wrong += self._wrong_groups()
         if left := self._not_delivered():
             wrong.append(f"{left} records did not arrive at the receiver of the sink within {_DELIVER_S:g} s")
-        arrived = self._receiver.arrived
-        if strange := set(arrived) - set(range(1, self.uploads[0].issued + 1)):
+        if strange := set(self._arrived) - set(range(1, self.uploads[0].issued + 1)):
             wrong.append(f"{len(strange)} records arrived at the receiver of the sink that nobody sent: {min(strange)}")
         return {
             "kills": self.kills, "issued": sum(node.issued for node in self.uploads), "acknowledged": acknowledged,
             "rows": rows, "deleted": sum(one.deleted for one in accounts),
-            "sink_arrived": len(arrived), "sink_twice": arrived.total() - len(arrived),
+            "sink_arrived": len(self._arrived), "sink_twice": self._arrived.total() - len(self._arrived),
             "sent_again": sum(node.again for node in self.uploads),
             "postgresql_away_s": round(self.away_s, 2),
             "longest_gap_s": round(max(node.longest_s for node in self.uploads), 2), "wrong": wrong,
@@ -344,7 +318,8 @@ def main() -> int:
         print("PostgreSQL is not installed: .ci/servers installs it", file=sys.stderr)
         return 2
     with (
-        tempfile.TemporaryDirectory(prefix="mesh-pair-") as name, PostgresServer() as server, Receiver() as receiver,
+        tempfile.TemporaryDirectory(prefix="mesh-pair-") as name, PostgresServer() as server,
+        closing(HttpReceiver()) as receiver,
     ):  # fmt: skip
         pair = Pair(Path(name), server, receiver, options.nodes, options.records, options.answer)
         pair.run(options.seconds, options.every, options.seed)
