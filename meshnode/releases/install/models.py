@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from meshnode.models import LoadedModel, ModelSpec
 from meshnode.models.model import read_model
@@ -12,7 +12,7 @@ from meshnode.models.worker import WorkerModel
 from meshnode.releases.install.kind import name_of
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import check_runtime
-from meshnode.releases.install.stand import Stand
+from meshnode.releases.install.stand import Rehearsal, Stand
 from protocols.base.errors import BudgetExhausted, InferenceError, ModelInvalid
 from protocols.inference.signature import ModelSignature, breaks
 from protocols.releases.catalogue import Description
@@ -24,14 +24,6 @@ _CARD_BYTES_PER_S: Final = 20e6
 """What a slow memory card gives."""
 _BREAKS_SHOWN: Final = 8
 _T = TypeVar("_T")
-
-
-class Rehearsal(Protocol):
-    """What loads a model beside those that serve."""
-
-    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
-        """See :meth:`meshnode.inference.compute.ComputeService.rehearse`."""
-        ...
 
 
 def rehearsed_beside(stand: Rehearsal, spec: ModelSpec) -> WorkerModel:

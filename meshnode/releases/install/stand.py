@@ -11,7 +11,14 @@ from meshnode.models.worker import WorkerModel
 from meshnode.releases.install.refusals import InstallRefused
 
 
-class Stand(Protocol):
+class Rehearsal(Protocol):
+    """What loads a model beside those that serve."""
+
+    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
+        """See :meth:`meshnode.inference.compute.ComputeService.rehearse`."""
+
+
+class Stand(Rehearsal, Protocol):
     """What an installer needs of the models of a node."""
 
     @property
@@ -23,9 +30,6 @@ class Stand(Protocol):
 
         :raises InstallRefused: this node can't run releases of that model.
         """
-
-    def rehearse(self, spec: ModelSpec, *, idle: bool = True, load_s: float | None = None) -> WorkerModel:
-        """See :meth:`meshnode.inference.compute.ComputeService.rehearse`."""
 
     def serve_version(self, spec: ModelSpec, keep: int, about_to_serve: Callable[[LoadedModel], None]) -> LoadedModel:
         """See :meth:`meshnode.inference.compute.ComputeService.serve_version`."""
