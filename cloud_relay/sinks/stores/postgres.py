@@ -5,8 +5,8 @@ takes it writes that down as the next holder, so that one who was cut off and do
 progress is a row, so whoever goes on knows what was confirmed and what was under way.
 
 Numbers of records begin with that of their transaction, so a difference of two says nothing. Records behind a position
-are counted, a bounded number, along an index and with a fiftieth of the time. What retention deletes beyond the
-position of a sink it notes in its own transaction, so it is told when the sink comes to it.
+are counted along an index, a bounded number, and where they are many with a fiftieth of the time. Retention notes in
+its own transaction what it deletes beyond the position of a sink, which counts it when it comes to it.
 """
 
 import time
@@ -35,7 +35,7 @@ MAX_BEHIND: Final = 1_000_000
 _SLICE: Final = 16_384
 """Records that one statement counts, in some 5 ms."""
 _REST: Final = 49
-"""After counting there are so many times as long until the next time."""
+"""After a long count there are so many times as long until the next time."""
 _SETTINGS: Final = {"lock_timeout": "4s", **IN_ORDER}
 _TAKE: Final = "SELECT number, pg_try_advisory_lock($2, (number % 2147483648)::int) FROM sinks WHERE name = $1"
 _SAVE: Final = """
@@ -105,7 +105,8 @@ class PostgresSinkStore:
         began_s = time.monotonic()
         if began_s >= self._count_again_s:
             self._counted = self._call(lambda session: self._count(session, position, LAST_UTC_NS, MAX_BEHIND))
-            self._count_again_s = _rested(began_s)
+            is_short = self._counted < _SLICE  # no more than a look goes through
+            self._count_again_s = began_s if is_short else _rested(began_s)
         return self._counted
 
     def between(self, position: int, up_to: int) -> int:

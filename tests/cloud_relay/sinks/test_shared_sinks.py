@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
 
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -252,29 +251,6 @@ def test_slices_are_listed_one_by_one_again_once_a_sink_has_passed_some(
                     store.save(SinkProgress(session.row("SELECT min(last) + 1 FROM sink_deletions")[0]))
         assert session.row("SELECT count(*), max(records) FROM sink_deletions")[:] == (3, 2)
         assert session.row("SELECT count(*) FROM sink_deletions WHERE first = last")[0] == 2
-
-
-def test_file_under_way_is_not_replaced_by_what_retention_left_of_it(tmp_path: Path, place: PostgresPlace) -> None:
-    """The relay died after the file was written and before it noted that; another one goes on a month later."""
-    out = tmp_path / "lake"
-    mine = f'name = "out"\nkind = "parquet"\nurl = "file://{out}"\nlongest_wait = "1s"\n'
-    with closing(SinkBench(tmp_path, mine, place=place)) as bench:
-        for number in range(1, 41):
-            bench.store(number, number, key="veh/v-1/debug/x" if number % 4 == 2 else "veh/v-1/speed")
-        with bench.running() as sinks:
-            told = bench.delivered_all(sinks)
-        (whole,) = out.iterdir()
-        written = whole.read_bytes()
-        with closing(PostgresSinkStore(place, Query(), "out", bool)) as store:
-            assert store.take()
-            store.save(SinkProgress(0, under_way=told["position"]))
-        assert bench.relay.retain(DEBUG, 61.0) == 10
-        with bench.running() as sinks:
-            counted = bench.delivered_all(sinks)
-        assert (counted["delivered"], counted["deleted"]) == (30, 10)
-        assert whole.read_bytes() == written
-        others = [path for path in out.iterdir() if path != whole]
-        assert sum(pq.read_metadata(path).num_rows for path in others) == 30
 
 
 def test_sink_too_far_behind_skips_the_oldest_with_the_count_of_records(

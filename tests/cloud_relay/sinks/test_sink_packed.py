@@ -4,7 +4,6 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cloud_relay.query.selection import Query
@@ -79,29 +78,6 @@ def test_records_of_a_rule_of_retention_are_counted_between_those_that_stay(
         with bench.running() as sinks:
             counted = bench.delivered_all(sinks)
         assert (counted["delivered"], counted["deleted"]) == (30, 10)
-
-
-def test_file_under_way_is_not_replaced_by_what_retention_left_of_it(tmp_path: Path) -> None:
-    """The relay was killed after the file was written and before it noted that, and came back a month later."""
-    out = tmp_path / "lake"
-    mine = f'name = "out"\nkind = "parquet"\nurl = "file://{out}"\nlongest_wait = "1s"\n'
-    with closing(SinkBench(tmp_path, mine)) as bench:
-        for number in range(1, 41):
-            bench.store(number, number, key="veh/v-1/debug/x" if number % 4 == 2 else "veh/v-1/speed")
-        with bench.running() as sinks:
-            bench.delivered_all(sinks)
-        (whole,) = out.iterdir()
-        written = whole.read_bytes()
-        file = ProgressFile(bench.state_dir / FOLDER, "out")
-        file.save(SinkProgress(0, under_way=40))
-        bench.relay.pack(25)
-        assert bench.relay.retain(DEBUG, 61.0) == 10
-        with bench.running() as sinks:
-            counted = bench.delivered_all(sinks)
-        assert (counted["delivered"], counted["deleted"]) == (30, 10)
-        assert whole.read_bytes() == written
-        others = [path for path in out.iterdir() if path != whole]
-        assert sum(pq.read_metadata(path).num_rows for path in others) == 30
 
 
 def test_sink_waits_at_a_damaged_pack_and_says_so(tmp_path: Path, receiver: HttpReceiver) -> None:
