@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from cloud_relay.query.readers.postgres.reading import IN_ORDER, PostgresReader
-from cloud_relay.query.selection import LAST_UTC_NS, Query
+from cloud_relay.query.selection import Query
 from cloud_relay.sinks.contract import Portion
 from cloud_relay.sinks.progress import SinkProgress
 from cloud_relay.sinks.stores.contract import Extended, Skip, extended, room_bytes
@@ -30,6 +30,8 @@ from protocols.base.errors import StorageError
 SINKS: Final = 0x6D6E7276
 """With the number of a sink the lock of whoever delivers it."""
 STATEMENT_S: Final = 5.0
+_END: Final = 2**63 - 1
+"""Beyond all numbers of records."""
 MAX_BEHIND: Final = 1_000_000
 """Records that are counted behind a position; there may be more."""
 _SLICE: Final = 16_384
@@ -104,7 +106,7 @@ class PostgresSinkStore:
         """How many records were stored after a number, at most :data:`MAX_BEHIND`, or how many it were lately."""
         began_s = time.monotonic()
         if began_s >= self._count_again_s:
-            self._counted = self._call(lambda session: self._count(session, position, LAST_UTC_NS, MAX_BEHIND))
+            self._counted = self._call(lambda session: self._count(session, position, _END, MAX_BEHIND))
             is_short = self._counted < _SLICE  # no more than a look goes through
             self._count_again_s = began_s if is_short else _rested(began_s)
         return self._counted
@@ -197,7 +199,7 @@ class PostgresSinkStore:
             raise self._lost()
 
     def _extend(self, session: PostgresSession, portion: Portion, most_records: int, limit: int | None) -> Extended:
-        up_to = LAST_UTC_NS if limit is None else limit
+        up_to = _END if limit is None else limit
         # What is deleted between two statements of different moments would be neither there nor counted.
         with session.transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
             found = PostgresReader(session).next_arrivals(
@@ -208,7 +210,7 @@ class PostgresSinkStore:
         return extended(portion, found._replace(deleted=deleted), most_records, limit, is_thinned)
 
     def _skip(self, session: PostgresSession, position: int, most_behind: int) -> Skip | None:
-        before, left = LAST_UTC_NS, most_behind + 1
+        before, left = _END, most_behind + 1
         while left:
             count, before = session.row(_BEFORE, position, before, min(left, _SLICE))
             left -= count
@@ -220,7 +222,7 @@ class PostgresSinkStore:
     def _between(self, session: PostgresSession, position: int, up_to: int) -> int:
         """Retention's notes go when the position passes them, so what they say is counted here or nowhere."""
         deleted = session.row(_DELETED, self._number, position, up_to)[0]
-        return int(self._count(session, position, up_to, LAST_UTC_NS) + deleted)
+        return int(self._count(session, position, up_to, _END) + deleted)
 
     def _count(self, session: PostgresSession, position: int, up_to: int, most: int) -> int:
         """How many records there are after a number and up to another one, at most so many."""
