@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
+from cloud_relay.addresses import hosts_in, split_address
 from cloud_relay.config import RelayConfig
 from cloud_relay.query.arrivals import STREAM_FILTERS
 from cloud_relay.query.selection import Query, untrusted_query
@@ -91,12 +92,12 @@ class SinkSettings:
 
     def hosts(self, default_port: int) -> list[tuple[str, int]]:
         """The hosts and ports that the address names."""
-        return hosts_of(urlsplit(self.url), default_port)
+        return hosts_in(split_address(self.url)[1], default_port)
 
     @property
     def path(self) -> str:
         """What stands behind the host in the address, without the first slash."""
-        return unquote(urlsplit(self.url).path).removeprefix("/")
+        return unquote(split_address(self.url)[0].path).removeprefix("/")
 
 
 def sinks_of(config: RelayConfig) -> list[SinkSettings]:
@@ -110,17 +111,6 @@ def sinks_of(config: RelayConfig) -> list[SinkSettings]:
             raise ConfigError(f"{config.path}: two tables [[sink]] have the name {settings.name!r}: rename one")
         found[settings.name] = settings
     return list(found.values())
-
-
-def hosts_of(address: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    """The hosts of ``scheme://host:port,host:port/path``. :raises ValueError: there is none, or a port is wrong."""
-    hosts = []
-    for part in address.netloc.split(","):
-        one = urlsplit(f"//{part}")
-        if not one.hostname:
-            raise ValueError("a host is missing")
-        hosts.append((one.hostname, one.port or default_port))
-    return hosts
 
 
 class _Table:
@@ -207,7 +197,7 @@ class _Table:
                 self._check_options(key, value, may_be_clear=may_be_clear)
             elif name == "endpoint_url" and str(value).lower().startswith("http://") and not may_be_clear:
                 try:
-                    hosts = hosts_of(urlsplit(str(value)), 80)
+                    hosts = hosts_in(split_address(str(value))[1], 80)
                 except ValueError as error:
                     raise self._wrong(key, value, f"{error}: write one as in https://host/") from error
                 if not all(_is_loopback(host) for host, _ in hosts):
@@ -242,8 +232,8 @@ class _Table:
         schemes = _SCHEMES[kind] or ("file", "s3", "abfs", "gs")
         example = f"write one as in {schemes[0]}://{'/var/records' if kind is SinkKind.PARQUET else 'host/'}"
         try:
-            address = urlsplit(url)
-            if address.username is not None or address.password is not None:
+            address, hosts = split_address(url)
+            if "@" in hosts:
                 raise ConfigError(
                     f"{self._path}: {self._called}: url has a user or password in it, which would be shown: use the "
                     "keys user and password, or secrets"
@@ -251,7 +241,7 @@ class _Table:
             if not address.scheme or (_SCHEMES[kind] and address.scheme not in schemes) or not url.isprintable():
                 raise self._wrong("url", url, example)
             if kind is not SinkKind.PARQUET:
-                hosts_of(address, 1)
+                hosts_in(hosts, 1)
                 if address.query and kind is not SinkKind.HTTP:
                     raise self._wrong("url", url, "leave out what follows the '?': each setting has a key")
             if kind is SinkKind.POSTGRESQL and not address.path.strip("/"):
@@ -261,8 +251,8 @@ class _Table:
         return url
 
     def _tls(self, kind: SinkKind, url: str) -> SinkTls | None:
-        address = urlsplit(url)
-        local = all(_is_loopback(host) for host, _ in hosts_of(address, 1))
+        address, hosts = split_address(url)
+        local = all(_is_loopback(host) for host, _ in hosts_in(hosts, 1))
         said = self._choice("tls", ("on", "off"), "off" if local else "on")
         files = [self._file(key) for key in ("ca", "client_certificate", "client_key")]
         if (files[1] is None) is not (files[2] is None):

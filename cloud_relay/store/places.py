@@ -7,20 +7,19 @@ has to prove who it is, as everything in the mesh has to.
 """
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from cloud_relay.addresses import hosts_in, split_address
 from protocols.base.errors import ConfigError
 
 SCHEMES: Final = ("postgresql", "postgres")
 _TLS_MODES: Final = ("disable", "verify-ca", "verify-full")
 _TLS_NAMES: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 _WANTED: Final = "write it as in postgresql://relay@db.example:5432/records"
-_PORT: Final = re.compile(r":([^:\]]*)$")
 _NAMES: Final = ("host", "port", "user", "dbname", *_TLS_NAMES)
 
 
@@ -74,11 +73,11 @@ def postgres_place(text: str, folder: Path, password_file: Path | None) -> Postg
     if not is_url(text):
         raise ConfigError(f"the URL of the store is of an unknown kind: {_WANTED}")
     try:
-        parts = urlsplit(text)
+        parts, netloc = split_address(text)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise ConfigError(f"the URL of the store is malformed: {_WANTED}") from error
-    login, _, hosts = parts.netloc.rpartition("@")
+    login, at, hosts = netloc.rpartition("@")
     given = dict(pairs)
     if ":" in login or "password" in given:
         raise ConfigError(
@@ -88,24 +87,31 @@ def postgres_place(text: str, folder: Path, password_file: Path | None) -> Postg
     if len(given) < len(pairs) or (unknown := sorted(given.keys() - set(_NAMES))):
         wrong = "a name twice" if len(given) < len(pairs) else f"an unknown name {unknown[0][:40]!r}"
         raise ConfigError(f"the URL of the store has {wrong} after '?': known are {', '.join(_NAMES)}")
-    hosts = hosts or given.get("host", "")
+    hosts = unquote(hosts) or given.get("host", "")
     database = unquote(parts.path.removeprefix("/")) or given.get("dbname", "")
-    if not database or "\0" in unquote(text) or not _ports_are_right(hosts, given.get("port", "")):
-        raise ConfigError(f"the URL of the store names no database, or a wrong port: {_WANTED}")
+    if not database or "\0" in unquote(text) or not _are_hosts(hosts, given.get("port", "")):
+        raise ConfigError(f"the URL of the store names no database, or a wrong host or port: {_WANTED}")
     kept = {name: value for name, value in given.items() if name not in (*_TLS_NAMES, "dbname")}
-    dsn = f"postgresql://{parts.netloc}/{quote(database)}" + (f"?{urlencode(kept)}" if kept else "")
-    shown = ",".join(unquote(host) for host in hosts.split(",")) or "this host"
-    return PostgresPlace(dsn, f"postgresql://{shown}/{database}", _tls(given, hosts, folder), password_file)
+    kept |= {"host": hosts} if hosts else {}  # behind '?', for the reason that ``addresses`` gives
+    dsn = f"postgresql://{login}{at}/{quote(database)}" + (f"?{urlencode(kept)}" if kept else "")
+    return PostgresPlace(
+        dsn, f"postgresql://{hosts or 'this host'}/{database}", _tls(given, hosts, folder), password_file
+    )
 
 
-def _ports_are_right(hosts: str, ports: str) -> bool:
-    told = [_PORT.search(host) for host in hosts.split(",") if "]" in host or host.count(":") == 1]
-    named = [found[1] for found in told if found] + [port for port in ports.split(",") if port]
-    return all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in named)
+def _are_hosts(hosts: str, ports: str) -> bool:
+    """Whether these are hosts, or folders with sockets, that can be asked."""
+    try:
+        for host in hosts.split(",") if hosts else ():
+            if not host.startswith("/"):
+                hosts_in(host, 1)
+    except ValueError:
+        return False
+    return all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in ports.split(",") if port)
 
 
 def _tls(given: Mapping[str, str], hosts: str, folder: Path) -> PostgresTls | None:
-    near = all(_is_near(unquote(host)) for host in hosts.split(","))
+    near = all(_is_near(host) for host in hosts.split(","))
     mode = given.get("sslmode", "disable" if near else "verify-full")
     if mode not in _TLS_MODES or (mode == "disable" and not near):
         raise ConfigError(

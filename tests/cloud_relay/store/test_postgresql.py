@@ -367,13 +367,20 @@ def test_password_is_read_from_its_file_and_told_to_nobody(
         ("postgresql://relay:pw@localhost/db", "has a password"),
         ("postgresql://localhost/db?password=pw", "has a password"),
         ("postgresql://localhost/", "names no database"),
-        ("postgresql://localhost:99999/db", "wrong port"),
+        ("postgresql://localhost:99999/db", "wrong host or port"),
+        ("postgresql://localhost:0/db", "wrong host or port"),
+        ("postgresql://localhost/db?port=0", "wrong host or port"),
+        ("postgresql://localhost,,127.0.0.1/db", "wrong host or port"),
+        ("postgresql:///db?host=::1", "wrong host or port"),
         ("postgresql://db.example/db?sslmode=require", "verify-full"),
         ("postgresql://db.example/db?sslmode=disable", "verify-full"),
         ("postgresql://db.example/db?sslkey=a", "sslcert and sslkey"),
         ("postgresql://localhost/db?statement_timeout=0", "unknown name 'statement_timeout'"),
         ("postgresql://localhost/db?user=a&user=b", "name twice"),
-        ("postgresql://[::1/db", "malformed"),
+        ("postgresql://[::1/db", "wrong host or port"),
+        ("postgresql://localhost/db?=", "unknown name"),
+        ("postgresql://localhost/db?sslmode", "malformed"),
+        ("postgresql://127.0.0.1:5432%2Crecords.example/db?sslmode=disable", "verify-full"),
         ("mysql://localhost/db", "unknown kind"),
     ],
 )
@@ -398,6 +405,28 @@ def test_server_elsewhere_has_to_prove_who_it_is() -> None:
         place = store_place(url)
         assert isinstance(place, PostgresPlace)
         assert place.tls is None
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ports"),
+    [
+        ("[::1]:{},127.0.0.1:{}", ""),  # not all versions of Python split this
+        ("127.0.0.1", "?port={}"),  # as libpq reads it: it was 5432, whatever stood there
+        ("%31%32%37.0.0.1", "?port={}"),
+    ],
+)
+def test_server_is_where_the_hosts_and_ports_say(
+    hosts: str, ports: str, postgres: PostgresServer, place: PostgresPlace, tmp_path: Path
+) -> None:
+    """A database with a standby has several hosts, of which the first that answers is used."""
+    careful_place(postgres, postgres.port, secret := tmp_path / "secret")
+    url = f"postgresql://careful@{hosts}/postgres{ports}".replace("{}", str(postgres.port))
+    asked = store_place(url, tmp_path, secret)
+    assert isinstance(asked, PostgresPlace)
+    assert asked.tls is None
+    with closing(PostgresSession(asked, 60, {})) as session:
+        session.connect()
+        assert session.row("SELECT current_user") == ("careful",)
 
 
 def test_server_without_tls_is_refused(postgres: PostgresServer, place: PostgresPlace) -> None:
