@@ -1,6 +1,5 @@
 """Applications that a node runs: real programs with rights of their own, started again when they end or hang."""
 
-import asyncio
 import os
 import signal
 import sys
@@ -255,8 +254,8 @@ async def test_application_that_writes_without_end_waits_and_the_node_does_not(t
     life = await begin_life("a", ["yes"], tmp_path, dict(os.environ), 64, 0)
     try:
         pipe = life.voice._transport.get_pipe_transport(1)
-        assert isinstance(pipe, asyncio.ReadTransport)
-        await until(lambda: not pipe.is_reading(), "enough was read for a second")
+        assert pipe is not None
+        await until(lambda: pipe._paused, "enough was read for a second")  # ``is_reading`` is not in all versions
         assert life.voice.last == "y"
         assert life.voice.dropped > 100_000
     finally:
