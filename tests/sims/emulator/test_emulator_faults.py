@@ -88,7 +88,7 @@ def test_inferences_of_real_nodes_are_answered_rightly_and_by_whom_it_is_fastest
     result, _ = troubled
     assert result.checks["answer_is_right"].passed == result.inference.count
     assert result.inference.count > 80  # three cars, five a second, for six seconds and more
-    assert result.inference_by["rsu"] > result.inference_by["here"]
+    assert result.inference_by["rsu"] > result.inference_by.get("here", 0)  # where all is well, nobody stays at home
     assert 10.0 < result.inference.quantiles["p50"] < 60.0  # 10 ms there and the way; 80 ms here
 
 
