@@ -32,7 +32,7 @@ SECOND = 1_000_000_000
 MS = 1_000_000
 
 TROUBLED = Scenario(
-    "troubled", "two cars with full disks, one of which crashes, beside a roadside unit that lies", 8.0,
+    "troubled", "two cars with full disks, one of which crashes, beside a roadside unit that lies", 9.0,
     (Group("car", 3, Fixed(((0.0, 0.0), (20.0, 0.0), (40.0, 0.0))), device="single-board", relay=True),
      Group("rsu", 1, Fixed(((20.0, 10.0),)), role="rsu", device="server")),
     radio=Radio(bit_rate_mbps=100.0), traffic=(Traffic("car"),),
@@ -53,7 +53,19 @@ TROUBLED = Scenario(
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One run of four real nodes with a fault of each new kind, looked at by several tests."""
-    return emulation(TROUBLED, tmp_path_factory, lambda result: result.valid and inference_row(result).agrees is True)
+    return emulation(TROUBLED, tmp_path_factory, undisturbed)
+
+
+def undisturbed(result: Result) -> bool:
+    """Whether no process stood still for long: then answers come late, and fewer readings and requests are made."""
+    return (
+        result.valid
+        and inference_row(result).agrees is True
+        and "requests_end_by_deadline" not in result.broken
+        and result.inference.count > 80
+        and 20 <= result.drops.get("expired", 0) <= 40
+        and result.drops.get("outbox_failed", 0) >= 2
+    )
 
 
 @cache
@@ -110,9 +122,9 @@ def test_full_disk_keeps_records_out_and_nothing_is_unexplained(troubled: tuple[
 
 def test_node_that_crashed_with_a_full_disk_comes_back_when_there_is_room(troubled: tuple[Result, Path]) -> None:
     """It can't start before: its incarnation could not be written down."""
-    _, journals = troubled
-    first, second = _lines(journals, "car-1", "started")
-    assert (second[1] - first[1]) / SECOND > 4.4
+    result, journals = troubled
+    assert len(_lines(journals, "car-1", "started")) == 2
+    assert result.figures["last_start_s"] >= 4.5, "its disk was emptied then"
 
 
 def test_clock_that_jumps_is_what_the_node_takes_for_utc(troubled: tuple[Result, Path]) -> None:
