@@ -77,6 +77,8 @@ def sweep(
     except SimulationError as error:
         console.print(f"meshsim: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(UNUSABLE) from error
+    if interrupted:
+        made.look()
     table = made.write_table()
     if interrupted:
         done = len(made.cells) - len(made.missing)

@@ -118,10 +118,7 @@ class Sweep:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._belongs(begun)
-            for cell in self.cells:
-                row = _finished(folder / cell.folder / ROW_FILE)
-                if row is not None:
-                    self.rows[cell] = row
+            self.look()
         except OSError as error:
             raise SweepError(f"can't use the folder {folder}: {error.strerror or error}") from error
 
@@ -146,6 +143,14 @@ class Sweep:
                 f"{self.folder} was begun with other code; results of both would be mixed: give a new folder"
             )
 
+    def look(self) -> None:
+        """Take in the runs that are finished on disk. After an interrupt, which may have come in the middle of
+        :meth:`keep`, these are all."""
+        for cell in self.cells:
+            row = _finished(self.folder / cell.folder / ROW_FILE)
+            if row is not None:
+                self.rows[cell] = row
+
     def combinations(self) -> dict[tuple[tuple[str, str], ...], list[RunFigures]]:
         """The runs that ended, by what was set to what."""
         found: dict[tuple[tuple[str, str], ...], list[RunFigures]] = {}
@@ -161,14 +166,13 @@ class Sweep:
         return [cell for cell in self.cells if cell not in self.rows or self.rows[cell].error]
 
     def keep(self, cell: Cell, row: RunFigures, result: bytes) -> None:
-        """Keep the outcome of a run that has ended."""
+        """Keep the outcome of a run that has ended, on disk first: an interrupt leaves none that is not there."""
+        if not row.error:
+            place = self.folder / cell.folder
+            place.mkdir(parents=True, exist_ok=True)
+            write(place / "result.json", result)
+            write(place / ROW_FILE, msgspec.json.encode(row))
         self.rows[cell] = row
-        if row.error:
-            return
-        place = self.folder / cell.folder
-        place.mkdir(parents=True, exist_ok=True)
-        write(place / "result.json", result)
-        write(place / ROW_FILE, msgspec.json.encode(row))
 
     def write_table(self) -> Path:
         """Write ``sweep.csv``, with a line for each run. Returns its path."""

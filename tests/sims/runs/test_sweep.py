@@ -219,6 +219,27 @@ def test_half_written_row_does_not_count_as_finished(tmp_path: Path) -> None:
     assert [cell.seed for cell in Sweep(tmp_path, load("partition-heal"), cells()).missing] == [1]
 
 
+@pytest.mark.parametrize("is_written", [False, True], ids=["before the row is written", "after that"])
+def test_interrupt_while_a_run_is_kept_leaves_what_is_on_disk(
+    is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes at any moment: the table had a line of a run that the next call made again."""
+    made = Sweep(tmp_path, load("partition-heal"), cells())
+    write = sims.runs.sweep.write
+
+    def interrupted(path: Path, data: bytes) -> None:
+        if is_written:
+            write(path, data)
+        if path.name == ROW_FILE:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sims.runs.sweep, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.keep(made.cells[0], RunFigures({"latency_p50_ms": 1.0}), b"{}")
+    made.look()
+    assert len(lines_of(made.write_table())) == len(list(tmp_path.rglob(ROW_FILE))) == is_written
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 def begun(out: Path, seeds: int, finished: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A sweep under way of which some runs are finished, and its workers."""
