@@ -185,7 +185,7 @@ class Links:
     def __init__(self, folder: Path, name: str, engine: str, port: int) -> None:
         self._folder, self._name, self._engine, self._to = folder, name, engine, Address("127.0.0.1", port)
         self._ends = _Ends()
-        self._sequence = 0
+        self._sequence = self._number = 0  # over all rounds: a slow computer opens few links in one
 
     def run(self, seconds: float, rate_hz: float) -> Linking:
         """Open and end links for ``seconds``, then close the inbox too."""
@@ -201,11 +201,10 @@ class Links:
     def _come_and_go(self, seconds: float, rate_hz: float) -> None:
         ends_s = due_s = time.monotonic()
         ends_s += seconds
-        number = 0
         while (now_s := time.monotonic()) < ends_s:
-            ending = LINK_ENDINGS[number % len(LINK_ENDINGS)]
-            number += 1
-            if number % _LINKS_A_CERTIFICATE == 0:
+            ending = LINK_ENDINGS[self._number % len(LINK_ENDINGS)]
+            self._number += 1
+            if self._number % _LINKS_A_CERTIFICATE == 0:
                 self._renew()
             with contextlib.suppress(OSError):  # the node may end it first
                 self._ways[ending](self)

@@ -59,7 +59,7 @@ def test_churn_of_a_few_seconds_does_all_it_says_and_leaves_no_process(tmp_path:
     with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as process:
         own = psutil.Process(process.pid)
         children = eventually(lambda: own.children(recursive=True), "it has started others")
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=280)
     assert process.returncode == 0, printed
     eventually(lambda: not any(child.is_running() for child in children), "they have ended")
     content = json.loads(out.read_text())
