@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.contender import ENDS, BenchmarkFailed, Contender, End, Ports, Setting
 from benchmarks.measures import LATENCY_BYTES, RUNS, FarEnd, NearEnd
 
-OPEN_TIMEOUT_S = 20.0
+OPEN_TIMEOUT_S = 60.0
 """The time to open, including imports and loading, on a machine that is busy with starting the others."""
-ORDER_TIMEOUT_S = 8.0
+ORDER_TIMEOUT_S = 20.0
 """The time for an order, in addition to the seconds for which it asks to run."""
 CLOSE_TIMEOUT_S = 3.0
 

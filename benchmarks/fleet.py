@@ -28,8 +28,8 @@ from meshnode.identity import create_mesh, issue
 
 NAMES = ("rsu-1", "rsu-2", "veh-1", "veh-2", "veh-3", "veh-4")
 NEIGHBOURS = len(NAMES) - 1
-START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 30.0
 _EVENT = re.compile(r"(Neighbour(?:Met|Suspected|Refuted|Dead|Left))\(node='([^']+)'")
 _TOML = """\
 [node]

@@ -29,7 +29,7 @@ RUNS = (*LATENCY_BYTES, READINGS, GATHERED, TENSORS, INFERENCE)
 TENSOR_ELEMENTS = 250_000
 """Elements of four bytes each, 1 MB in all."""
 WARM_UP = 0.15
-STALL_S = 5.0
+STALL_S = 10.0
 """A run ends when nothing was heard for this long."""
 BEGIN = -1.0
 FINISH = -2.0

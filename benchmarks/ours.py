@@ -33,7 +33,7 @@ from protocols.base.ids import node_id
 _T = TypeVar("_T")
 
 OPEN_TIMEOUT_S = 10.0
-OFFER_TIMEOUT_S = 3.0
+OFFER_TIMEOUT_S = 10.0
 """How long to wait until the far end's offer to compute has arrived."""
 BUDGET_MS = 5_000
 MAX_WAITING = 1_024

@@ -50,7 +50,8 @@ _MESH: Final = MeshName("hostile")
 _HONEST, _INSIDER = "veh-0", "veh-bad-0"
 _PAUSE_S: Final = 0.1
 _MOST_OPEN: Final = 500
-_ANSWER_S: Final = 5.0
+_ANSWER_S: Final = 10.0
+"""As long as a node waits."""
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ MAX_MORE_DESCRIPTORS, MAX_MORE_THREADS = 24, 12
 are not given up yet, and threads of the pool, which grows up to its bound."""
 _PATIENCE_S: Final = 60.0
 _SAMPLE_S: Final = 5.0
-_FLOW_S: Final = 10.0
+_FLOW_S: Final = 30.0
 _PORT, _RELAY_PORT, _RELAY_ADDRESS = 7_000, 7_450, "10.50.254.1"
 _PREFIX: Final = 16
 
