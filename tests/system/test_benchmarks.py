@@ -6,9 +6,9 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -26,6 +26,7 @@ from sims.virtual.driver import SimDriver
 from tests.tools.emulator_fixture import as_root
 from tests.tools.eventually import eventually
 
+T = TypeVar("T")
 MEASURES = {
     "reading_64B_p50",
     "reading_64B_p99",
@@ -68,12 +69,13 @@ def ssl_pair(settings: dict[End, Setting]) -> Iterator[ends.Pair]:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_benchmark_tiny_run_writes_every_measure_and_peer(tmp_path: Path) -> None:
     """Whoever reads bench.json relies on the whole matrix being there, in one form."""
     path = tmp_path / "build" / "bench.json"
     command = [sys.executable, "-m", "benchmarks", "--generations", "1", "--rounds", "1", "--pace", "0.1"]
     for _ in range(3):  # a peer that a busy computer holds up is left out of a run
-        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         entries = json.loads(path.read_text())
         if "LEFT OUT" not in done.stdout:
@@ -275,15 +277,31 @@ def written(tmp_path: Path, module: str, *options: str) -> Any:
     """What a tiny run of ``python -m benchmarks.<module>`` writes."""
     path = tmp_path / "build" / f"{module}.json"
     command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--out", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
+
+
+def undisturbed(measured: Callable[[str], T], lengths: Sequence[str], is_good: Callable[[T], bool]) -> T:
+    """Measure for each of ``lengths`` in turn until the figures are good: a short window says nothing when the computer
+    stood still in it. A fault of ours would show in each of them."""
+    for length in lengths:
+        figures = measured(length)
+        if is_good(figures):
+            break
+    return figures
 
 
 @pytest.mark.processes
 def test_crowd_tiny_run_gives_latency_and_share_of_the_node(tmp_path: Path) -> None:
     """The promise about thirty neighbours is read from this file."""
-    (run,) = written(tmp_path, "crowd", "--neighbours", "3", "--seconds", "1")
+
+    def measured(seconds: str) -> Any:
+        (run,) = written(tmp_path, "crowd", "--neighbours", "3", "--seconds", seconds)
+        return run
+
+    # who wakes up late hears more in a second
+    run = undisturbed(measured, ("1", "1", "1"), lambda run: 0 < run["readings"] <= 45 and run["core_share"] > 0)
     assert (run["engine"], run["neighbours"], run["rate_hz"], run["expected"]) == ("express", 3, 10.0, 30)
     assert 0 < run["readings"] <= 45
     assert 0 < run["p50_us"] <= run["p99_us"] <= run["max_us"]
@@ -351,11 +369,20 @@ def test_deadlines_tiny_run_compares_the_policies_at_one_load(tmp_path: Path) ->
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 @as_root
 def test_deadlines_emulated_tiny_run_has_real_nodes_compute_for_one_another(tmp_path: Path) -> None:
     """Right answers that come in time from neighbours, or the policies could not be told apart."""
-    options = "--emulated", "--load", "0.3", "--policy", "local", "--warm-up", "1", "--seconds", "2", "--seeds", "1"
-    content = written(tmp_path, "deadlines", *options)
+
+    def measured(seconds: str) -> Any:
+        trials = "--policy", "local", "--warm-up", "1", "--seconds", seconds, "--seeds", "1"
+        return written(tmp_path, "deadlines", "--emulated", "--load", "0.3", *trials)
+
+    def is_good(content: dict[str, Any]) -> bool:
+        """A node that stands still answers nothing in time, though the wire does not."""
+        return content["shares"]["0.3"]["ours"] > 0.8 and all(trial["asked"] > 20 for trial in content["trials"])
+
+    content = undisturbed(measured, ("2", "4", "8"), is_good)
     trials = {trial["policy"]: trial for trial in content["trials"]}
     assert trials.keys() == {"ours", "local"}
     assert all(trial["on_time"] and trial["asked"] > 20 and not trial["wrong"] for trial in trials.values())
@@ -373,37 +400,52 @@ def test_plans_at_one_speed_find_that_the_chosen_one_is_as_good_as_any(tmp_path:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
-    content = written(
-        tmp_path, "hostile", "--only", "strangers", "--seconds", "1", "--half-open", "150", "--engine", "express"
-    )
-    (run,) = content["runs"]
+    kinds = {
+        "half_open", "one_byte_a_second", "never_reading", "reset_in_a_frame", "garbage_inside_tls",
+        "garbage_outside_tls",
+    }  # fmt: skip
+
+    def measured(seconds: str) -> Any:
+        options = "--only", "strangers", "--seconds", seconds, "--half-open", "150", "--engine", "express"
+        (run,) = written(tmp_path, "hostile", *options)["runs"]
+        return run
+
+    run = undisturbed(measured, ("1", "3", "9"), lambda run: (
+        kinds <= run["torment"].keys() and all(one["readings"] and one["pings"] for one in run["phases"].values())
+    ))  # fmt: skip
     assert list(run["phases"]) == ["before", "during", "after"]
     for phase in run["phases"].values():
         assert phase["readings"] > 0
         assert phase["pings"] > 0
         assert 0 < phase["reading_p50_us"] <= phase["reading_p99_us"] <= phase["reading_max_us"]
-    kinds = {
-        "half_open", "one_byte_a_second", "never_reading", "reset_in_a_frame", "garbage_inside_tls",
-        "garbage_outside_tls",
-    }  # fmt: skip
-    assert all(run["torment"][kind] > 0 for kind in kinds)
+    assert {kind for kind in kinds if not run["torment"].get(kind)} == set()
     assert run["counters"]["link_handshakes_failed"] > 0
     assert run["counters"]["frames_malformed"] > 0
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_hostile_insider_tries_every_trick_on_a_node(tmp_path: Path) -> None:
     """A trick that does nothing, because the wire has changed, would pass every bar."""
-    for window_s in ("0.2", "0.6", "1.5"):  # on a busy computer a short window ends before the insider has begun
+
+    def measured(window_s: str) -> Any:
         options = "--only", "insider", "--window", window_s, "--rounds", "1", "--engine", "express"
         (siege,) = written(tmp_path, "hostile", *options)["insider"]
-        if all(trick["done"].get("pipes") for trick in siege["tricks"]):
-            break
+        return siege
+
+    def took_place(trick: dict[str, Any]) -> bool:
+        """On a busy computer a short window ends before the insider or an honest neighbour had its turn."""
+        during = trick["during"]
+        seen = trick["done"].get("pipes") and trick["before"]["p99_us"]
+        return bool(seen) and not during["lost"] and not during["missing"]
+
+    siege = undisturbed(measured, ("0.2", "0.6", "1.5"), lambda siege: all(map(took_place, siege["tricks"])))
     assert [trick["name"] for trick in siege["tricks"]] == list(insiders.NAMES)
     for trick in siege["tricks"]:
-        assert trick["done"]["pipes"] > 0, trick["name"]
+        assert trick["done"].get("pipes", 0) > 0, trick["name"]
         assert trick["before"]["p99_us"] > 0, trick["name"]
         assert trick["during"]["peak_bytes"] > 0, trick["name"]
         assert not trick["during"]["lost"], trick["name"]
@@ -414,28 +456,45 @@ def test_hostile_insider_tries_every_trick_on_a_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_hostile_insider_tries_every_trick_on_a_relay(tmp_path: Path) -> None:
     """The honest node beside it must be acknowledged, and the figures must be of attacks that took place."""
-    tricks = written(tmp_path, "hostile", "--only", "relay", "--window", "0.3", "--rounds", "1")["relay"]
+
+    def measured(window_s: str) -> Any:
+        return written(tmp_path, "hostile", "--only", "relay", "--window", window_s, "--rounds", "1")["relay"]
+
+    tricks = undisturbed(measured, ("0.3", "1", "3"), lambda tricks: (
+        all(trick["done"].get("connections") and trick["acknowledged"] for trick in tricks)
+    ))  # fmt: skip
     assert [trick["name"] for trick in tricks] == list(relay_siege.RELAY_TRICKS)
     for trick in tricks:
-        assert trick["done"]["connections"] > 0, trick["name"]
+        assert trick["done"].get("connections", 0) > 0, trick["name"]
         assert trick["acknowledged"] > 0, trick["name"]
         assert trick["unanswered"] == 0, trick["name"]
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_workers_tiny_run_does_every_kind_of_harm_and_answers_every_request_once(tmp_path: Path) -> None:
     """What worker processes cost and keep from others is read from this file; harm that is not done proves nothing."""
-    run = written(tmp_path, "workers", "--runs", "20", "--window", "2", "--rounds", "1")
+    harm = {"model_workers_hung", "model_workers_grew"}
+    harm |= {"model_workers_crashed"} if platform.machine() == "x86_64" else set()
+
+    def is_good(run: dict[str, Any]) -> bool:
+        return 0 < run["way"]["here_p50_us"] < run["way"]["worker_p50_us"] and all(
+            run["neighbours"]["counters"][name] for name in harm
+        )
+
+    run = undisturbed(
+        lambda window_s: written(tmp_path, "workers", "--runs", "20", "--window", window_s, "--rounds", "1"),
+        ("2", "5", "10"), is_good,
+    )  # fmt: skip
     assert 0 < run["way"]["here_p50_us"] < run["way"]["worker_p50_us"]
     assert run["way"]["copy_in_us"] > 0
     neighbours = run["neighbours"]
     for name in ("quiet", "first", "beset"):
         assert neighbours[name]["good"] > 0
         assert [neighbours[name][what] for what in ("good_failed", "unanswered", "answered_twice")] == [0, 0, 0]
-    harm = {"model_workers_hung", "model_workers_grew"}
-    harm |= {"model_workers_crashed"} if platform.machine() == "x86_64" else set()
     assert all(neighbours["counters"][name] > 0 for name in harm)
 
 
