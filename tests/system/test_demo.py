@@ -24,9 +24,13 @@ from tests.tools.eventually import eventually
 from tests.tools.node_fixture import environment
 from tests.tools.piece_fixture import NAMES, SLOW, Piece, idle_machine
 
-
 # --- the real thing --------------------------------------------------------------------------------------------------
+STALL_S = 0.5
+"""Whoever can't wake up for so long is called dead soon, and what it should have heard meanwhile is too old."""
+
+
 @pytest.mark.processes
+@pytest.mark.timeout(900)
 def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None:
     """What a visitor sees first. On a busy machine a timing may be missed; it must then be the machine that is blamed,
     and everything else must hold."""
@@ -34,14 +38,18 @@ def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None
         find_detector()
     except MeshError as error:
         pytest.skip(str(error))
-    out = tmp_path / "demo.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "demo", "--no-relay", "--out", str(out)],
-        env=environment(), capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert out.exists(), done.stdout + done.stderr
-    summary = json.loads(out.read_text())
-    assert [promise for promise in summary["promises"] if promise["outcome"] == "broken"] == []
+    for number in range(3):  # a run in which the computer stood still says nothing about the mesh
+        out = tmp_path / f"demo-{number}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "demo", "--no-relay", "--out", str(out)],
+            env=environment(), capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert out.exists(), done.stdout + done.stderr
+        summary = json.loads(out.read_text())
+        broken = [promise for promise in summary["promises"] if promise["outcome"] == "broken"]
+        if not broken or summary["machine"]["probe_latest_s"] < STALL_S:
+            break
+    assert broken == []
     assert done.returncode == STATUS[Outcome(summary["outcome"])], done.stderr
     assert summary["relay"] is False
     assert set(summary["start_up_s"]) == set(NAMES)
@@ -470,12 +478,14 @@ def test_watch_counts_our_processor_time_among_that_of_all_programs() -> None:
             return float(times.user + times.system)
 
         with Watch(ours_s) as watch:
+            eventually(lambda: watch.machine().moments, "it has begun")
             begin_s = ours_s()
             eventually(lambda: ours_s() > begin_s + 0.5, "the busy process has run for half a second", 60.0)
+            took_s = ours_s() - begin_s
     machine = watch.machine()
     first, last = machine.moments[0], machine.moments[-1]
     assert last.ours_s - first.ours_s > 0.4
-    assert last.used_s - first.used_s > last.ours_s - first.ours_s - 0.1  # both are rounded to 0.01 s a processor
+    assert last.used_s - first.used_s > took_s - 0.1  # both are rounded to 0.01 s a processor
     assert machine.bare_start_s > 0
 
 
