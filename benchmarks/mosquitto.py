@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from demo.processes import free_port
+
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
@@ -15,9 +17,7 @@ class Mosquitto:
 
     def __init__(self, folder: Path, *settings: str) -> None:
         """``settings``: further lines of its configuration; by default anybody may connect."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self._config = folder / "mosquitto.conf"
         lines = [
             f"listener {self.port} 127.0.0.1", "user root", "persistence true", f"persistence_location {folder}/",

@@ -4,12 +4,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final, Self
+
+from demo.processes import free_port
 
 _HBA: Final = """
 local all all trust
@@ -53,9 +54,7 @@ class PostgresServer:
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         self.folder.chmod(0o755)
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         data = self.folder / "data"
         self._call(
             "initdb", "--no-sync", "--pgdata", data, "--username", "relay", "--encoding", "UTF8", "--locale", "C"

@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from random import Random
 from typing import Any, Final
 
 from cloud_relay.query.audit import audit
+from demo.processes import free_port
 from meshnode.identity import create_mesh, issue
 from protocols.base.errors import MeshError
 from protocols.base.ids import Role
@@ -101,9 +101,7 @@ class Campaign:
         create_mesh(folder / "authority", "kills")
         issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay")
         issue(folder / "authority", Role.VEHICLE, "veh-1", folder / "node")
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         (folder / "relay" / "relay.toml").write_text(_RELAY.format(port=port))
         (folder / "node" / "node.toml").write_text(_NODE.format(port=port))
         (folder / "node" / "rules.toml").write_text(_RULES)

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from cloud_relay.query.readers.opening import open_reader
 from cloud_relay.query.selection import Query
 from cloud_relay.store.places import PostgresPlace, store_place
 from cloud_relay.store.postgres.writing import PostgresStore
+from demo.processes import free_port
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Address, CredentialFiles, Requester
@@ -111,7 +111,7 @@ class Pair:
         assert isinstance(place, PostgresPlace)
         self.place = place
         create_mesh(folder / "authority", MESH)
-        self._ports = [_free_port(), _free_port()]
+        self._ports = [free_port(), free_port()]
         self._relays: list[subprocess.Popen[bytes] | None] = [None, None]
         for number, port in enumerate(self._ports):
             home = folder / f"relay-{number}"
@@ -295,12 +295,6 @@ def _batch(node: str, first: int, last: int) -> Batch:
         )  # fmt: skip
         records.append(Record(number, "r", Raw(encode_reading(reading))))
     return Batch(MAJOR, MINOR, node, 1, last + 1, tuple(records))
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def main() -> int:

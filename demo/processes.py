@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 RELAY: Final = "relay-1"
+_FIRST_PORT, _PORTS = 20_000, 12_000
 GRACE_S: Final = 30.0
 """A process that was told to stop is killed after this time. It is long enough for a slow machine, because no promise
 is about how fast a node stops."""
@@ -88,7 +90,13 @@ class Processes:
 
 
 def free_port() -> int:
-    """A TCP port of this host that is free now. The relay needs a fixed one, because it comes back on the same port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of this host that is free now. The relay needs a fixed one, because it comes back on the same port.
+
+    It is none of those that the kernel gives to whoever takes any (32768 and above): while nobody listens on one of
+    these, any connection of another program may get it.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -7,7 +7,6 @@ file, and later blocks that are "appended to" it belong to it.
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tomllib
@@ -33,7 +32,7 @@ from protocols.base.errors import ConfigError
 from sims.cli.main import main as meshsim
 from sims.scenario.file import loads
 from tests.tools.eventually import eventually
-from tests.tools.node_fixture import RunningNode, environment, meshnode
+from tests.tools.node_fixture import RunningNode, environment, free_port, meshnode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -327,12 +326,6 @@ def _python(program: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 # --- the README, word by word ---------------------------------------------------------------------------------------
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Walk:
     """Does what the README says, in its order, in a fresh folder."""
 
@@ -343,8 +336,8 @@ class Walk:
         # Two walks on one host must not meet: another name of the mesh, and other ports.
         self._replaced = {
             "demo-road": f"readme-{os.getpid()}",
-            "8470": str(_free_port()),
-            "8471": str(_free_port()),
+            "8470": str(free_port()),
+            "8471": str(free_port()),
         }
 
     def _own(self, text: str) -> str:

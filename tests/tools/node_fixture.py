@@ -5,7 +5,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from demo import processes
 from meshnode.identity import create_mesh, issue
 from tests.tools.eventually import eventually
 
@@ -38,9 +38,7 @@ def meshnode(
 
 def free_port() -> int:
     """A port that nobody uses now, for a configuration that has to name one."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return int(reserved.getsockname()[1])
+    return processes.free_port()
 
 
 def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:
