@@ -320,7 +320,7 @@ def test_virtual_time_example_prints_what_its_page_says(tmp_path: Path) -> None:
 
 def _python(program: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(program)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=30,
+        [sys.executable, str(program)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
 
@@ -362,7 +362,7 @@ class Walk:
             case ["meshnode", "watch", *rest]:
                 self._finish(line, ["watch", *rest, "--once"])
             case ["meshnode", "peers", *rest]:
-                eventually(lambda: meshnode("peers", *rest, cwd=self.folder).returncode == 0, "they meet", 15.0)
+                eventually(lambda: meshnode("peers", *rest, cwd=self.folder).returncode == 0, "they meet", 60.0)
                 self._finish(line, words[1:])
             case ["meshnode", *rest]:
                 self._finish(line, rest)

@@ -136,7 +136,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, condition: str, within_s: float = 10.0) -> None:
+    def until(self, condition: str, within_s: float = 60.0) -> None:
         """Wait for an expression to be true."""
         limit = time.monotonic() + within_s
         while not self.run(condition):

@@ -22,7 +22,7 @@ from sims.runs.run import simulate
 from sims.scenario.file import load as load_scenario
 from sims.world.faults import plan
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]  # half a minute on two idle cores
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]  # half a minute on two idle cores
 SEEDS = int(os.environ.get("MESH_SEEDS", "80"))
 WORKERS = 2
 

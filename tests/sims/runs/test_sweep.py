@@ -285,7 +285,7 @@ def test_sweep_interrupted_keeps_what_was_computed_and_leaves_no_process(tmp_pat
     out = tmp_path / "sweep"
     process, workers = begun(out, 500, 1)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told
     assert "of 500 runs are finished, the same call goes on" in told
     assert "Traceback" not in told

@@ -20,7 +20,7 @@ from sims.runs.sweep import ROW_FILE
 from tests.tools.eventually import eventually
 from tests.tools.ray_fixture import BIN, ROOT, Cluster
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]  # half a minute on two idle cores
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]  # half a minute on two idle cores
 
 SEEDS = 40
 """So many runs that the other machine, too, has made its worker before the first has made them all."""
