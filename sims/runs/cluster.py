@@ -31,7 +31,7 @@ MAX_ATTEMPTS = 3
 be tried for ever."""
 ANSWER_S = 5.0
 """How long to wait until the connection is accepted: as long as Ray itself waits."""
-CONNECT_S = 20.0
+CONNECT_S = 60.0
 """How long to wait until Ray has joined, which takes half a second where nothing else runs."""
 
 
