@@ -44,7 +44,7 @@ async def test_node_that_booted_with_clocks_of_other_years_is_heard_in_each_life
         async with meshnode.open(config) as there:
             await wanted(there, KEY)
             assert there.publish(KEY, number, unit="m/s", sensor="wheel", hops=1).queued == 1
-            reading = await subscription.next(20)
+            reading = await subscription.next(30)
             assert (reading.value, reading.origin) == (number, "veh-1")
             assert first_sequence(there.incarnation) <= reading.sequence <= MAX_SEQUENCE
         await until(lambda: here.peers()[0].state is State.LEFT, "the goodbye is heard")

@@ -136,7 +136,7 @@ async def test_subscriptions_opened_and_closed_under_load_keep_their_promises(op
                 await until(calls.__len__, "readings flow")
             counted = len(calls)
             with here.subscribe("veh/**") as iterated:
-                await iterated.next(5)
+                await iterated.next(30)
             assert len(calls) <= counted + 1, "one call may have been under way"
             async for _reading in iterated:
                 pass  # ends after what is queued
@@ -150,7 +150,7 @@ async def test_subscription_with_a_callback_cannot_be_iterated(opened: Open) -> 
     """Waiting for readings that go elsewhere would hang for ever."""
     node = await opened("veh-1")
     with pytest.raises(TypeError, match="make one without"):
-        await node.subscribe("veh/**", callback=lambda _: None).next(1)
+        await node.subscribe("veh/**", callback=lambda _: None).next(30)
 
 
 # --- life ------------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ async def test_example_of_the_documentation_does_what_it_says(
     space: dict[str, Any] = {"meshnode": meshnode}
     exec("async def example():\n" + textwrap.indent(example, "    "), space)
     running = asyncio.create_task(space["example"]())
-    reading = await heard.next(10)
+    reading = await heard.next(30)
     assert (reading.key, reading.value, reading.how.unit, reading.how.sensor) == (
         "veh/veh-1/speed",
         13.9,

@@ -310,6 +310,6 @@ async def test_part_of_the_guide_does_what_the_guide_says(house: House) -> None:
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         content: bytes = answer.read()
         return content

@@ -76,7 +76,7 @@ def header(name: bytes, value: bytes) -> bytes:
 def begun_call(port: int, path: bytes, window_bytes: int = 65_535) -> socket.socket:
     """A connection on which a call has begun: its head is sent, and no message. ``window_bytes``: how much of the
     answer is taken."""
-    link = socket.create_connection(("127.0.0.1", port), 10)
+    link = socket.create_connection(("127.0.0.1", port), 30)
     head = b"".join((
         header(b":method", b"POST"), header(b":scheme", b"http"), header(b":path", path),
         header(b":authority", b"localhost"), header(b"content-type", b"application/grpc"), header(b"te", b"trailers"),

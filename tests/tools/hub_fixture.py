@@ -96,7 +96,7 @@ class Hub:
 
     def __exit__(self, *_: object) -> None:
         self._stop.close()
-        self._thread.join(5)
+        self._thread.join(30)
         self._stopped.close()
         for host in self.hosts:
             host.close()

@@ -18,7 +18,7 @@ from meshnode.links.express.engine import open_express
 from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, CredentialFiles, OutgoingLane, Transport
 from protocols.base.ids import PeerIdentity, mesh_name
-from tests.tools.eventually import eventually
+from tests.tools.eventually import LIMIT_S, eventually
 from tests.tools.pki_fixture import Authority, authority, credentials
 
 MESH = mesh_name("demo")
@@ -121,7 +121,7 @@ class End:
     told: Recorder
     address: Address
 
-    def dial(self, other: "End | Address", greeting: bytes = b"hello", timeout_s: float = 5.0) -> OutgoingLane:
+    def dial(self, other: "End | Address", greeting: bytes = b"hello", timeout_s: float = LIMIT_S) -> OutgoingLane:
         return self.transport.dial(other if isinstance(other, Address) else other.address, lambda: greeting, timeout_s)
 
 

@@ -211,7 +211,7 @@ class Member:
         finally:
             self.process.kill()
             self.process.wait()
-            self._reader.join(5)
+            self._reader.join(30)
             for pipe in (self.process.stdin, self.process.stdout):
                 assert pipe is not None
                 pipe.close()

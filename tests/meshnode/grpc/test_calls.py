@@ -138,14 +138,14 @@ async def test_call_that_is_cancelled_ends_its_work(served: Served) -> None:
     call = served.call("Wait")
     await asyncio.to_thread(served.methods.begun.wait)
     call.cancel()
-    assert await asyncio.to_thread(served.methods.cancelled.wait, 10)
+    assert await asyncio.to_thread(served.methods.cancelled.wait, 30)
 
 
 async def test_call_whose_deadline_passes_ends_its_work(served: Served) -> None:
     """The library ends the call at both ends; the work must not go on."""
     call = served.call("Wait", timeout_s=0.2)
     assert (await served.failure(call))[0] == "DEADLINE_EXCEEDED"
-    assert await asyncio.to_thread(served.methods.cancelled.wait, 10)
+    assert await asyncio.to_thread(served.methods.cancelled.wait, 30)
 
 
 # --- clients that misbehave ------------------------------------------------------------------------------------------

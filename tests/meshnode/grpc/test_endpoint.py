@@ -276,7 +276,7 @@ def test_garbage_on_the_port_is_hung_up_on_and_disturbs_nobody(rsu: RunningNode,
         random.randbytes(5_000),
         PREFACE + random.randbytes(5_000),
     ):
-        with socket.create_connection(("127.0.0.1", rsu.grpc_port), 10) as link:
+        with socket.create_connection(("127.0.0.1", rsu.grpc_port), 30) as link:
             link.sendall(sent)
             assert hung_up(link)
     for path in (b"/inference.GRPCInferenceService/\xff\xfe", b"\xff", b"/", b"/no/Method"):

@@ -140,7 +140,7 @@ def test_reading_published_at_one_node_streams_from_the_other_with_its_context(
     }  # fmt: skip
     status, put = vehicle.post("/v1/readings", asked)
     assert (status, put["origin"]) == (200, "veh-1")
-    _, headers, body = rsu.ask("GET", "/v1/readings?key=veh/*/context&count=1&timeout_s=10")
+    _, headers, body = rsu.ask("GET", "/v1/readings?key=veh/*/context&count=1&timeout_s=30")
     assert headers["content-type"] == "application/x-ndjson"
     (line,) = body.splitlines()
     reading = json.loads(line)
@@ -241,7 +241,7 @@ def test_reading_published_wrongly_is_refused(
 
 def test_body_declared_too_large_is_refused_before_it_is_sent(vehicle: RunningNode) -> None:
     """A length field must not claim memory."""
-    with socket.create_connection(("127.0.0.1", vehicle.http_port), 10) as link:
+    with socket.create_connection(("127.0.0.1", vehicle.http_port), 30) as link:
         link.sendall(
             b"POST /v1/readings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 99999999999\r\n\r\n"

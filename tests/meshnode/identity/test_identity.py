@@ -354,8 +354,8 @@ def context(node: NodeIdentity, *, server: bool) -> ssl.SSLContext:
 def handshake(server: NodeIdentity, client: NodeIdentity) -> dict[str, object]:
     """What each side sees of the other, by a real handshake over a socket pair."""
     left, right = socket.socketpair()
-    left.settimeout(10)
-    right.settimeout(10)
+    left.settimeout(30)
+    right.settimeout(30)
     seen: dict[str, object] = {}
 
     def serve() -> None:
@@ -374,7 +374,7 @@ def handshake(server: NodeIdentity, client: NodeIdentity) -> dict[str, object]:
             assert stream.recv(1) == b"x"
     finally:
         right.close()
-        thread.join(10)
+        thread.join(30)
         left.close()
     return seen
 

@@ -47,18 +47,18 @@ def raw_inbox(files: CredentialFiles, serve: Callable[[ssl.SSLSocket], object], 
     for name, value in options.items():
         setattr(context, name, value)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(8)
+        listener.settimeout(30)
 
         def run() -> None:
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 plain = stack.enter_context(listener.accept()[0])
-                plain.settimeout(8)
+                plain.settimeout(30)
                 serve(stack.enter_context(context.wrap_socket(plain, server_side=True)))
 
         thread = threading.Thread(target=run)
         thread.start()
         yield Address("127.0.0.1", listener.getsockname()[1])
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -266,7 +266,7 @@ def test_inbox_that_never_reads_declines_frames_and_can_be_closed(pki: Any, end:
 
     def serve(tls: ssl.SSLSocket) -> None:
         tls.sendall(SP_PULL)
-        done.wait(8)
+        done.wait(30)
 
     with raw_inbox(pki("b"), serve) as address:
         lane = a.dial(address)
@@ -315,7 +315,7 @@ def test_peer_changing_its_keys_again_and_again_is_heard(pki: Any, end: Any) -> 
             client.stdin.flush()
             eventually(lambda number=number: b.told.frames()[-1] == b"%d" % number, "a frame under new keys")
         client.stdin.close()
-        client.wait(8)
+        client.wait(30)
     b.told.one("inbound_closed")
 
 
@@ -388,7 +388,7 @@ def test_notices_asked_for_by_many_threads_are_never_lost(pki: Any, end: Any) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     told = len(a.told.all("lane_writable"))
     assert 300 <= told <= 900

@@ -204,7 +204,7 @@ def test_server_that_accepts_and_hangs_up_finishes_the_lane(pki: Any, end: Any, 
     """A proxy in front of nothing looks like this."""
     a = end(pki("a"), engine=engine)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
+        server.settimeout(30)
         a.dial(Address("127.0.0.1", server.getsockname()[1]), timeout_s=0.6)
         server.accept()[0].close()
         assert "hung up" in a.told.one("lane_closed")[2]
@@ -214,7 +214,7 @@ def test_server_that_is_no_inbox_finishes_the_lane(pki: Any, end: Any, engine: s
     """An address of some web server, from an old advert."""
     a = end(pki("a"), engine=engine)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
+        server.settimeout(30)
         a.dial(Address("127.0.0.1", server.getsockname()[1]), timeout_s=0.6)
         with server.accept()[0] as sock:
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")

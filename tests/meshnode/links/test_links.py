@@ -90,7 +90,7 @@ def test_lane_asked_to_notify_tells_writable_once_and_not_when_closed(pki: Any, 
     """The driver hands work to the I/O thread this way; a lost or repeated notice would stall or spin it."""
     a, b = two(pki("a"), pki("b"))
     asked = threading.Event()
-    lane = a.transport.dial(b.address, lambda: b"hello" if asked.wait(8) else b"late", 5.0)
+    lane = a.transport.dial(b.address, lambda: b"hello" if asked.wait(30) else b"late", 30.0)
     lane.notify()  # before it is open, which it is after its greeting
     asked.set()
     a.told.one("lane_opened")
@@ -162,7 +162,7 @@ def test_close_while_threads_send_returns_and_nothing_is_told_after(pki: Any, tw
     told = len(a.told.log)
     stop.set()
     for sender in senders:
-        sender.join(5)
+        sender.join(30)
         assert not sender.is_alive()
     assert not lane.try_send(b"x")
     lane.close()
@@ -283,7 +283,7 @@ def test_ten_thousand_frames_of_mixed_sizes_arrive_whole_and_in_order_both_ways(
         sender.start()
     eventually(lambda: a.told.seen == b.told.seen == count or failures, "all frames")
     for sender in senders:
-        sender.join(5)
+        sender.join(30)
     assert failures == []
 
 
@@ -309,7 +309,7 @@ from tests.tools.link_fixture import ENGINES, MESH, Recorder
 told = Recorder()
 transport = ENGINES[sys.argv[5]](CredentialFiles(*map(Path, sys.argv[1:4])), told, MESH)
 print(transport.listen("127.0.0.1", 0), flush=True)
-lane = transport.dial(Address("127.0.0.1", int(sys.argv[4])), lambda: b"child", 5)
+lane = transport.dial(Address("127.0.0.1", int(sys.argv[4])), lambda: b"child", 30)
 told.one("lane_opened")
 told.one("frame")
 """

@@ -132,7 +132,7 @@ class Silent:
 
     def close(self) -> None:
         self._over = True
-        self._thread.join(5)
+        self._thread.join(30)
         self._socket.close()
 
 

@@ -27,7 +27,7 @@ def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None
             for now_ns, closed in ((0, 0), (99, 0), (100, 1), (101, 0)):
                 found = connections.look({known, gone}, now_ns)
                 assert (found.mute_closed, found.vanished) == (closed, {gone})
-            stranger.settimeout(5)
+            stranger.settimeout(30)
             assert stranger.recv(1) == b""
             peer.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -62,7 +62,7 @@ def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
     lane = a.dial(b)
     a.told.one("lane_opened")
     with socket.create_connection((b.address.host, b.address.port)) as stranger:
-        stranger.settimeout(8)
+        stranger.settimeout(30)
         assert stranger.recv(1) == b""
     eventually(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
     assert lane.try_send(b"still here")
@@ -121,14 +121,14 @@ def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1, 10**19)
     assert pipes.admit(pipe)
     assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))
-    told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
+    told.on_frame = lambda number, frame: (inside.set(), go_on.wait(30), told.log.append(("returned",)))[0]
     receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
     receiver.start()
     assert inside.wait(30)
     pipes.close(pipe)
     assert not told.all("inbound_closed")
     go_on.set()
-    receiver.join(5)
+    receiver.join(30)
     assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
     assert not pipes.receive(7, b"late")
     assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))

@@ -99,7 +99,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        self._reader.join(5)
+        self._reader.join(30)
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
@@ -113,13 +113,13 @@ async def test_application_in_another_process_publishes_and_subscribes_through_t
     async with meshnode.open(config) as node:
         heard = node.subscribe("veh/**")
         with Child(socket_of(config)) as child:
-            first = await heard.next(10)
+            first = await heard.next(30)
             assert (first.key, first.value, first.origin, first.where) == ("veh/veh-1/child", "up", "veh-1", HERE)
             assert abs(first.when.utc_ns - time.time_ns()) < 60 * limits.SECOND
             await child.heard("up")
             node.publish("veh/veh-1/command", "brake")
             await child.heard("command brake")
-            assert (await heard.next(10)).value == "brake"
+            assert (await heard.next(30)).value == "brake"
 
 
 async def test_two_applications_hear_each_other_and_a_neighbour(house: House) -> None:
@@ -142,7 +142,7 @@ async def test_two_applications_hear_each_other_and_a_neighbour(house: House) ->
             near, distant = right.subscribe("veh/veh-1/*"), far.subscribe("veh/veh-1/*")
             left.publish("veh/veh-1/door", {"open": True, "angles": [1, 2.5]})
             for heard in (near, distant):
-                reading = await heard.next(10)
+                reading = await heard.next(30)
                 assert (reading.value, reading.origin) == ({"open": True, "angles": [1, 2.5]}, "veh-1")
 
 
@@ -159,7 +159,7 @@ async def test_tensor_of_a_megabyte_arrives_bit_for_bit(house: House) -> None:
         for _ in range(5):
             one.publish("veh/veh-1/camera", array)
         for _ in range(5):
-            reading = await frames.next(10)
+            reading = await frames.next(30)
             assert np.array_equal(np.asarray(reading.value), array)
 
 
@@ -179,7 +179,7 @@ async def test_infer_through_the_node_is_computed_by_a_neighbour(house: House) -
             assert (signature.name, signature.dtype, signature.shape) == ("x", "f4", (2, 3))
             await until(lambda: any(peer.offers for peer in own.peers()), "the neighbour offers its model")
             x = np.arange(6, dtype="f4").reshape(2, 3)
-            result = await app.infer("double", {"x": x}, deadline_ms=5_000)
+            result = await app.infer("double", {"x": x}, deadline_ms=60_000)
             assert np.array_equal(result.outputs["y"], 2 * x)
             assert result.ran_on == "rsu-1"
             assert result.attempts[0].outcome == "done"
@@ -271,7 +271,7 @@ async def test_put_without_position_is_refused_until_an_application_tells_it(hou
             app.publish("veh/veh-1/speed", 3)
         app.position = HERE
         app.publish("veh/veh-1/speed", 4)
-        assert (await heard.next(10)).where == HERE
+        assert (await heard.next(30)).where == HERE
         assert app.position == HERE
         node.position = None  # between a put and its arrival this may happen
         speed = app.publisher("veh/veh-1/speed")
@@ -438,7 +438,7 @@ async def test_closing_application_hands_over_what_it_put(house: House) -> None:
         async with meshnode.connect(socket_of(config)) as app:
             for value in range(1_000):
                 app.publish("veh/veh-1/result", value)
-        assert [(await heard.next(10)).value for _ in range(1_000)] == list(range(1_000))
+        assert [(await heard.next(30)).value for _ in range(1_000)] == list(range(1_000))
 
 
 @pytest.mark.processes
@@ -484,7 +484,7 @@ async def test_killed_node_is_noticed_and_its_successor_takes_over(house: House)
             app.on_event(events.append)
             heard = app.subscribe("veh/veh-1/*")
             first.ask("publish", "veh/veh-1/x", 1)
-            assert (await heard.next(10)).value == 1
+            assert (await heard.next(30)).value == 1
             before = app.incarnation
             request = asyncio.ensure_future(app.flushed())
             await request
@@ -500,11 +500,11 @@ async def test_killed_node_is_noticed_and_its_successor_takes_over(house: House)
             assert app.publish("veh/veh-1/waits", "for you").queued == 1
             assert app.statistics()["application_readings_waiting"] == 1
             with Member(file) as second:
-                assert (await heard.next(20)).value == "for you"
+                assert (await heard.next(30)).value == "for you"
                 assert app.incarnation > before
                 assert [event.incarnation for event in events if type(event) is NodeBack] == [app.incarnation]
                 second.ask("publish", "veh/veh-1/x", 2)
-                assert (await heard.next(10)).value == 2
+                assert (await heard.next(30)).value == 2
                 assert second.end() == 0
             await until(lambda: sum(type(event) is NodeAway for event in events) == 2, "it says goodbye")
             assert "leaving" in events[-1].reason
@@ -525,7 +525,7 @@ async def test_inference_under_way_fails_when_the_node_is_killed(house: House) -
             await until(lambda: app.statistics()["local_inferences"] == 20, "they are under way")
             member.end(signal.SIGKILL)
             with pytest.raises(meshnode.MeshError, match="lost before it answered"):
-                await asyncio.wait_for(running[-1], 10)
+                await asyncio.wait_for(running[-1], 30)
             await asyncio.gather(*running, return_exceptions=True)
 
 

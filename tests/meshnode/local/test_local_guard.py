@@ -64,7 +64,7 @@ def raw(path: Path, greeting: bytes = _GREETING) -> Iterator[socket.socket]:
     """A connection on which a test says what it likes."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(os.fspath(path))
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.sendall(greeting)
         yield sock
 
@@ -255,7 +255,7 @@ async def test_application_cut_off_at_any_byte_leaves_the_node_whole(house: Hous
 async def test_applications_beyond_the_bound_are_turned_away(house: House) -> None:
     """A program that connects in a loop must not use up the node's memory."""
     config = house.config("veh-1")
-    async with meshnode.open(config) as node, asyncio.timeout(20):
+    async with meshnode.open(config) as node, asyncio.timeout(60):
         apps = [meshnode.connect(socket_of(config)) for _ in range(limits.MAX_LOCAL_APPLICATIONS)]
         for app in apps:
             await app.__aenter__()

@@ -55,7 +55,7 @@ async def test_reading_that_several_rules_match_becomes_one_record(tmp_path: Pat
                 rsu.publish("rsu/rsu-1/hazard", number)
                 rsu.publish("rsu/rsu-1/light", number)
             vehicle.publish("veh/veh-1/speed", 13.9)
-            while (came := await heard.next(10.0)).key != "rsu/rsu-1/light" or came.value != 3:
+            while (came := await heard.next(30)).key != "rsu/rsu-1/light" or came.value != 3:
                 pass
             issued = 1 + 1 + 3 + 3
             await until(lambda: vehicle.statistics()["outbox_issued"] >= issued, f"{vehicle.statistics()}")

@@ -500,4 +500,4 @@ def test_host_metrics_measure_until_the_node_stops(tmp_path: Path) -> None:
     thread.start()
     where.stopping.set()
     assert ended.wait(30)
-    thread.join(10)
+    thread.join(30)

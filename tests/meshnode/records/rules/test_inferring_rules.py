@@ -74,7 +74,7 @@ async def test_prediction_goes_through_rules_again_and_a_failure_is_told(tmp_pat
         node.publish("veh/veh-1/pair", [1.0, 2.0], unit="1", sensor="s", quality=0.5)
         found = await large.next(30.0)
         assert (found.value, found.how.lineage, found.how.quality) == (6.0, ("large", "added"), 0.5)
-        assert (await sums.next(10.0)).value == {"y": [[5.0, 6.0]]}
+        assert (await sums.next(30)).value == {"y": [[5.0, 6.0]]}
         await until(lambda: node.statistics()["outbox_issued"] == 1, "what is large is a record")
         view = node.part(RunningRecords).node_view
         node.publish("veh/veh-1/pair", ["a", "b"], unit="1", sensor="s")

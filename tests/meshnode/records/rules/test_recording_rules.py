@@ -92,7 +92,7 @@ async def test_node_records_what_was_read_before_and_after(folder: Path) -> None
             node.publish("veh/veh-1/speed", float(number), unit="1", sensor="s")
         alerts = node.subscribe("veh/*/alert")
         node.publish("veh/veh-1/brake", 9.0, unit="1", sensor="s")
-        alert = await alerts.next(10.0)
+        alert = await alerts.next(30)
         assert (alert.priority, alert.lifespan_ms) == (6, 10_000)
         for number in range(250, 260):
             node.publish("veh/veh-1/speed", float(number), unit="1", sensor="s")
