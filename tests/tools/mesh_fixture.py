@@ -45,10 +45,10 @@ from protocols.base.ids import node_id
 from protocols.wire.readings import Position, Reading
 from tests.tools.eventually import LIMIT_S, eventually, until
 from tests.tools.hub_fixture import enter
-from tests.tools.node_fixture import environment
+from tests.tools.node_fixture import PATIENT_INFERENCE, START_S, environment
 
 HERE = Position(48.7661, 11.4298, 3.0)
-_INFERENCE, _MEMBERSHIP = InferenceSection(), MembershipSection()
+_INFERENCE, _MEMBERSHIP = InferenceSection(deadline_ms=60_000), MembershipSection()
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
 _numbers = itertools.count()
 
@@ -93,6 +93,7 @@ class House:
         path.write_text(
             f'[node]\nid = "{node}"\n{_POSITION}\n'
             f'[listen]\nhost = "127.0.0.1"\nadvertise = ["127.0.0.1"]\n[http]\nenabled = false\n'
+            + ("" if "[inference]" in tables else PATIENT_INFERENCE)
             + (tables if "[discovery]" in tables else f"[discovery]\n{discovery}\n{tables}")
         )
         return path
@@ -175,7 +176,8 @@ class Member:
             assert lines or self.process.poll() is None, f"{self.name} ended: {self.log.read_text()[-2_000:]}"
             return lines
 
-        return eventually(found, lambda: f"{self.name} says {kind} {fields}, not only {self.said[-20:]}")[0]
+        what, limit_s = f"{self.name} says {kind} {fields}", START_S if kind == "up" else LIMIT_S
+        return eventually(found, lambda: f"{what}, not only {self.said[-20:]}", limit_s)[0]
 
     def tell(self, verb: str, *arguments: Any) -> None:
         """Send an order."""

@@ -16,8 +16,11 @@ from demo import processes
 from meshnode.identity import create_mesh, issue
 from tests.tools.eventually import eventually
 
-START_S = 60.0
+START_S = 90.0
+"""What starts has to load libraries and to warm up models, beside tests that do the same."""
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
+PATIENT_INFERENCE = "[inference]\ndeadline_ms = 60_000\n"
+"""A deadline that no test reaches: that of a node is as short as a stall of a busy machine."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,7 +30,7 @@ def environment() -> dict[str, str]:
 
 
 def meshnode(
-    *arguments: str | Path, timeout_s: float = 60.0, cwd: Path | None = None
+    *arguments: str | Path, timeout_s: float = 120.0, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run one command to its end."""
     return subprocess.run(
@@ -51,9 +54,10 @@ def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[i
     addresses = ", ".join(f'"127.0.0.1:{port}"' for port in seeds)
     config = home / "node.toml"
     http_table = "" if "[http]" in tables else "[http]\nport = 0\n"
+    inference_table = "" if "[inference]" in tables else PATIENT_INFERENCE
     config.write_text(
         f'[node]\nid = "{node}"\n{_POSITION}\n[listen]\nhost = "127.0.0.1"\n'
-        f"[discovery]\nmdns = false\nseeds = [{addresses}]\n{http_table}{tables}"
+        f"[discovery]\nmdns = false\nseeds = [{addresses}]\n{http_table}{inference_table}{tables}"
     )
     return config
 
