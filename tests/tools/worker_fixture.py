@@ -11,7 +11,8 @@ from benchmarks.misbehaving import LIMIT_MIB, Kind, write_misbehaving
 from meshnode.models import Cancellation, ModelSpec
 from meshnode.models.worker import Patience, WorkerModel, Workers
 
-SHORT = Patience(grace_s=0.2, first_pause_s=0.5)
+SHORT = Patience(grace_s=0.2, first_pause_s=2.0)
+"""A pause that a test may still be in after a stall."""
 
 
 class Troubled:
