@@ -45,11 +45,12 @@ def test_failures_remembered_are_bounded_and_strangers_never_push_out_those_dial
 def test_dial_that_fails_is_remembered_with_its_address_and_reason(pki: Any, end: Any, engine: str) -> None:
     """On both engines: where it was, and what an operator can do."""
     a, stranger = end(pki("a"), engine=engine), end(pki("x", authority()), engine=engine)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
+    with socket.socket() as unused:  # bound and not listening: nobody else gets the port meanwhile
+        unused.bind(("127.0.0.1", 0))
         nowhere = Address("127.0.0.1", unused.getsockname()[1])
-    a.dial(stranger)
-    a.dial(nowhere, timeout_s=60)  # whoever waits for that long can not try another place
-    eventually(lambda: len(a.told.all("lane_closed")) == 2, "both dials end")
+        a.dial(stranger)
+        a.dial(nowhere, timeout_s=60)  # whoever waits for that long can not try another place
+        eventually(lambda: len(a.told.all("lane_closed")) == 2, "both dials end")
     by_peer = {link.peer: link for link in a.transport.failures()}
     told = by_peer[str(stranger.address)]
     assert "another authority" in told.why or "refuses the other's certificate (other authority" in told.why
@@ -81,9 +82,9 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Addres
         def server() -> socket.socket:
             return stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
-        mute, closed = server(), socket.create_server(("127.0.0.1", 0))
+        mute, closed = server(), stack.enter_context(socket.socket())
+        closed.bind(("127.0.0.1", 0))  # it does not listen, and nobody else gets the port
         nowhere = Address("127.0.0.1", closed.getsockname()[1])
-        closed.close()
         issue(strange, "vehicle", "veh-9", folder / "veh-9")
         other = RunningNode(prepare_strange(folder, strange))
         stack.enter_context(other)

@@ -73,10 +73,12 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, two: A
     lane = a.dial(b)
     a.told.one("lane_opened")
     eventually(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
-    frame, taken, declined_since = b"x" * 1_000_000, 0, time.monotonic()
-    while time.monotonic() - declined_since < 0.3:  # full is when nothing was taken for a while
+    frame, taken, declined = b"x" * 1_000_000, 0, 0
+    while declined < 300:  # full is when nothing was taken for a while; a stall is one of these steps
         if lane.try_send(frame):
-            taken, declined_since = taken + 1, time.monotonic()
+            taken, declined = taken + 1, 0
+        else:
+            declined += 1
         time.sleep(0.001)
     seen = len(a.told.all("lane_writable"))
     release.set()
