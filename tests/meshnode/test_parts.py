@@ -280,7 +280,7 @@ async def test_part_between_two_nodes_is_reached_from_everywhere(house: House) -
             assert vehicle.statistics()["echo_answered"] > 2
             assert application.ask("echo.chimes")["rsu-1"] > 2
             assert application.ask("echo.ask", "rsu-1") > 2
-            assert any(type(event).__name__ == "Echoed" for event in events)
+            await until(lambda: any(type(event).__name__ == "Echoed" for event in events), "it is told")
             await asyncio.gather(rsu.wait_for_peers(1), vehicle.wait_for_peers(1))
 
 

@@ -201,22 +201,30 @@ def test_run_told_to_leave_says_goodbye_and_exits_with_0(rsu: RunningNode, tmp_p
         log = node.log.read_text()
         assert "has left" in log
         assert "Traceback" not in log
-        (state,) = (peer["state"] for peer in rsu.get("/v1/peers") if peer["node"] == name)
-        assert state == "left"
+
+        def states(node: str = name) -> list[str]:
+            return [peer["state"] for peer in rsu.get("/v1/peers") if peer["node"] == node]
+
+        eventually(lambda: states() != ["alive"], "the goodbye is heard")
+        assert states() == ["left"]
 
 
 def test_run_told_to_leave_while_it_starts_exits_with_0(tmp_path: Path) -> None:
     """An impatient supervisor stops what it has just started."""
     slow = write_model(tmp_path / "slow.onnx", [384, 384], "MatMul", repeat=400)
-    config = prepare(tmp_path, "veh-1", "vehicle", f'[models.slow]\npath = "{slow}"\n')
-    process = subprocess.Popen(
-        [sys.executable, "-m", "meshnode.cli", "run", str(config)],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    eventually((config.parent / "state" / "incarnation").exists, "the node begins to start")
-    process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=60)
-    assert (process.returncode, out, "Traceback" in said) == (0, "", False), said
+    for attempt in range(4):  # a stall of this process may last until it has started
+        config = prepare(tmp_path, f"veh-{attempt}", "vehicle", f'[models.slow]\npath = "{slow}"\n')
+        process = subprocess.Popen(
+            [sys.executable, "-m", "meshnode.cli", "run", str(config)],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        eventually((config.parent / "state" / "incarnation").exists, "the node begins to start")
+        process.send_signal(signal.SIGTERM)
+        out, said = process.communicate(timeout=60)
+        assert (process.returncode, "Traceback" in said) == (0, False), said
+        if out == "":
+            break
+    assert out == ""
 
 
 def test_run_with_json_logs_one_object_a_line(tmp_path: Path) -> None:

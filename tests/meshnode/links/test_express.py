@@ -165,8 +165,14 @@ def test_five_hundred_half_open_connections_keep_no_neighbour_out(pki: Any, end:
         c.dial(b, b"new")
         c.told.one("lane_opened")
         eventually(lambda: b"new" in b.told.frames() and b.told.frames().count(b"still here") == 5, "both are heard")
-        statistics = b.transport.statistics()
-        assert statistics["handshakes_failed_crowded_out"] >= 500 - inbox._MAX_NEWCOMERS - 1
+
+        def ended() -> int:
+            """Those that made room, and those whose time was over before they had to."""
+            told = b.transport.statistics()
+            return told["handshakes_failed_crowded_out"] + told["mute_connections_closed"]
+
+        # a kernel whose queue was full lets some of them in seconds later
+        eventually(lambda: ended() >= 500 - inbox._MAX_NEWCOMERS - 1, lambda: f"all but a few have ended: {ended()}")
         assert psutil.Process().num_fds() - descriptors < 500 + inbox._MAX_NEWCOMERS + 20
     assert not a.told.all("lane_closed")
 

@@ -314,6 +314,7 @@ async def test_missed_deadline_is_counted_and_told(house: House) -> None:
         await app.flushed()
         watch = app.subscribe("veh/veh-1/brake", deadline_ms=50)
         await until(lambda: watch.deadlines_missed, "the deadline passes")
+        await until(lambda: events, "it is told")
         assert [event.key for event in events if type(event).__name__ == "DeadlineMissed"] == ["veh/veh-1/brake"]
 
 
@@ -502,6 +503,7 @@ async def test_killed_node_is_noticed_and_its_successor_takes_over(house: House)
             with Member(file) as second:
                 assert (await heard.next(30)).value == "for you"
                 assert app.incarnation > before
+                await until(lambda: any(type(event) is NodeBack for event in events), "it is told")
                 assert [event.incarnation for event in events if type(event) is NodeBack] == [app.incarnation]
                 second.ask("publish", "veh/veh-1/x", 2)
                 assert (await heard.next(30)).value == 2
