@@ -152,7 +152,12 @@ def test_wrong_options_are_named(options: dict[str, Any], said: str, dbc: str) -
 
 @pytest.mark.processes
 def test_node_publishes_what_a_bus_of_200_signals_says(tmp_path: Path) -> None:
-    """The short form of ``python -m benchmarks.can_bus``."""
-    figures = asyncio.run(can_bus.run(tmp_path, 1.5, 10.0, 500, 1))
+    """The short form of ``python -m benchmarks.can_bus``, made again when a stall left no time for all signals."""
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        figures = asyncio.run(can_bus.run(folder, 1.5, 10.0, 500, 1))
+        assert figures["wrong_values"] == 0
+        if figures["signals"] == 200:
+            break
     assert figures["signals"] == 200
-    assert figures["wrong_values"] == 0
