@@ -25,7 +25,7 @@ def given_broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 def write(house: House, port: int, *entries: str, **broker: str) -> Path:
     """The configuration of a node with a broker."""
-    options = {"name": '"box"', "host": '"127.0.0.1"', "port": str(port), "keepalive_s": "2", **broker}
+    options = {"name": '"box"', "host": '"127.0.0.1"', "port": str(port), "keepalive_s": "60", **broker}
     lines = [f"{option} = {value}" for option, value in options.items()]
     return house.file("v", "[[mqtt]]\n" + "\n".join([*lines, *entries]) + "\n", mdns=False)
 

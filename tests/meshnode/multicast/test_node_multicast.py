@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -112,6 +113,7 @@ async def test_stranger_that_floods_the_group_keeps_nobody_from_hearing(tmp_path
         listener.bind((GROUP, port))
         membership = socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1")
         listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        begun_s = time.monotonic()
         async with mesh(tmp_path, port, port, port) as nodes:
             for node in nodes:
                 await counted(node, "multicast_listeners", 2)
@@ -129,9 +131,8 @@ async def test_stranger_that_floods_the_group_keeps_nobody_from_hearing(tmp_path
             await until(lambda: (publisher.put(1), received)[1], "a reading comes")
             counters = nodes[1].statistics()
             assert counters["multicast_forged"] == 0
-            assert (
-                counters["multicast_broken"] <= limits.MAX_BROKEN_DATAGRAMS_BURST + 10 * limits.BROKEN_DATAGRAMS_PER_S
-            )
+            paid = limits.BROKEN_DATAGRAMS_PER_S * (1 + time.monotonic() - begun_s)
+            assert counters["multicast_broken"] <= limits.MAX_BROKEN_DATAGRAMS_BURST + paid
 
 
 async def test_node_whose_port_is_taken_says_so_and_works_without(tmp_path: Path) -> None:
@@ -176,11 +177,15 @@ async def test_neighbours_that_are_slow_or_hang_slow_down_nobody_who_listens(tmp
             node.subscribe("veh/v-0/*", callback=lambda reading, name=name: came(name, reading.value[0]))
         await until(lambda: publisher.put([-1, b""]).queued == 4, "everybody wants it")
         await counted(here, "multicast_listeners", 3)
-        good = (received["v-1"], received["v-2"])
+        good, begun_s = (received["v-1"], received["v-2"]), time.monotonic()
         for number in range(120):
             assert publisher.put([number, bytes(900)]).queued == 4
             await until(lambda number=number: all(values and values[-1] >= number for values in good), "it comes")  # type: ignore[misc]
-        assert len([value for value in received["slow"] if value >= 0]) < 80, "its link has room for nine a second"
+        room = 9 * (1 + time.monotonic() - begun_s)
+        assert len([value for value in received["slow"] if value >= 0]) < 40 + room, (
+            "its link has room for nine a second"
+        )
+        await until(lambda: received["hangs"][-1] >= 0, "it has taken one")
         assert [value for value in received["hangs"] if value >= 0] == [received["hangs"][-1]]
         assert "pace_frames_per_s" not in here.statistics()
         assert {view.node for view in here.peers() if view.is_behind} <= {"slow", "hangs"}
