@@ -172,7 +172,7 @@ async def test_node_that_the_table_of_access_does_not_let_infer_computes_at_home
     request = InferRequest(1, "double", digest, 9_000_000, (NamedTensor("x", tensor_of(ONES)),))
     credentials = issue(house.folder / "authority", "rsu", "rsu-1", house.folder / "nodes").credentials
     with closing(open_requester(credentials, relay.address, MeshName(house.mesh))) as requester:
-        answer = decode_untrusted_relay_frame(requester.request(encode_frame(request), 20))
+        answer = decode_untrusted_relay_frame(requester.request(encode_frame(request), 60))
     assert isinstance(answer, InferAnswer)
     assert (answer.status, answer.detail) == ("unknown", "relay-1 may not compute 'double' for rsu-1")
 

@@ -299,7 +299,7 @@ async def test_node_closed_in_the_middle_ends_the_stream_with_a_clear_error(
             await until(lambda: node.statistics()["inference_answered"] == 2, "the source is waited for")
     closed.set()
     with pytest.raises(InferenceError, match="the node veh-2 closed while a stream of inferences was being read"):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 30)
     assert pending(node) == (0, 0, 0)
     assert not stream_tasks()
     with pytest.raises(LocalProtocolError, match="not running"):
@@ -356,5 +356,5 @@ async def test_newest_left_in_the_middle_stops_reading_its_source(node: meshnode
 
     async with node.infer_stream("double", camera(), newest=True) as stream:
         await anext(stream)
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 30)
     await nothing_is_left(node)

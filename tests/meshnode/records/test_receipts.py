@@ -68,7 +68,7 @@ async def uplinked(
         task = asyncio.create_task(uplink.run())
         yield outbox, uplink
         await uplink.stop(5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 def curated(number: int) -> Curated:

@@ -50,7 +50,7 @@ async def uplinked(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterato
         task = asyncio.create_task(uplink.run())
         yield outbox, uplink
         await uplink.stop(5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 def direct(relay: RelayInProcess) -> Callable[[bytes], bytes]:
@@ -234,7 +234,7 @@ async def test_uplink_holds_records_back_until_the_way_leads_over_a_free_interfa
         assert uplink.state is UplinkState.CONNECTED
         assert opened == ["wwan0", "wlan1"]
         await uplink.stop(5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 def test_kernel_says_by_which_interface_packets_would_leave() -> None:
@@ -290,7 +290,7 @@ async def test_uplink_introduction_that_the_disk_did_not_take_is_asked_for_again
         await outbox._file._db.execute("PRAGMA query_only = OFF")
         await until(lambda: outbox.pending == 0)
         await uplink.stop(5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
         assert uplink.state is UplinkState.STOPPED
 
 
@@ -318,7 +318,7 @@ async def test_uplink_delivers_what_was_put_before_the_clock_was_set(relay: Rela
         away = False
         await until(lambda: outbox.pending == 0)
         await uplink.stop(5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
     assert [record["sequence"] for record in relay.records()] == [1]
 
 
@@ -331,7 +331,7 @@ async def test_uplink_cancelled_leaves_its_batch_for_the_next(relay: RelayInProc
             batch = decode_untrusted_relay_frame(frame)
             if isinstance(batch, Batch) and batch.records:
                 held.set()
-                closed.wait(20)
+                closed.wait(60)
                 raise TransportError("closed here")
             return super().request(frame, timeout_s)
 
@@ -364,7 +364,7 @@ async def test_uplink_stop_during_a_request_without_answer_ends_in_time(tmp_path
 
         def request(self, frame: bytes, timeout_s: float) -> bytes:
             self.asked.set()
-            assert self.closed.wait(20)
+            assert self.closed.wait(60)
             raise TransportError("closed here")
 
         def close(self) -> None:
@@ -377,5 +377,5 @@ async def test_uplink_stop_during_a_request_without_answer_ends_in_time(tmp_path
         await outbox.put(curated(1))
         await until(mute.asked.is_set)
         await uplink.stop(0.05)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
         assert outbox.pending == 1

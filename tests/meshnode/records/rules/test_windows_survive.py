@@ -91,13 +91,14 @@ def test_node_killed_again_and_again_counts_each_reading_once_or_as_lost(tmp_pat
 
 
 IDLE = """
-import asyncio, json, sys
+import asyncio, json, sys, time
 import meshnode
 
 async def main(config, number):
     async with meshnode.open(config) as node:
+        at_ns = time.time_ns()  # one instant is in one window
         for value in range(number):
-            node.publish("veh/veh-1/n", float(value), unit="1", sensor="s")
+            node.publish("veh/veh-1/n", float(value), unit="1", sensor="s", time_ns=at_ns)
         while node.statistics().get("rules_derived", 0) < (2 if number else 0):
             await asyncio.sleep(0.02)
         await asyncio.sleep(1.5)  # what was derived is stored, and nothing changes any more
