@@ -70,7 +70,7 @@ def test_node_whose_port_is_taken_answers_and_is_ready_once_it_is_free(tmp_path:
     """A supervisor that starts the new process before the old one has ended must not need luck."""
     port = free_port()
     config = prepare(tmp_path, "rsu-1", "rsu", f"[http]\nport = {port}\n")
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:  # nobody else gets it when it is given back
         taken = other.getsockname()[1]
         config.write_text(config.read_text().replace('host = "127.0.0.1"', f'host = "127.0.0.1"\nport = {taken}', 1))
         process = subprocess.Popen(
@@ -125,7 +125,7 @@ def test_node_that_waits_for_its_port_leaves_when_it_is_told_to(tmp_path: Path) 
 
 async def test_http_whose_port_is_taken_is_a_trouble_and_everything_else_works(house: House) -> None:
     """Two nodes on one computer, and nobody who changed the port of one: it must still pass on hazards."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:
         section = HttpSection(port=other.getsockname()[1])
         async with meshnode.open(house.config("veh-1").with_sections(section)) as node:
             (trouble,) = node.troubles.current()

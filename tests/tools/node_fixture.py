@@ -1,5 +1,6 @@
 """Real nodes for tests: certificates, a configuration, and ``meshnode run`` as a process on loopback."""
 
+import contextlib
 import http.client
 import json
 import os

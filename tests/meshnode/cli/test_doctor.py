@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshnode.cli.probes import multicast_returns
-from tests.tools.node_fixture import RunningNode, meshnode, pair, prepare
+from tests.tools.node_fixture import RunningNode, free_port, meshnode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes
@@ -52,9 +52,7 @@ def test_doctor_tells_what_the_running_node_announces_and_when_it_has_no_network
     """It said that multicast works while the node had joined no interface, because it probed the host alone."""
 
     def beside(interfaces: str) -> tuple[int, dict[str, tuple[str, str]]]:
-        with socket.socket() as reserved:
-            reserved.bind(("127.0.0.1", 0))
-            tables = f"[http]\nport = {reserved.getsockname()[1]}\n"
+        tables = f"[http]\nport = {free_port()}\n"
         config = prepare(tmp_path, "veh-1", "vehicle", tables)
         config.write_text(config.read_text().replace("mdns = false", f"interfaces = [{interfaces}]"))
         with RunningNode(config) as node:
@@ -72,10 +70,7 @@ def test_doctor_tells_what_the_running_node_announces_and_when_it_has_no_network
 
 def test_doctor_beside_the_running_node_takes_its_ports_and_folder_as_held(tmp_path: Path) -> None:
     """What a running node holds is not in its way."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    with RunningNode(prepare(tmp_path, "veh-1", "vehicle", f"[http]\nport = {port}\n")) as node:
+    with RunningNode(prepare(tmp_path, "veh-1", "vehicle", f"[http]\nport = {free_port()}\n")) as node:
         status, found = findings(node.config)
     assert status == 0, found
     held = {entry["check"] for entry in found if "in use by this node" in entry["message"]}

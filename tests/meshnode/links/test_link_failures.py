@@ -24,7 +24,7 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_pki,
     raw_tls,
 )
-from tests.tools.node_fixture import RunningNode, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
 from tests.tools.pki_fixture import authority
 
 
@@ -109,10 +109,7 @@ def prepare_strange(folder: Path, strange: Path) -> Path:
 @pytest.mark.processes
 def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict[str, Address], tmp_path: Path) -> None:
     """'It does not connect' is the call an operator gets; the node itself must know the answer."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    tables = f"[http]\nport = {port}\n[membership]\ndial_timeout_ms = 700\n"
+    tables = f"[http]\nport = {free_port()}\n[membership]\ndial_timeout_ms = 700\n"
     config = prepare(tmp_path, "veh-1", "vehicle", tables, tuple(address.port for address in seeds.values()))
     # an expired certificate, none at all, and TLS 1.2, from outside
     good = issue(tmp_path / "authority", "vehicle", "veh-2", tmp_path / "veh-2").credentials

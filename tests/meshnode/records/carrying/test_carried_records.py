@@ -13,6 +13,7 @@ from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
 from tests.tools.eventually import eventually
 from tests.tools.mesh_fixture import House, Member
+from tests.tools.node_fixture import free_port
 from tests.tools.relay_fixture import RelayProcess
 from tests.tools.stored_fixture import every_record
 
@@ -56,9 +57,7 @@ class Coast:
 
     def __init__(self, folder: Path) -> None:
         self.house = House(folder)
-        self.relay = RelayProcess(folder)
-        with self.relay:
-            self.port = self.relay.address.port
+        self.relay, self.port = RelayProcess(folder), free_port()
         (folder / "relay.toml").write_text(
             f'[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = {self.port}\n[ingest]\nreceipts = "required"\n'
         )
