@@ -143,8 +143,11 @@ async def test_call_that_is_cancelled_ends_its_work(served: Served) -> None:
 
 async def test_call_whose_deadline_passes_ends_its_work(served: Served) -> None:
     """The library ends the call at both ends; the work must not go on."""
-    call = served.call("Wait", timeout_s=0.2)
-    assert (await served.failure(call))[0] == "DEADLINE_EXCEEDED"
+    for timeout_s in (0.2, 1.0, 5.0):  # on a busy machine a call takes its time to begin
+        call = served.call("Wait", timeout_s=timeout_s)
+        assert (await served.failure(call))[0] == "DEADLINE_EXCEEDED"
+        if served.methods.begun.is_set():
+            break
     assert await asyncio.to_thread(served.methods.cancelled.wait, 30)
 
 
@@ -250,7 +253,7 @@ async def test_server_that_closes_ends_streams_and_gives_calls_a_moment(served: 
     await asyncio.to_thread(served.methods.begun.wait)
     began_s = asyncio.get_running_loop().time()
     await served.server.close()
-    assert 0.9 < asyncio.get_running_loop().time() - began_s < 10
+    assert 0.9 < asyncio.get_running_loop().time() - began_s < 30
     assert await served.failure(call) == ("UNAVAILABLE", "the node is leaving")
     with pytest.raises(grpc.RpcError):
         await asyncio.to_thread(next, idle.answers)

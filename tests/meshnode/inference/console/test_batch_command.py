@@ -49,10 +49,13 @@ def test_folder_is_divided_and_each_file_gets_its_own_result(vehicle: RunningNod
     frames.mkdir()
     for number in range(24):
         np.save(frames / f"frame{number:02}.npy", np.full((1, 64, 64), number / 64, "f4"))
-    ran = infer(vehicle, "work", "--input", f"x={frames}", "--batch", "--out", tmp_path / "out")
-    assert ran.returncode == 0, ran.stderr
-    head, *rows = [line.split() for line in ran.stdout.splitlines()]
-    assert head[:4] == ["node", "where", "rows", "shards"]
+    for _ in range(4):  # while one of them stalls, the other computes all
+        ran = infer(vehicle, "work", "--input", f"x={frames}", "--batch", "--out", tmp_path / "out")
+        assert ran.returncode == 0, ran.stderr
+        head, *rows = [line.split() for line in ran.stdout.splitlines()]
+        assert head[:4] == ["node", "where", "rows", "shards"]
+        if len(rows) == 2:
+            break
     assert {(row[0], row[1]) for row in rows} == {(HERE, "here"), (THERE, "neighbour")}
     assert sum(int(row[2]) for row in rows) == 24
     assert "24 of 24 files computed" in ran.stderr
