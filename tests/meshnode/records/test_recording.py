@@ -122,7 +122,7 @@ async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path
         await until(lambda: recorder.outbox.pending == 1, "the record waits")
         assert published == [("rsu/rsu-1/light/silent", True, ("silence",))]
         recorder.consider(light)
-        await until(lambda: dropped, "a reading that can't be published is counted")
+        await until(lambda: dropped and troubles.current(), "a reading that can't be published is counted and told")
         assert dropped == [("rsu/rsu-1/light/silent", "not_derived")]
         (trouble,) = troubles.current()
         assert (trouble.part, trouble.name, "not twice" in trouble.why) == ("rule", "silence", True)
