@@ -171,10 +171,11 @@ async def test_forged_entry_of_a_neighbour_is_refused_and_told(opened: Open) -> 
     insider.driver.engine._put(NodeId("victim"), frame, time.monotonic_ns())
     insider.driver.settle()
     await until(lambda: victim.statistics()["gossip_entries_forged"] == 1, "the forgery was looked at")
+    await until(lambda: any(isinstance(event, EntryRefused) for event in told), "it is told")
+    await until(lambda: victim.statistics()["gossip_entries_stale"] == 1, "the old one was looked at")
     assert held(victim) == genuine
     (refused,) = [event for event in told if isinstance(event, EntryRefused)]
     assert (refused.source, refused.author, refused.because) == ("insider", "victim", "forged")
-    assert victim.statistics()["gossip_entries_stale"] == 1
     assert [peer.state.value for peer in victim.peers()] == ["alive"]
 
 
@@ -213,7 +214,7 @@ async def test_address_lives_as_long_as_it_should_once_a_clock_that_was_ahead_is
     """Else it would be signed every 20 s for as long as the node runs, at the cost of the whole mesh."""
     monkeypatch.setattr(meshnode.gossip.service, "LOOK_S", 0.02)
     right = time.time
-    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY_S - 5)
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY_S - 45)
     node = await opened("ahead-1")
     assert [view.lifetime_s for view in node.entries()] == [60]
     monkeypatch.setattr(time, "time", right)

@@ -406,11 +406,11 @@ def config(mode, node, name=None):
     read = lambda file: pathlib.Path(sys.argv[1], file).read_text()
     return TLSConfig(mode, ca_string=read("authority.crt"), own_cert_string=read(node + ".crt"),
                      own_key_string=read(node + ".key"), auth_mode=TLSConfig.AUTH_MODE_REQUIRED, server_name=name)
-with Pull0(tls_config=config(TLSConfig.MODE_SERVER, "rsu-1"), recv_timeout=10000) as inbox:
+with Pull0(tls_config=config(TLSConfig.MODE_SERVER, "rsu-1"), recv_timeout=30000) as inbox:
     inbox.listen("tls+tcp://127.0.0.1:0")
     port = inbox.listeners[0].local_address.port
     port = ((port & 0xFF) << 8) | (port >> 8)
-    with Push0(tls_config=config(TLSConfig.MODE_CLIENT, "v-1", "mesh.node"), send_timeout=10000) as lane:
+    with Push0(tls_config=config(TLSConfig.MODE_CLIENT, "v-1", "mesh.node"), send_timeout=30000) as lane:
         lane.dial(f"tls+tcp://127.0.0.1:{port}", block=True)
         lane.send(b"hello")
         assert inbox.recv() == b"hello"

@@ -77,14 +77,23 @@ def finder(mesh: MeshName) -> Iterator[Callable[..., Finder]]:
 
 def test_listener_first_and_late_joiner_find_each_other(finder: Any) -> None:
     """Nodes start in any order; each must learn of the other without waiting for the next repetition."""
-    early = finder("early")
-    late = finder("late")
-    eventually(lambda: early.sees(late) and late.sees(early), "both see each other", NEXT_QUESTION_S)
-    assert early.adverts[0] == Advert(node_id("late"), Incarnation(1), (Address("127.0.0.1", 4711),))
-    last = finder("last")
-    eventually(lambda: last.sees(early) and last.sees(late), "the last sees all", NEXT_QUESTION_S)
-    eventually(lambda: early.sees(last) and late.sees(last), "all see the last", NEXT_QUESTION_S)
-    assert not any(one.sees(one) for one in (early, late, last))
+
+    def found_in_time(attempt: int) -> bool:
+        early = finder(f"early{attempt}")
+        late = finder(f"late{attempt}")
+        began_s = time.monotonic()
+        eventually(lambda: early.sees(late) and late.sees(early), "both see each other")
+        assert Advert(late.node, Incarnation(1), (Address("127.0.0.1", 4711),)) in early.adverts
+        in_time = [time.monotonic() - began_s < NEXT_QUESTION_S]
+        last = finder(f"last{attempt}")
+        began_s = time.monotonic()
+        eventually(lambda: last.sees(early) and last.sees(late), "the last sees all")
+        eventually(lambda: early.sees(last) and late.sees(last), "all see the last")
+        assert not any(one.sees(one) for one in (early, late, last))
+        return all((*in_time, time.monotonic() - began_s < NEXT_QUESTION_S))
+
+    # A busy machine may hold it up once; if a repetition were needed, it would take as long every time.
+    assert any(found_in_time(attempt) for attempt in range(4))
 
 
 class Silent:
@@ -146,15 +155,15 @@ def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_a
         far = Silent(mesh, f"far{attempt}")
         try:
             here, neighbour = finder(f"here{attempt}"), finder(f"neighbour{attempt}")
-            eventually(lambda: here.sees(neighbour), "who is in range is found")
+            eventually(lambda: here.sees(neighbour) and neighbour.sees(here), "who is in range is found")
             time.sleep(1.5)  # the search has asked twice
             asked, began_s = far.questions, time.monotonic()
             far.in_range.set()
             eventually(lambda: any(advert.node == f"far{attempt}" for advert in here.adverts), "whoever came is found")
             assert far.questions > asked
-            known = {name.partition(".")[0] for name in far.known}
-            assert {f"here{attempt}-1", f"neighbour{attempt}-1"} <= known, "who is known need not answer"
-            return time.monotonic() - began_s
+            took_s, names = time.monotonic() - began_s, {f"here{attempt}-1", f"neighbour{attempt}-1"}
+            eventually(lambda: names <= {name.partition(".")[0] for name in list(far.known)}, "they need not answer")
+            return took_s
         finally:
             far.close()
 
