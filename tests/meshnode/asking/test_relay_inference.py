@@ -30,6 +30,7 @@ from protocols.wire.records import RelayRefusal
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
+from tests.tools.node_fixture import free_port
 from tests.tools.node_fixture import meshnode as run
 from tests.tools.relay_fixture import RelayProcess
 from tests.tools.relay_http_fixture import asked
@@ -74,8 +75,8 @@ def given_models(house: House) -> dict[str, ModelSection]:
 
 
 @contextmanager
-def a_relay(house: House) -> Iterator[RelayProcess]:
-    (house.folder / "relay.toml").write_text(CONFIG)
+def a_relay(house: House, port: int = 0) -> Iterator[RelayProcess]:
+    (house.folder / "relay.toml").write_text(CONFIG.replace("port = 0", f"port = {port}", 1))
     with RelayProcess(house.folder, house.mesh) as relay:
         yield relay
 
@@ -210,7 +211,8 @@ async def test_relay_that_is_killed_during_a_request_loses_none(
     monkeypatch.setattr(computing, "_LONGEST_PAUSE_S", 0.5)
     monkeypatch.setattr(computing, "_DIALLING_S", 1.0)
     slow_here = InferenceSection(emulate_slowdown=1_000)
-    with a_relay(house) as relay:
+    port = free_port()
+    with a_relay(house, port) as relay:
         async with (
             node(house, relay.address, "veh-1", "*", models=models, inference=slow_here) as able,
             node(house, relay.address, "veh-2", "*") as other,
@@ -229,8 +231,6 @@ async def test_relay_that_is_killed_during_a_request_loses_none(
             await offers(other)
             with pytest.raises(ModelUnknown, match="The relay may compute it, and is away"):
                 await ran_on(other)
-        port = relay.address.port
-    (house.folder / "relay.toml").write_text(CONFIG.replace("port = 0", f"port = {port}", 1))
     async with node(house, Address("127.0.0.1", port), "veh-2", "*") as other:
         await until(lambda: computing_of(other).told is None, "the relay is away")
         with RelayProcess(house.folder, house.mesh):

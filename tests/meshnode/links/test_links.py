@@ -292,9 +292,9 @@ def test_ten_thousand_frames_of_mixed_sizes_arrive_whole_and_in_order_both_ways(
     senders = [threading.Thread(target=send, args=(lane,)) for lane in lanes]
     for sender in senders:
         sender.start()
-    eventually(lambda: a.told.seen == b.told.seen == count or failures, "all frames")
+    eventually(lambda: a.told.seen == b.told.seen == count or failures, "all frames", 120)
     for sender in senders:
-        sender.join(30)
+        sender.join(60)
     assert failures == []
 
 

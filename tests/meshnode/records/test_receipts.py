@@ -30,6 +30,7 @@ from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, PackedBatch, Record, RelayRefusal
 from tests.tools.eventually import until
+from tests.tools.node_fixture import free_port
 from tests.tools.receipt_fixture import POLICY, ReceiptMesh
 from tests.tools.relay_fixture import RelayProcess, reading
 
@@ -197,9 +198,7 @@ async def test_policy_of_records_that_wait_survives_a_restart_and_a_shift(tmp_pa
 @pytest.mark.processes
 async def test_node_whose_policy_changes_names_for_each_record_the_policy_that_it_passed(tmp_path: Path) -> None:
     """A real node and relay over TLS: what waited under one policy is not signed as if it had passed the next."""
-    relay = RelayProcess(tmp_path)
-    with relay:
-        port = relay.address.port
+    relay, port = RelayProcess(tmp_path), free_port()
     home = tmp_path / "veh-1"
     issue(tmp_path / "authority", Role.VEHICLE, "veh-1", home)
     for life, egress in enumerate(("", EGRESS), 1):
