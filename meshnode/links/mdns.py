@@ -68,6 +68,8 @@ _MAX_RESOLVING = 32
 """Instances that are resolved at once. A name without records costs a stranger one packet and us the whole time-out."""
 _RESOLVE_MS = 1_500
 _START_S = 10.0
+_CLOSES = 3
+"""How often to close the library, which waits three seconds for its tasks: a computer may stall for longer."""
 ASK_AGAIN_S = 2.0
 """The time between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for about ten
 seconds."""
@@ -224,7 +226,15 @@ class Discovery:
                 return
             self._closed = True
         self._asking.cancel()
-        self._zeroconf.close()
+        whys: list[str] = []
+        while len(whys) < _CLOSES:
+            try:
+                self._zeroconf.close()
+            except (TimeoutError, ZeroconfError) as error:
+                whys.append(repr(error))
+            else:
+                return
+        _log.warning("multicast DNS does not end: %s", whys[-1])
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
         loop = self._zeroconf.loop

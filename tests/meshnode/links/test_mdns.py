@@ -293,6 +293,27 @@ def test_nothing_is_told_after_close(finder: Any) -> None:
     assert (len(here.adverts), len(here.withdrawn)) == told
 
 
+@pytest.mark.parametrize("stalls", [1, 100])
+def test_discovery_that_is_closed_while_the_computer_stalls_raises_nothing(
+    finder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stalls: int
+) -> None:
+    """The library waits three seconds for its own tasks. A node on a computer that stalled for longer left with a
+    traceback."""
+    here, close, calls = finder("here"), mdns.Zeroconf.close, list[mdns.Zeroconf]()
+
+    def closed(library: mdns.Zeroconf) -> None:
+        calls.append(library)
+        if len(calls) <= stalls:
+            raise TimeoutError
+        close(library)
+
+    monkeypatch.setattr(mdns.Zeroconf, "close", closed)
+    here.discovery.close()
+    assert len(calls) == min(stalls + 1, 3)
+    assert ("does not end" in caplog.text) == (stalls == 100), "once is not worth a word"
+    close(calls[0])
+
+
 def test_hostile_services_on_the_wire_are_counted_and_discovery_goes_on(finder: Any, mesh: MeshName) -> None:
     """Anybody on the radio can send these; a node must neither believe nor break."""
     here = finder("here")
