@@ -22,6 +22,7 @@ START_S = 90.0
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
 PATIENT_INFERENCE = "[inference]\ndeadline_ms = 60_000\n"
 """A deadline that no test reaches: that of a node is as short as a stall of a busy machine."""
+PATIENT_MEMBERSHIP = "[membership]\nsuspect_after_silence_ms = 60_000\n"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -150,7 +151,9 @@ class RunningNode:
 
 
 def pair(folder: Path, rsu_tables: str = "", vehicle_tables: str = "") -> Iterator[tuple[RunningNode, RunningNode]]:
-    """Start ``rsu-1`` and ``veh-1``, and wait until they have met."""
+    """Start ``rsu-1`` and ``veh-1``, and wait until they have met. Neither suspects the other one of being dead because
+    it stalls for some seconds."""
+    rsu_tables, vehicle_tables = (f"{PATIENT_MEMBERSHIP}{tables}" for tables in (rsu_tables, vehicle_tables))
     with (
         RunningNode(prepare(folder, "rsu-1", "rsu", rsu_tables)) as rsu,
         RunningNode(prepare(folder, "veh-1", "vehicle", vehicle_tables, (rsu.port,))) as vehicle,

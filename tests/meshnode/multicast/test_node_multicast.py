@@ -191,4 +191,4 @@ async def test_neighbours_that_are_slow_or_hang_slow_down_nobody_who_listens(tmp
         assert {view.node for view in here.peers() if view.is_behind} <= {"slow", "hangs"}
         go_on.set()
         for name in ("slow", "hangs"):
-            await until(lambda name=name: received[name][-1] == 119, f"{name} gets the newest")  # type: ignore[misc]
+            await until(lambda name=name: received[name][-1] == 119, f"{name} gets the newest", 90)  # type: ignore[misc]
