@@ -185,7 +185,7 @@ class KafkaBroker:
         return [json.loads(line) for line in found.splitlines()]
 
     def _listening(self) -> str:
-        found = re.search(r"bootstrap\.servers=(127\.0\.0\.1:\d+)", self._log.read_text("utf-8", "replace"))
+        found = re.search(r"bootstrap\.servers=(127\.0\.0\.1:\d+)\s", self._log.read_text("utf-8", "replace"))
         return found[1] if found else ""
 
 

@@ -24,7 +24,7 @@ def given_broker(tmp_path: Path) -> Iterator[KafkaBroker]:
 
 
 def table(broker: KafkaBroker, more: str = "") -> str:
-    return f'name = "out"\nkind = "kafka"\nurl = "kafka://{broker.address}"\ntimeout = "2s"\n{more}'
+    return f'name = "out"\nkind = "kafka"\nurl = "kafka://{broker.address}"\n{more}'
 
 
 def test_records_arrive_with_ids_in_their_order(broker: KafkaBroker, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_records_arrive_with_ids_in_their_order(broker: KafkaBroker, tmp_path: P
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_broker_that_is_silent_for_a_while_gets_everything(broker: KafkaBroker, tmp_path: Path) -> None:
     """What it had taken and not confirmed may come again, with the same id."""
-    with closing(SinkBench(tmp_path, table(broker, 'message_key = "id"'))) as bench:
+    with closing(SinkBench(tmp_path, table(broker, 'timeout = "2s"\nmessage_key = "id"'))) as bench:
         bench.store(1, 50)
         port = int(broker.address.rpartition(":")[2])
         with bench.running() as sinks:

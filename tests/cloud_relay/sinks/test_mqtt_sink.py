@@ -28,7 +28,7 @@ pytestmark = pytest.mark.processes
 
 
 def table(port: int, more: str = "") -> str:
-    return f'name = "out"\nkind = "mqtt"\nurl = "mqtt://127.0.0.1:{port}"\ntimeout = "5s"\n{more}'
+    return f'name = "out"\nkind = "mqtt"\nurl = "mqtt://127.0.0.1:{port}"\n{more}'
 
 
 @contextmanager
