@@ -278,8 +278,8 @@ def test_sink_that_is_sent_nothing_saves_its_position_once_in_a_while(
     nothing = table(receiver.url, 'select = { key = "other/**" }')
     with closing(SinkBench(tmp_path, nothing, place=place)) as bench, bench.running() as sinks:
         for number in range(1, 11):
-            bench.store(number, number)
             before = sinks.statistics()["out"]["position"]
+            bench.store(number, number)
             eventually(lambda before=before: sinks.statistics()["out"]["position"] > before)
     assert len(saved) < 5
 
