@@ -52,9 +52,10 @@ def test_file_that_may_be_there_is_written_again_under_its_name(
 
     with closing(SinkBench(tmp_path, table(f"file://{out}"))) as bench:
         bench.store(1, 100)
-        with monkeypatch.context() as spoilt, bench.running() as sinks:
+        with monkeypatch.context() as spoilt:
             spoilt.setattr(parquet, "_write_on_disk", write_and_fail)
-            eventually(lambda: sinks.statistics()["out"]["failures"] >= 1)
+            with bench.running() as sinks:
+                eventually(lambda: sinks.statistics()["out"]["failures"] >= 1)
         (path,) = out.iterdir()
         before = path.read_bytes()
         bench.store(101, 200)

@@ -138,12 +138,11 @@ def test_full_disk_leaves_no_part_of_a_file_and_is_waited_for(tmp_path: Path, mo
 
     with closing(SinkBench(tmp_path, mine)) as bench:
         bench.store(1, 100)
+        write = parquet._write_on_disk
+        monkeypatch.setattr(parquet, "_write_on_disk", full)
         with bench.running() as sinks:
-            with monkeypatch.context() as spoilt:
-                spoilt.setattr(parquet, "_write_on_disk", full)
-                eventually(
-                    lambda: "No space left" in sinks.statistics()["out"]["error"], lambda: str(sinks.statistics())
-                )
+            eventually(lambda: "No space left" in sinks.statistics()["out"]["error"], lambda: str(sinks.statistics()))
+            monkeypatch.setattr(parquet, "_write_on_disk", write)
             counted = bench.delivered_all(sinks)
         assert (counted["delivered"], counted["refused"]) == (100, 0)
         assert [path.suffix for path in out.iterdir()] == [".parquet"]
