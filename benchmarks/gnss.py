@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import math
-import socket
 import sys
 import tempfile
 import threading
@@ -29,6 +28,7 @@ import meshnode
 from benchmarks.fake_receiver import FakeReceiver, fix_sentences, no_fix_sentences
 from benchmarks.gpsd_process import GPSD, Gpsd
 from benchmarks.lone_node import write_lone_node
+from demo.processes import free_port
 from meshnode.sensors.gnss.tracking import SILENT_S
 from protocols.wire.readings import Reading
 
@@ -158,9 +158,7 @@ class Account:
 async def run(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Drive for that long; returns the account."""
     random = Random(seed)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     config = write_lone_node(folder, _RECEIVER.format(port=port), is_placed=False)
     with FakeReceiver() as receiver:
         gpsd, drive = Gpsd(port, receiver.device), Drive(receiver)

@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from typing import IO, Any, Final
 
 RELAY: Final = "relay-1"
-_FIRST_PORT, _PORTS = 20_000, 12_000
+_GIVEN_AWAY: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 GRACE_S: Final = 30.0
 """A process that was told to stop is killed after this time. It is long enough for a slow machine, because no promise
 is about how fast a node stops."""
@@ -92,11 +93,13 @@ class Processes:
 def free_port() -> int:
     """A TCP port of this host that is free now. The relay needs a fixed one, because it comes back on the same port.
 
-    It is none of those that the kernel gives to whoever takes any (32768 and above): while nobody listens on one of
-    these, any connection of another program may get it.
+    It is none of those that the kernel gives to whoever asks for any port: one of these may be somebody's when the
+    relay comes back. And a client that tries one while nobody listens there is at last connected with itself.
     """
+    given = int(_GIVEN_AWAY.read_text().split()[0]) if _GIVEN_AWAY.exists() else 32_768
+    ports = range(10_000, given) if given > 11_000 else range(given, 65_536)
     while True:
-        port = _FIRST_PORT + secrets.randbelow(_PORTS)
-        with suppress(OSError), socket.socket() as probe:
+        port = SystemRandom().choice(ports)
+        with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -13,6 +13,7 @@ import pytest
 
 from cloud_relay.query.audit import audit
 from cloud_relay.store.schema import open_for_reading
+from demo.processes import free_port
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Address
@@ -68,7 +69,7 @@ async def test_relay_killed_twenty_times_under_load_holds_every_record_once(tmp_
     issue(tmp_path / "authority", Role.RELAY, "relay-1", tmp_path)
     node = issue(tmp_path / "authority", Role.VEHICLE, "v-1", tmp_path)
     random = Random(7)
-    relay, port = await asyncio.to_thread(start_relay, tmp_path, 0)
+    relay, port = await asyncio.to_thread(start_relay, tmp_path, free_port())
     kills = 0
     put = 0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from demo import processes
+from demo.processes import free_port  # noqa: F401 -- tests take it from here
 from meshnode.identity import create_mesh, issue
 from tests.tools.eventually import eventually
 
@@ -39,11 +39,6 @@ def meshnode(
         [sys.executable, "-m", "meshnode.cli", *map(str, arguments)],
         env=environment(), cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
-
-
-def free_port() -> int:
-    """A port that nobody uses now, for a configuration that has to name one."""
-    return processes.free_port()
 
 
 def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:

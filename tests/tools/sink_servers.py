@@ -27,13 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from demo import processes
+from demo.processes import free_port
 from tests.tools.eventually import eventually
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    return processes.free_port()
 
 
 def program(name: str, *folders: str) -> str:
