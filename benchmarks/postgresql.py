@@ -43,7 +43,8 @@ class PostgresServer:
 
     def __init__(self, *, syncs: bool = True) -> None:
         """``syncs``: what it acknowledged is on disk, as its defaults have it. Without, it is several times faster, and
-        for those who don't kill it."""
+        for those who don't kill it. Then it has no transactions of its own either: streams and sinks wait for all that
+        are open, and who asks at such a moment is told nothing."""
         self._programs = programs()
         assert self._programs is not None, "PostgreSQL is installed"
         self.folder = Path(tempfile.mkdtemp(prefix="mesh-pg-", dir="/tmp"))  # sockets have short names
@@ -60,7 +61,7 @@ class PostgresServer:
             "initdb", "--no-sync", "--pgdata", data, "--username", "relay", "--encoding", "UTF8", "--locale", "C"
         )
         with (data / "postgresql.conf").open("a") as file:
-            file.write(f"{_SETTINGS}fsync = {'on' if syncs else 'off'}\nport = {self.port}\n")
+            file.write(f"{_SETTINGS}port = {self.port}\n" + ("" if syncs else "fsync = off\nautovacuum = off\n"))
             file.write(f"unix_socket_directories = '{self.folder}'\n")
         (data / "pg_hba.conf").write_text(_HBA)
 
