@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from pathlib import Path
 from random import Random
 
@@ -105,13 +104,12 @@ def test_service_answers_as_soon_as_there_is_news(publisher: Publisher) -> None:
     service = ReleaseService(publisher.folder, AccessTable())
     answers: list[ReleaseNews | None] = []
     asker = threading.Thread(target=lambda: answers.append(news(service, 1, 60_000)))
-    begin_s = time.monotonic()
     asker.start()
     publisher.release(1)
-    asker.join(10)
+    asker.join(30)
+    assert answers, "it waits for a minute"
     assert answers[0] is not None
     assert answers[0].timestamp_version == 2
-    assert time.monotonic() - begin_s < 10
 
 
 def test_service_lets_few_wait_and_answers_the_one_that_waited_longest(publisher: Publisher) -> None:
@@ -125,11 +123,11 @@ def test_service_lets_few_wait_and_answers_the_one_that_waited_longest(publisher
         asker.start()
         eventually(lambda number=number: f"v-{number}" in service._waiting)
     for asker in askers[:4]:
-        asker.join(5)
+        asker.join(30)
     assert [asker.is_alive() for asker in askers] == [False] * 4 + [True] * 2
     service.close()
     for asker in askers:
-        asker.join(5)
+        asker.join(30)
         assert not asker.is_alive()
 
 
@@ -142,10 +140,10 @@ def test_service_asked_again_by_one_node_answers_its_question_of_before(publishe
         asker.start()
         eventually(lambda before=before: service._waiting.get(NodeId("v-1")) not in (None, before))
         for earlier in askers[:number]:
-            earlier.join(5)
+            earlier.join(30)
             assert not earlier.is_alive()
     service.close()
-    askers[-1].join(5)
+    askers[-1].join(30)
     assert not askers[-1].is_alive()
 
 
@@ -172,9 +170,10 @@ def test_service_whose_bundle_was_damaged_goes_on_with_the_one_before(publisher:
 
 
 def test_service_that_could_not_read_a_publication_reads_it_again(
-    publisher: Publisher, caplog: pytest.LogCaptureFixture
+    publisher: Publisher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that failed for a moment kept a release from all nodes until the next publication."""
+    monkeypatch.setattr("cloud_relay.releases.serving.RETRY_S", 3_600.0)
     service, path = ReleaseService(publisher.folder, AccessTable()), publisher.folder / "current.bundle"
     before = news(service)
     bundle = publisher.release(1)

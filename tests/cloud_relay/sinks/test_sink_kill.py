@@ -101,7 +101,7 @@ def test_command_shows_sinks_and_moves_one_that_stands(tmp_path: Path, receiver:
         refused = command(tmp_path, "move", "out", "oldest")
         assert (refused.returncode, "stop it first" in refused.stderr) == (2, True)
         receiver.status = lambda _: 200
-        eventually(lambda: len(receiver.ids()) == 50)
+        eventually(lambda: len(receiver.ids()) == 50, limit_s=90)  # a sink that fails pauses for a minute at most
     for words, said in (
         (("move", "nobody", "oldest"), "has no sink 'nobody'"),
         (("move", "out", "301"), "a number up to 300"),
