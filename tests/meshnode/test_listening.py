@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 import meshnode
+from demo.processes import free_port
 from meshnode.http.section import HttpSection
 from tests.tools.emulator_fixture import as_root
 from tests.tools.eventually import eventually, until
 from tests.tools.hub_fixture import Hub
 from tests.tools.mesh_fixture import House, Member, given_house
-from tests.tools.node_fixture import environment, free_port, prepare
+from tests.tools.node_fixture import environment, prepare
 from tests.tools.node_fixture import meshnode as command
 
 __all__ = ["given_house"]

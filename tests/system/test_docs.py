@@ -21,6 +21,7 @@ import pytest
 from cloud_relay.cli import main as cloud_relay
 from cloud_relay.config import load_config
 from cloud_relay.learning.recipe import read_recipe
+from demo.processes import free_port
 from meshnode.applications.manifest import read_application
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.identity import create_mesh, issue
@@ -32,7 +33,7 @@ from protocols.base.errors import ConfigError
 from sims.cli.main import main as meshsim
 from sims.scenario.file import loads
 from tests.tools.eventually import eventually
-from tests.tools.node_fixture import RunningNode, environment, free_port, meshnode
+from tests.tools.node_fixture import RunningNode, environment, meshnode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -1,6 +1,5 @@
 """Real nodes for tests: certificates, a configuration, and ``meshnode run`` as a process on loopback."""
 
-import contextlib
 import http.client
 import json
 import os
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from demo.processes import free_port  # noqa: F401 -- tests take it from here
 from meshnode.identity import create_mesh, issue
 from tests.tools.eventually import eventually
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from cloud_relay.cli import main
 from cloud_relay.sinks import delivering
+from demo.processes import free_port
 from tests.tools.eventually import eventually
 from tests.tools.sink_fixture import SinkBench, given_quick_pauses
-from tests.tools.sink_servers import HttpReceiver, free_port, given_receiver
+from tests.tools.sink_servers import HttpReceiver, given_receiver
 
 __all__ = ["given_quick_pauses", "given_receiver"]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import meshnode
+from demo.processes import free_port
 from meshnode.asking import computing
 from meshnode.asking.running import RunningAsking
 from meshnode.http.section import HttpSection
@@ -30,7 +31,6 @@ from protocols.wire.records import RelayRefusal
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
-from tests.tools.node_fixture import free_port
 from tests.tools.node_fixture import meshnode as run
 from tests.tools.relay_fixture import RelayProcess
 from tests.tools.relay_http_fixture import asked

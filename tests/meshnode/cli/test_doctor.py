@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import free_port
 from meshnode.cli.probes import multicast_returns
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, pair, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import free_port
 from meshnode.cli import additions, checks
 from meshnode.loading import load
 from meshnode.models import cutting
 from tests.tools.eventually import eventually
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from demo.processes import free_port
 from meshnode.grpc.wire.messages import message_class
 from tests.tools.eventually import eventually
 from tests.tools.grpc_fixture import (
@@ -26,7 +27,7 @@ from tests.tools.grpc_fixture import (
     method_path,
     output_of,
 )
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, pair, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes

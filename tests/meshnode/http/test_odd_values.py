@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import meshnode
+from demo.processes import free_port
 from meshnode.console.printing import value_text
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish
@@ -18,7 +19,6 @@ from meshnode.http.readings import _lines
 from meshnode.readings.value_json import value_form
 from protocols.wire.parcels import encode_reading
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, wanted
-from tests.tools.node_fixture import free_port
 from tests.tools.node_fixture import meshnode as command
 from tests.tools.relay_fixture import RelayInProcess, batch, given_relay, reading
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from demo.processes import free_port
 from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import ModelSection
 from meshnode.models import ModelSpec, load_model
@@ -17,7 +18,7 @@ from meshnode.troubles import Troubles
 from protocols.base.errors import ModelInvalid
 from tests.tools.eventually import eventually, until
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.tiny_onnx import model_bytes, write_model
 
 __all__ = ["given_house", "given_opened"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from demo.processes import free_port
 from meshnode.identity import create_mesh, issue
 from meshnode.links.tls import MAX_REMEMBERED, REFUSED, UNREACHABLE, FailureKind, Failures
 from meshnode.links.transport import Address
@@ -24,7 +25,7 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_pki,
     raw_tls,
 )
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.pki_fixture import authority
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from demo.processes import free_port
 from meshnode.links.transport import Requester
 from meshnode.records.keeping import MAX_KEPT, OutboxKeeper
 from meshnode.records.outbox import Outbox
@@ -23,7 +24,7 @@ from protocols.base.ids import Incarnation, NodeId
 from protocols.records.curated import Curated
 from protocols.wire.parcels import encode_reading
 from tests.tools.eventually import eventually, until
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.relay_fixture import RelayInProcess, given_relay, reading
 
 __all__ = ["given_relay"]

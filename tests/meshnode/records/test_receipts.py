@@ -16,6 +16,7 @@ import meshnode
 from cloud_relay.cli import main
 from cloud_relay.query.proofs import proof_of, proven
 from cloud_relay.store.schema import open_for_reading
+from demo.processes import free_port
 from meshnode.identity import issue
 from meshnode.identity.signatures import read_authority
 from meshnode.records.outbox import Outbox
@@ -30,7 +31,6 @@ from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, PackedBatch, Record, RelayRefusal
 from tests.tools.eventually import until
-from tests.tools.node_fixture import free_port
 from tests.tools.receipt_fixture import POLICY, ReceiptMesh
 from tests.tools.relay_fixture import RelayProcess, reading
 

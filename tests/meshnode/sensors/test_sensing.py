@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import meshnode as mesh
+from demo.processes import free_port
 from meshnode.backoff import Backoff
 from meshnode.opening import ConfiguredNode
 from meshnode.sensors import DriverContext, checked, create_driver
@@ -16,7 +17,7 @@ from protocols.base.errors import ConfigError, SourceUnavailable
 from protocols.base.ids import node_id
 from tests.tools.eventually import eventually, until
 from tests.tools.mesh_fixture import House, given_house
-from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house"]

@@ -11,9 +11,9 @@ from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.searching import parsed_fields
 from cloud_relay.query.selection import Query
 from cloud_relay.store.schema import open_for_reading
+from demo.processes import free_port
 from tests.tools.eventually import eventually
 from tests.tools.mesh_fixture import House, Member
-from tests.tools.node_fixture import free_port
 from tests.tools.relay_fixture import RelayProcess
 from tests.tools.stored_fixture import every_record
 

@@ -14,12 +14,12 @@ import pytest
 from benchmarks import gnss
 from benchmarks.fake_receiver import FakeReceiver, fix_sentences, no_fix_sentences
 from benchmarks.gpsd_process import GPSD, Gpsd
+from demo.processes import free_port
 from meshnode.sensors import DriverContext, Sample, create_driver
 from meshnode.sensors.contract import checked
 from protocols.base.errors import ConfigError, MeshError, SourceUnavailable
 from protocols.base.ids import node_id
 from tests.tools.eventually import eventually
-from tests.tools.node_fixture import free_port
 
 pytestmark = pytest.mark.processes
 needs_gpsd = pytest.mark.skipif(GPSD is None, reason="gpsd is not installed: 'sudo .ci/servers' installs it")
