@@ -19,6 +19,8 @@ BIN = ROOT / "build" / "ray" / "bin"
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 """Ray replaces 127.0.0.1 by an address that others can reach."""
 _START_S = 150
+_STARTS = 3
+"""Ray gives up a start after 45 s, which a computer with much else to do may need."""
 
 
 class Cluster:
@@ -35,16 +37,20 @@ class Cluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         }  # fmt: skip
-        with socket.create_server((HEAD, 0)) as free:
-            port = free.getsockname()[1]
-        self.address = f"{HEAD}:{port}"
-        self._machines: list[subprocess.Popen[bytes]] = []
-        try:
-            self._start(HEAD, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
-            self._start(OTHER, f"--address={self.address}")
-        except BaseException:
-            self.close()
-            raise
+        for tries_left in reversed(range(_STARTS)):
+            with socket.create_server((HEAD, 0)) as free:
+                port = free.getsockname()[1]
+            self.address = f"{HEAD}:{port}"
+            self._machines: list[subprocess.Popen[bytes]] = []
+            try:
+                self._start(HEAD, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+                self._start(OTHER, f"--address={self.address}")
+            except BaseException as error:
+                self.close()
+                if not tries_left or not isinstance(error, AssertionError):
+                    raise
+            else:
+                return
 
     def _start(self, host: str, *arguments: str) -> None:
         told = self._folder / f"{host}.txt"

@@ -192,7 +192,8 @@ async def test_role_that_no_rule_lets_carry_is_refused_and_keeps_its_records(val
     )
     async with valley.carrier("bus-6", "[carrying]\n" + rules) as carrier, valley.origin("veh-6", carrier) as node:
         publish(node, 1)
-        await until(lambda: carrier.statistics()["carrying_forbidden"] == 1)
+        await until(lambda: node.statistics()["outbox_pending"] == 1, "it is stored")
+        await until(lambda: carrier.statistics()["carrying_forbidden"] >= 1, "it was refused")
         assert node.statistics()["outbox_pending"] == 1
         assert valley.account("veh-6") is None
 
@@ -205,6 +206,7 @@ async def test_carrier_that_throws_batches_away_and_forges_replies_costs_no_reco
         performer_of(liar)._client.upload = lambda order, data: None  # type: ignore[union-attr,method-assign]
         async with valley.origin("veh-7", liar, carrying="after_s = 0\npatience_s = 1\n") as node:
             publish(node, 2)
+            await until(lambda: node.statistics()["outbox_pending"] == 2, "both are stored")
             await until(lambda: node.statistics()["carrying_handed_over"] >= 1)
             (given, *_) = performer_of(liar).machine._holding._items
             answer = encode_frame(Acknowledgement((1, 2)))
