@@ -50,14 +50,18 @@ class DashCamera:
         node.subscribe(f"veh/{node.id}/braking", callback=self._braked, history=False)
 
     async def run(self) -> None:
-        """Take pictures until it is cancelled."""
+        """Take pictures until it is cancelled. A camera goes by its own clock: it has taken those, too, that this task
+        was too late for."""
         looking = asyncio.create_task(self._look())
+        due_s = time.monotonic()
         try:
             while not looking.done():
-                self._newest = (self._newest + 1) % len(self._pictures)
-                self.made_bytes += len(self._pictures[self._newest])
+                while due_s <= time.monotonic():
+                    self._newest = (self._newest + 1) % len(self._pictures)
+                    self.made_bytes += len(self._pictures[self._newest])
+                    due_s += 1 / RATE_HZ
                 self._has_newest.set()
-                await asyncio.sleep(1 / RATE_HZ)
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             await looking
         finally:
             looking.cancel()
