@@ -186,12 +186,13 @@ def _broken(kept: Told, whole: Told) -> list[str]:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 @needs_detector
 def test_hard_braking_becomes_a_hotspot_without_plates_an_alert_and_a_sign(tmp_path: Path) -> None:
     """The whole way, with real processes, with a policy and without one."""
     done = subprocess.run(
         [sys.executable, "-m", "demo.curation", "--short", "--out", str(tmp_path)], capture_output=True, text=True,
-        check=False, cwd=ROOT, timeout=280,
+        check=False, cwd=ROOT, timeout=580,
     )  # fmt: skip
     told = json.loads((tmp_path / "summary.json").read_text()) if done.returncode in (0, 1) else {}
     assert done.returncode == 0, (done.stdout[-3_000:], done.stderr[-3_000:])

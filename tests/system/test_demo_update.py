@@ -57,6 +57,7 @@ def test_chunks_that_nobody_has_checked_are_not_genuine(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_releases_spread_and_are_taken_back_with_the_relay_gone(tmp_path: Path) -> None:
     """The whole way, with real processes: publish, gossip, fetch, try, serve, halt, go back, return, be refused."""
     try:
@@ -66,7 +67,7 @@ def test_releases_spread_and_are_taken_back_with_the_relay_gone(tmp_path: Path) 
     out = tmp_path / "told.json"
     done = subprocess.run(
         [sys.executable, "-m", "demo.update", "--out", str(out)], capture_output=True, text=True, check=False, cwd=ROOT,
-        timeout=280,
+        timeout=580,
     )  # fmt: skip
     told = json.loads(out.read_text()) if out.exists() else {}
     assert done.returncode == 0, (done.stdout[-3_000:], done.stderr[-3_000:])
