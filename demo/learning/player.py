@@ -121,6 +121,7 @@ class Player:
         return {
             "serving": self.serving(), "orders": orders, "published": self.published, "asked": self.asked,
             "failed": self.failed, "warned": self.warned, "pending": statistics.get("outbox_pending", 0),
+            "taken": statistics.get("outbox_issued", 0) + statistics.get("outbox_not_stored", 0),
             "peers": sum(peer.met for peer in self.node.peers()),
         }  # fmt: skip
 

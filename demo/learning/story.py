@@ -100,6 +100,7 @@ class Scene:
             f"all passages of stretch {number} are at the relay",
             lambda: (
                 sum(self._of(name, "published") for name in VEHICLES) == total
+                and sum(self._of(name, "taken") for name in VEHICLES) >= total  # outboxes take them a little later
                 and not any(self._of(name, "pending") for name in VEHICLES)
             ),
         )
