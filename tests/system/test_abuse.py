@@ -44,10 +44,10 @@ def test_frame_of_a_million_empty_dicts_is_refused_before_it_takes_memory() -> N
     small = encode_reading(_reading([None]))
     count = 1_000_000
     inner = small.replace(b"\x91\xc0", b"\xdd" + count.to_bytes(4, "big") + b"\x80" * count, 1)
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(RemoteProtocolError, match="elements"):
         decode_untrusted_node_frame(b"\x92\x06\x91" + inner)
-    assert time.process_time() - began_s < 0.5
+    assert time.thread_time() - began_s < 0.5
     with pytest.raises(ValueUnsupported, match="array or as bytes"):
         encode_reading(_reading([{}] * 2 * limits.LARGE_FRAME_BYTES))
 

@@ -22,7 +22,7 @@ from protocols.wire.frame import Frame, number_of
 from protocols.wire.parcels import encode_alone, reading_statement
 from protocols.wire.readings import EventTime, Reading, Readings, SignedReadings
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
-from tests.tools.eventually import until
+from tests.tools.eventually import LIMIT_S, until
 from tests.tools.mesh_fixture import HERE, Open, given_house, given_opened, wanted
 from tests.tools.readings_fixture import SECOND
 from tests.tools.signed_fixture import signed_world
@@ -98,7 +98,7 @@ async def test_forwarder_with_a_real_certificate_that_alters_invents_or_replays_
         await until(lambda: drops_of(victim).get(("rsu-1", reason), 0) == before + 1, f"it is counted as {reason}")
 
     author.publish(KEY, "ice", hops=3)
-    assert (await subscription.next(10)).value == "ice"
+    assert (await subscription.next(LIMIT_S)).value == "ice"
 
     with kept_back(insider.driver.engine) as taken:
         author.publish(KEY, "fog", hops=3)
@@ -116,11 +116,11 @@ async def test_forwarder_with_a_real_certificate_that_alters_invents_or_replays_
     await send(replace(genuine, hops=4), "malformed")
 
     insider.driver.act(lambda engine, now: engine._put(NodeId("rsu-2"), replace(genuine, hops=2), now))
-    assert (await subscription.next(10)).value == "fog", "what it kept back is still good"
+    assert (await subscription.next(LIMIT_S)).value == "fog", "what it kept back is still good"
     await send(replace(genuine, hops=2), "stale")
 
     author.publish(KEY, "clear", hops=3)
-    assert (await subscription.next(10)).value == "clear", "nothing that it sent has silenced the author"
+    assert (await subscription.next(LIMIT_S)).value == "clear", "nothing that it sent has silenced the author"
     await until(lambda: any(type(event) is ReadingRefused for event in told), "it is told of the forger")
     refused = [event for event in told if type(event) is ReadingRefused]
     assert [(event.source, event.because) for event in refused] == [("rsu-1", "forged")]
