@@ -70,10 +70,10 @@ def test_startup_bars_are_kept_until_one_is_missed(node: startup.Start, says: st
 def test_startup_short_run_measures_the_interpreter_the_imports_and_the_node(tmp_path: Path) -> None:
     """What the interpreter takes must stand apart from what the node takes."""
     out = tmp_path / "startup.json"
-    done = run("startup", "--starts", "2", "--out", str(out))
+    done = run("startup", "--starts", "3", "--out", str(out))  # a stall is in one of them
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(out.read_text())
-    assert content["starts"] == 2
+    assert content["starts"] == 3
     assert 0 < content["interpreter_cpu_s"] < content["imports_cpu_s"]
     assert content["node"]["ready_cpu_s"] > 0
     assert content["interpreter_s"] < content["node"]["ready_s"]
