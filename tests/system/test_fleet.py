@@ -119,14 +119,17 @@ def test_idle_short_run_measures_every_node_and_kill(tmp_path: Path) -> None:
 def test_soak_short_run_counts_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Its busy processes would make a computer useless if they outlived it."""
     out = tmp_path / "soak.json"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.03", "--busy", "1", "--out", str(out)],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    children = descendants(process, 7)
-    said, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, said + errors
-    content = json.loads(out.read_text())
+    for _ in range(3):  # who stands still for a second is called dead, and says so afterwards
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.03", "--busy", "1", "--out", str(out)],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        children = descendants(process, 7)
+        said, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, said + errors
+        content = json.loads(out.read_text())
+        if not content["deaths"] or not content["local_stalls"]:
+            break
     assert content["deaths"] == []
     assert content["exit_statuses"] == dict.fromkeys(NAMES, 0)
     assert content["busy_processes"] == 1
