@@ -1,5 +1,6 @@
 """The folder of stages: what is kept and checked, what goes when there is too much, and what failures are told."""
 
+import contextlib
 import json
 import os
 import stat
@@ -216,7 +217,7 @@ def test_child_that_takes_too_long_is_ended(spec: ModelSpec, tmp_path: Path) -> 
     began_s = time.monotonic()
     with pytest.raises(ModelInvalid, match=r"model 'm' was not cut within 0\.05 s: allow more time, or run it whole"):
         folder.describe(spec)
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 60
     assert list((tmp_path / "stages").iterdir()) == []
 
 
@@ -225,28 +226,35 @@ def test_child_that_crashes_hurts_nothing_else(large: ModelSpec, tmp_path: Path)
     """A model file may make a library crash; the node that looks at it goes on."""
     failed: list[Exception] = []
 
-    def describe() -> None:
+    def describe(place: Path) -> None:
         try:
-            StageFolder(tmp_path / "stages").describe(large)
+            StageFolder(place).describe(large)
         except ModelInvalid as error:
             failed.append(error)
 
-    thread = threading.Thread(target=describe)
-    thread.start()
-    while thread.is_alive() and not (children := _children(os.getpid())):
-        time.sleep(0.01)
-    for child in children:
-        os.kill(child, 11)
-    thread.join()
+    for attempt in range(4):  # a stall of this process may last until the child has ended
+        thread = threading.Thread(target=describe, args=(tmp_path / f"stages-{attempt}",))
+        thread.start()
+        while thread.is_alive() and not (children := _children(os.getpid())):
+            time.sleep(0.01)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, 11)
+        thread.join()
+        if failed:
+            break
     assert "can't be cut: the process that tried crashed (SIGSEGV)" in str(failed[0])
 
 
 def _children(parent: int) -> list[int]:
     """The processes of ours that cut a model."""
-    tasks = Path(f"/proc/{parent}/task").iterdir()
-    found = [child for task in tasks for child in (task / "children").read_text().split()]
-    ours = b"meshnode.models.cutting.inside"
-    return [int(child) for child in found if ours in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            for child in (task / "children").read_text().split():
+                if b"meshnode.models.cutting.inside" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))  # noqa: PERF401 - one that has ended leaves those before it
+    return found
 
 
 def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
