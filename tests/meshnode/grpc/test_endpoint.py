@@ -396,10 +396,10 @@ def test_slow_call_ends_at_its_deadline_and_when_the_node_leaves(tmp_path: Path)
             assert late is not None
             assert late.code().name == "DEADLINE_EXCEEDED"
             with suppress(AssertionError):
-                eventually(lambda: failures(node) == 1, "the node does not go on without the client", 2.0)
+                eventually(lambda: failures(node) >= 1, "the node does not go on without the client", 2.0)
                 break
         asked = counters(node)["inference_asked"]
-        assert failures(node) == 1
+        assert failures(node) >= 1
         calls = [infer.future(heavy(), timeout=60) for _ in range(8)]
         eventually(lambda: counters(node)["inference_asked"] == asked + 8, "all are under way")
         with ThreadPoolExecutor(1) as stopping:

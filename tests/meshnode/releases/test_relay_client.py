@@ -1,5 +1,6 @@
 """How often a node asks the relay for news."""
 
+import statistics
 import time
 from itertools import pairwise
 
@@ -44,9 +45,10 @@ def test_client_answered_early_without_news_asks_again_after_its_time(
     busy = BusyRelay(news)
     client = RelayClient(lambda: busy, lambda: 5, lambda told: None, lambda connected: None, lambda digest, data: None)
     client.start()
-    eventually(lambda: len(busy.asked) >= 4)
+    eventually(lambda: len(busy.asked) >= 7)
     client.close()
     asked_s = [at_s for at_s, asked in busy.asked if asked.wait_ms]
     assert [asked.wait_ms for _, asked in busy.asked[:2]] == [0, WAIT_MS]
     pauses_s = [later - earlier for earlier, later in pairwise(asked_s)]
-    assert min(pauses_s) >= 0.9 * WAIT_MS / 1_000
+    # One may look shorter: its beginning was noted late. A client that asks again at once does so each time.
+    assert statistics.median(pauses_s) >= 0.9 * WAIT_MS / 1_000
