@@ -278,6 +278,7 @@ def test_filling_that_fails_is_tried_again_and_batches_go_on(
 
 def test_filling_that_fails_waits_however_many_batches_come(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each batch would pay for a slice that fails, and the log would have a traceback for each."""
+    monkeypatch.setattr(keeping, "RETRY_S", 3_600.0)
     with closing(opened(path)) as store:
         send(store, storable(1))
     with monkeypatch.context() as failing:

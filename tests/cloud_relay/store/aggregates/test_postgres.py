@@ -7,8 +7,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import pytest
@@ -179,6 +181,14 @@ from cloud_relay.store.places import store_place
 from cloud_relay.store.postgres.aggregates import following, keeping
 from cloud_relay.store.postgres.writing import PostgresStore
 following.SLICE_RECORDS = 8
+work, left = following.AggregateFollower.work, 60
+def some(follower):
+    global left
+    left -= 1
+    if left < 0:
+        time.sleep(600)  # somebody else has to do the rest
+    return work(follower)
+following.AggregateFollower.work = some
 store = PostgresStore(store_place(sys.argv[1]), aggregates=None)
 print("filling", flush=True)
 time.sleep(600)
@@ -216,12 +226,23 @@ def test_filling_goes_on_after_the_server_ended_its_connections(
     small = AggregateDefinition("hourly", "veh/**", HOUR_NS, max_groups=6)
     with closing(opened(place)) as store:
         send(store, *(storable(number, 1.0, 13 * number % 900) for number in range(1, 401)))
+    began, goes_on, slices, work = Event(), Event(), count(), following.AggregateFollower.work
+
+    def held(follower: following.AggregateFollower) -> bool:
+        if next(slices) == 5:  # there is a connection to be ended, and much to do
+            began.set()
+            assert goes_on.wait(60)
+        return work(follower)
+
+    monkeypatch.setattr(following.AggregateFollower, "work", held)
     with closing(opened(place, CHOICE[1], small)) as store:
         newest_number = session.row("SELECT max(number) FROM records")[0]
+        assert began.wait(60)
         while (before := _filled_to(session)) < newest_number:
             session.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cloud-relay'"
             )
+            goes_on.set()
             eventually(lambda: _filled_to(session) > before, "it goes on")
         kept, recomputed = kept_there(place), recomputed_there(place)
         assert kept["cells"] == recomputed["cells"]
