@@ -114,7 +114,8 @@ def test_command_that_hangs_is_ended_with_all_that_it_started(trainer: Trainer) 
     program = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "open('child', 'w').write(str(child.pid))\n"
+        "open('child.part', 'w').write(str(child.pid))\n"
+        "import os; os.rename('child.part', 'child')\n"
         "time.sleep(600)\n"
     )
     recipe = by_command(trainer, program, "[limits]", "timeout_s = 5")
