@@ -144,4 +144,5 @@ async def test_node_whose_neighbour_takes_tensors_slowly_knows_how_slowly(opened
     for _ in range(100):
         measured()
         await asyncio.sleep(0.02)
-    assert 2e6 < measured() < 200e6, "of the order of what it takes: buffers below come in lumps"
+    # Of the order of what it takes: buffers below come in lumps, and a machine that stands still counts at first.
+    await until(lambda: 2e6 < measured() < 200e6, lambda: f"{measured():,.0f} bytes each second")
