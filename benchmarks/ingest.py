@@ -243,10 +243,10 @@ def _told(end: Connection) -> Any:
     return end.recv()
 
 
-def _cpu_s(process: int) -> float:
+def _cpu_s(process_id: int) -> float:
     """Processor time of a process with all its threads, by its clock (``man clock_getcpuclockid``). What ``/proc`` has
     is in hundredths of a second, and a few batches take less than one."""
-    return time.clock_gettime(~process << 3 | 2)
+    return time.clock_gettime(~process_id << 3 | 2)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,10 @@ def _are_hosts(hosts: str, ports: str) -> bool:
                 hosts_in(host, 1)
     except ValueError:
         return False
-    return all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in ports.split(",") if port)
+    named = ports.split(",") if ports else []
+    if len(named) > 1 and len(named) != len(hosts.split(",")):
+        return False
+    return all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in named)
 
 
 def _tls(given: Mapping[str, str], hosts: str, folder: Path) -> PostgresTls | None:

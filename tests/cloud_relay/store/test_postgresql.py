@@ -371,6 +371,8 @@ def test_password_is_read_from_its_file_and_told_to_nobody(
         ("postgresql://localhost:99999/db", "wrong host or port"),
         ("postgresql://localhost:0/db", "wrong host or port"),
         ("postgresql://localhost/db?port=0", "wrong host or port"),
+        ("postgresql://localhost/db?port=5432,5433", "wrong host or port"),
+        ("postgresql://localhost,127.0.0.1/db?port=5432,", "wrong host or port"),
         ("postgresql://localhost,,127.0.0.1/db", "wrong host or port"),
         ("postgresql:///db?host=::1", "wrong host or port"),
         ("postgresql://db.example/db?sslmode=require", "verify-full"),
