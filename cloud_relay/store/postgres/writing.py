@@ -139,6 +139,7 @@ class PostgresStore:
         :raises StorageError: it does not come, or waiting would not help.
         """
         ends_s, pause = time.monotonic() + START_PATIENCE_S, Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        told = ""
         while True:
             try:
                 writer.connect()
@@ -148,7 +149,9 @@ class PostgresStore:
             except (*LOST, *CLASHES) as error:
                 if time.monotonic() > ends_s or isinstance(error, ssl.SSLError):
                     raise postgres_error(self._place, error) from error
-                _log.warning("%s", postgres_error(self._place, error))
+                if (why := str(postgres_error(self._place, error))) != told:
+                    _log.warning("%s; it is tried for %g s", why, START_PATIENCE_S)
+                told = why
                 time.sleep(pause.next_s())
             except ERRORS as error:
                 raise postgres_error(self._place, error) from error

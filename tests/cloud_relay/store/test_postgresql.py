@@ -432,6 +432,20 @@ def test_server_is_where_the_hosts_and_ports_say(
         assert session.row("SELECT current_user") == ("careful",)
 
 
+def test_server_that_does_not_come_is_told_of_once(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line for each try hid everything else that the relay had to say."""
+    monkeypatch.setattr(writing, "START_PATIENCE_S", 1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = store_place(f"postgresql://relay@127.0.0.1:{nobody.getsockname()[1]}/postgres")
+        with caplog.at_level("WARNING"), pytest.raises(StorageError, match="can't be used"):
+            open_store(away)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == writing.__name__]
+    assert "it is tried for 1 s" in line
+
+
 def test_server_without_tls_is_refused(postgres: PostgresServer, place: PostgresPlace) -> None:
     """Whoever is in between could say that the server has none."""
     asks = store_place(f"postgresql://relay@127.0.0.1:{postgres.port}/postgres?sslmode=verify-ca")
