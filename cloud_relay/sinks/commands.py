@@ -34,9 +34,10 @@ def sinks(context: click.Context, config_path: Path, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     config = load_config(config_path)
+    configured = sinks_of(config)
     with open_reader(config.store) as reader:
         newest = reader.newest_number()
-    told = [_told(config, settings, newest) for settings in sinks_of(config)]
+    told = [_told(config, settings, newest) for settings in configured]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"newest": newest, "sinks": told})).decode())
     elif not told:

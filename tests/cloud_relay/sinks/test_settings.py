@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cloud_relay.cli import main
 from cloud_relay.config import load_config
 from cloud_relay.sinks.running import target_of
 from cloud_relay.sinks.secrecy import scrubbed
@@ -114,6 +116,16 @@ def test_tls_is_on_beyond_this_host_unless_it_is_written(tmp_path: Path) -> None
     )
     assert (local.tls, clear.tls) == (None, None)
     assert remote.tls is not None
+
+
+def test_command_names_a_wrong_table_before_it_asks_the_store(tmp_path: Path) -> None:
+    """Whoever writes a configuration need not have the database at hand."""
+    config = tmp_path / "relay.toml"
+    away = '[store]\nurl = "postgresql://127.0.0.1:1/x"\n'
+    config.write_text(f'[relay]\nid = "relay-1"\n{away}[[sink]]\n{HTTP}urll = 1\n')
+    told = CliRunner().invoke(main, ["sinks", "--config", str(config)])
+    assert told.exit_code
+    assert "unknown key 'urll'" in told.output
 
 
 def test_several_hosts_are_read(tmp_path: Path) -> None:
